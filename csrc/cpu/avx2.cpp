@@ -1,0 +1,13 @@
+// The kernels for AVX2 with FMA and F16C.
+#define LSTMKERN_VECTOR_BYTES 32
+#include "variant.h"
+
+// After every header: nothing from outside may be compiled for this target (see simd.h).
+#pragma GCC target("avx2,fma,f16c")
+namespace lstmkern {
+namespace cpu {
+namespace avx2 {
+#include "kernels.inl"
+}  // namespace avx2
+}  // namespace cpu
+}  // namespace lstmkern

@@ -1,0 +1,116 @@
+// What the forward and the backward kernel share: types, places in tensors, the division of work among threads.
+// Included once per instruction set, after simd.h and gemm.h.
+
+template <class S>
+struct ComputeOf {
+  using type = float;  // 16-bit values are only stored as such
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+
+template <class T>
+INLINE T* at(const View& view, const Layer& layer, int64_t t, int64_t j) {
+  return static_cast<T*>(view.data) + view.step * layer.place[t] + view.lane * layer.order[j];
+}
+
+// A value as it will be read back from storage type S.
+template <class S, class C>
+INLINE Vec<C> rounded(Vec<C> v) {
+  if constexpr (sizeof(S) == sizeof(C)) return v;
+  else return widen(narrow(v, S{}), S{});
+}
+
+// Steps in the order in which a direction runs through them.
+struct Steps {
+  const Layer& layer;
+  bool reversed;
+  int64_t t(int64_t s) const { return reversed ? layer.T - 1 - s : s; }
+  int64_t active(int64_t s) const { return s < 0 || s >= layer.T ? 0 : layer.active[t(s)]; }
+  // Sequences j >= ended(s) take their last step at s; sequences j >= begun(s) take their first.
+  int64_t ended(int64_t s) const { return active(s + 1) < active(s) ? active(s + 1) : active(s); }
+  int64_t begun(int64_t s) const { return active(s - 1) < active(s) ? active(s - 1) : active(s); }
+  // Steps [s, end) make a chunk: as many as bring at most `rows` rows together, at least one.
+  int64_t chunk_end(int64_t s, int64_t rows) const {
+    int64_t sum = active(s);
+    for (++s; s < layer.T && sum + active(s) <= rows; ++s) sum += active(s);
+    return s;
+  }
+  int64_t chunk_begin(int64_t end, int64_t rows) const {
+    int64_t s = end - 1, sum = active(s);
+    for (; s > 0 && sum + active(s - 1) <= rows; --s) sum += active(s - 1);
+    return s;
+  }
+};
+
+// How a team shares a layer: by rows of the batch, which needs no barrier inside the time loop, or by hidden units
+// with a barrier per step, where there are too few rows for that.
+struct Share {
+  int groups, members;  // row groups, members of each
+  int group, member;
+  Share(const Layer& layer, int rank, int size) {
+    bool by_rows = layer.N >= 8 * size;
+    groups = by_rows ? size : 1;
+    members = by_rows ? 1 : size;
+    group = rank / members;
+    member = rank % members;
+  }
+  // Row j where a group begins. Sequences are sorted by length, so equal counts are not equal work: the groups get
+  // equal numbers of (step, sequence) pairs.
+  int64_t first_row(const Layer& layer, int index) const {
+    if (groups == 1 || layer.active[layer.T - 1] == layer.N) return part(layer.N, index, groups);
+    int64_t total = 0;
+    for (int64_t t = 0; t < layer.T; ++t) total += layer.active[t];
+    int64_t t = layer.T, sum = 0, wanted = part(total, index, groups), j = 0;
+    for (; j < layer.N && sum < wanted; ++j) {
+      while (t > 0 && layer.active[t - 1] <= j) --t;
+      sum += t;
+    }
+    return j;
+  }
+};
+
+inline int useful_threads(const Layer& layer, int64_t rows) {
+  // Below about a hundred thousand multiplications a thread's wake-up costs more than its work.
+  int64_t work = rows * gates_of(layer.cell) * layer.H * (layer.I + layer.P) / 100000;
+  return work < layer.threads ? (work < 1 ? 1 : static_cast<int>(work)) : layer.threads;
+}
+
+inline int64_t count_rows(const Layer& layer) {
+  int64_t rows = 0;
+  for (int64_t t = 0; t < layer.T; ++t) rows += layer.active[t];
+  return rows;
+}
+
+// Row length in a buffer of the kernel's own: rows a multiple of 1 KiB apart would fall on the same lines of the
+// first-level cache, so such lengths get one more line.
+template <class C>
+constexpr int64_t spread(int64_t columns) {
+  return columns * sizeof(C) % 1024 == 0 ? columns + 64 / sizeof(C) : columns;
+}
+
+// Panels of the gate products: all gates of the same units side by side, so that the cell is finished in registers.
+// Gated cells take one register of units for each gate; the RNN, with one gate, several registers of units.
+template <Cell CELL, class C>
+struct UnitPanels {
+  static constexpr int G = gates_of(CELL);
+  int64_t H;
+  int64_t panels() const { return G > 1 ? (H + width<C> - 1) / width<C> : Columns<C, kWide>{H}.panels(); }
+  int64_t packed(int64_t K) const { return (H + width<C> - 1) / width<C> * width<C> * G * K; }
+  Panel panel(int64_t index, int64_t K) const {  // nv: G times the registers of units
+    if constexpr (G == 1) return Columns<C, kWide>{H}.panel(index, K);
+    else return {index * width<C>, index * width<C> * G * K, G};
+  }
+  // w [G*H, K] into its panels [k][gate][units], one panel.
+  template <class S>
+  void pack(C* packed, int64_t index, const S* w, int64_t K) const {
+    const Panel p = panel(index, K);
+    for (int g = 0; g < G; ++g)
+      for (int v = 0; v < p.nv / G; ++v) {
+        const int64_t unit = p.first + v * width<C>;
+        pack_transposed<C>(packed + p.offset + (g * (p.nv / G) + v) * width<C>, p.nv * width<C>,
+                           w + (g * H + unit) * K, K, H - unit, K);
+      }
+  }
+};

@@ -1,0 +1,201 @@
+// Registers and elementary functions of one instruction set, through the compiler's own vector types.
+//
+// Included once per instruction set (avx512.cpp, avx2.cpp, baseline.cpp) inside that file's own namespace and under
+// its target pragma; LSTMKERN_VECTOR_BYTES is the width of a register. No standard library function may be called
+// from here: compiled under a wider target it could be picked by the linker for everyone.
+
+#define INLINE inline __attribute__((always_inline))
+
+template <class T>
+struct Register;
+template <>
+struct Register<float> {
+  typedef float type __attribute__((vector_size(LSTMKERN_VECTOR_BYTES)));
+  typedef float loose __attribute__((vector_size(LSTMKERN_VECTOR_BYTES), aligned(4), may_alias));
+  typedef int32_t bits __attribute__((vector_size(LSTMKERN_VECTOR_BYTES)));
+};
+template <>
+struct Register<double> {
+  typedef double type __attribute__((vector_size(LSTMKERN_VECTOR_BYTES)));
+  typedef double loose __attribute__((vector_size(LSTMKERN_VECTOR_BYTES), aligned(8), may_alias));
+  typedef int64_t bits __attribute__((vector_size(LSTMKERN_VECTOR_BYTES)));
+};
+template <class T>
+using Vec = typename Register<T>::type;
+template <class T>
+constexpr int width = LSTMKERN_VECTOR_BYTES / sizeof(T);
+
+// 16-bit storage types: only ever loaded into and stored from float registers.
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+template <class C>
+INLINE Vec<C> load(const C* p) {
+  return *reinterpret_cast<const typename Register<C>::loose*>(p);
+}
+template <class C>
+INLINE void store(C* p, Vec<C> v) {
+  *reinterpret_cast<typename Register<C>::loose*>(p) = v;
+}
+template <class C>
+INLINE Vec<C> broadcast(C x) {
+  return x - Vec<C>{};
+}
+
+typedef uint16_t Halves __attribute__((vector_size(LSTMKERN_VECTOR_BYTES / 2)));
+typedef uint16_t LooseHalves __attribute__((vector_size(LSTMKERN_VECTOR_BYTES / 2), aligned(2), may_alias));
+typedef uint32_t Words __attribute__((vector_size(LSTMKERN_VECTOR_BYTES)));
+
+INLINE Vec<float> widen(Halves h, bf16) { return (Vec<float>)(__builtin_convertvector(h, Words) << 16); }
+INLINE Halves narrow(Vec<float> v, bf16) {  // round to nearest, ties to even; NaN stays NaN
+  Words bits = (Words)v;
+  Words rounded = (bits + (((bits >> 16) & 1) + 0x7fff)) >> 16;
+  Words kept = (bits >> 16) | 0x40;
+  return __builtin_convertvector((Words)(v == v ? rounded : kept), Halves);
+}
+
+#if LSTMKERN_VECTOR_BYTES == 64
+INLINE Vec<float> widen(Halves h, f16) { return (Vec<float>)_mm512_cvtph_ps((__m256i)h); }
+INLINE Halves narrow(Vec<float> v, f16) { return (Halves)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT); }
+#elif LSTMKERN_VECTOR_BYTES == 32
+INLINE Vec<float> widen(Halves h, f16) { return (Vec<float>)_mm256_cvtph_ps((__m128i)h); }
+INLINE Halves narrow(Vec<float> v, f16) { return (Halves)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
+#else
+// Portable: exponents are shifted by a multiplication with a power of two, which also rounds subnormals right.
+INLINE Vec<float> widen(Halves h, f16) {
+  Words w = __builtin_convertvector(h, Words);
+  Words sign = (w & 0x8000) << 16, rest = (w & 0x7fff) << 13;
+  Vec<float> scaled = (Vec<float>)rest * 0x1p112f;
+  Words special = rest | 0x7f800000;  // inf and NaN
+  Words bits = (Words)(rest >= (uint32_t)(0x7c00 << 13)) ? special : (Words)scaled;
+  return (Vec<float>)(bits | sign);
+}
+INLINE Halves narrow(Vec<float> v, f16) {
+  Words bits = (Words)v, sign = bits & 0x80000000, rest = bits ^ sign;
+  Words rounded = (rest + (((rest >> 13) & 1) + 0xfff)) >> 13;
+  Words normal = rounded - (112 << 10);
+  Words tiny = (Words)((Vec<float>)rest + 0x1p-1f) - 0x3f000000;  // the addition rounds to multiples of 2^-24
+  Words half = (Words)(rest < (uint32_t)0x38800000) ? tiny : normal;
+  half = (Words)(rest >= (uint32_t)0x477ff000) ? (Words{} + 0x7c00) : half;
+  half = (Words)(rest > (uint32_t)0x7f800000) ? (Words{} + 0x7e00) : half;
+  return __builtin_convertvector(half | (sign >> 16), Halves);
+}
+#endif
+
+template <class S>
+INLINE Vec<float> load_half(const S* p) {
+  return widen(*reinterpret_cast<const LooseHalves*>(p), S{});
+}
+INLINE Vec<float> load(const bf16* p) { return load_half(p); }
+INLINE Vec<float> load(const f16* p) { return load_half(p); }
+INLINE void store(bf16* p, Vec<float> v) { *reinterpret_cast<LooseHalves*>(p) = narrow(v, bf16{}); }
+INLINE void store(f16* p, Vec<float> v) { *reinterpret_cast<LooseHalves*>(p) = narrow(v, f16{}); }
+
+// The first n lanes of a register; a row of a tensor may end anywhere. The rare ends are kept out of line.
+template <class S>
+constexpr int lanes = width<float> / (sizeof(S) == 8 ? 2 : 1);
+
+template <class S>
+__attribute__((noinline)) auto load_end(const S* p, int64_t n) -> decltype(load(p)) {
+  S part[lanes<S>] = {};
+  for (int64_t k = 0; k < n; ++k) part[k] = p[k];
+  return load(part);
+}
+template <class S, class V>
+__attribute__((noinline)) void store_end(S* p, V v, int64_t n) {
+  S part[lanes<S>];
+  store(part, v);
+  for (int64_t k = 0; k < n; ++k) p[k] = part[k];
+}
+template <class S>
+INLINE auto load(const S* p, int64_t n) -> decltype(load(p)) {
+  return __builtin_expect(n >= lanes<S>, 1) ? load(p) : load_end(p, n);
+}
+template <class S, class V>
+INLINE void store(S* p, V v, int64_t n) {
+  if (__builtin_expect(n >= lanes<S>, 1)) store(p, v);
+  else store_end(p, v, n);
+}
+
+// exp(x) - 1 and the power of two it was scaled by: x = n ln2 + r, |r| <= ln2 / 2, exp(x) = scale * (1 + p).
+// p is accurate relative to itself, so that neither exp nor expm1 loses digits. Polynomials: float from Cephes expf,
+// double the Taylor series, whose first omitted term is below 2^-57 of the sum.
+template <class C>
+struct Exponential {
+  Vec<C> scale, p;
+};
+
+INLINE Exponential<float> exponential(Vec<float> x) {
+  const float magic = 0x1.8p23f;  // adding it leaves the rounded integer in the low bits
+  Vec<float> shifted = x * 0x1.715476p0f + magic;
+  Vec<float> n = shifted - magic;
+  Vec<float> r = n * -0x1.62e4p-1f + x;
+  r = n * -0x1.7f7d1cp-20f + r;
+  Vec<float> q = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  q = q * r + 8.3334519073e-3f;
+  q = q * r + 4.1665795894e-2f;
+  q = q * r + 1.6666665459e-1f;
+  q = q * r + 5.0000001201e-1f;
+  Vec<float> p = q * (r * r) + r;
+  typename Register<float>::bits scale = ((typename Register<float>::bits)shifted << 23) + 0x3f800000;
+  return {(Vec<float>)scale, p};
+}
+
+INLINE Exponential<double> exponential(Vec<double> x) {
+  const double magic = 0x1.8p52;
+  Vec<double> shifted = x * 0x1.71547652b82fep0 + magic;
+  Vec<double> n = shifted - magic;
+  Vec<double> r = n * -0x1.62e42fefap-1 + x;
+  r = n * -0x1.cf79abc9e3b39p-40 + r;
+  Vec<double> q = r * (1.0 / 6227020800) + 1.0 / 479001600;
+  q = q * r + 1.0 / 39916800;
+  q = q * r + 1.0 / 3628800;
+  q = q * r + 1.0 / 362880;
+  q = q * r + 1.0 / 40320;
+  q = q * r + 1.0 / 5040;
+  q = q * r + 1.0 / 720;
+  q = q * r + 1.0 / 120;
+  q = q * r + 1.0 / 24;
+  q = q * r + 1.0 / 6;
+  q = q * r + 0.5;
+  Vec<double> p = q * (r * r) + r;
+  typename Register<double>::bits scale =
+      ((typename Register<double>::bits)shifted << 52) + ((int64_t)1023 << 52);
+  return {(Vec<double>)scale, p};
+}
+
+// Past the limits the scale would leave its exponent field. The comparisons are false for NaN, which passes.
+INLINE Vec<float> limit(Vec<float> x) {
+  x = x > 88.0f ? broadcast(88.0f) : x;
+  return x < -87.0f ? broadcast(-87.0f) : x;
+}
+INLINE Vec<double> limit(Vec<double> x) {
+  x = x > 709.0 ? broadcast(709.0) : x;
+  return x < -708.0 ? broadcast(-708.0) : x;
+}
+
+// sigmoid(x) = 1 / (1 + exp(-x))
+INLINE Vec<float> sigmoid(Vec<float> x) {
+  Exponential<float> e = exponential(limit(-x));
+  return 1.0f / (e.scale * e.p + e.scale + 1.0f);
+}
+INLINE Vec<double> sigmoid(Vec<double> x) {
+  Exponential<double> e = exponential(limit(-x));
+  return 1.0 / (e.scale * e.p + e.scale + 1.0);
+}
+
+// tanh(|x|) = -m / (2 + m) with m = expm1(-2|x|), which keeps its relative accuracy near zero
+template <class C>
+INLINE Vec<C> tanh_of(Vec<C> x) {
+  typedef typename Register<C>::bits Bits;
+  const Bits minus = (Bits)broadcast(C(-0.0));
+  Exponential<C> e = exponential(limit((Vec<C>)((Bits)(x * 2) | minus)));
+  Vec<C> m = e.scale * e.p + (e.scale - 1);
+  return (Vec<C>)(((Bits)(m / (m + 2)) & ~minus) | ((Bits)x & minus));
+}
+INLINE Vec<float> tanh(Vec<float> x) { return tanh_of<float>(x); }
+INLINE Vec<double> tanh(Vec<double> x) { return tanh_of<double>(x); }

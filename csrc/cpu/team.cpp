@@ -1,0 +1,113 @@
+// The team on OpenMP (the one that torch itself uses, so there is one pool of threads) and the pool of workspaces.
+#include "team.h"
+
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#if defined(__linux__)
+#include <sched.h>
+#include <sys/mman.h>
+#else
+#include <thread>
+#endif
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace lstmkern {
+namespace cpu {
+
+void run_team(int threads, void (*body)(void*, int, int), void* arg) {
+#if defined(_OPENMP)
+  if (threads > 1 && !omp_in_parallel()) {
+#pragma omp parallel num_threads(threads)
+    body(arg, omp_get_thread_num(), omp_get_num_threads());
+    return;
+  }
+#endif
+  body(arg, 0, 1);
+}
+
+void yield_core() {
+#if defined(__linux__)
+  sched_yield();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+namespace {
+
+constexpr size_t kHugePage = size_t(2) << 20;
+constexpr size_t kKept = size_t(256) << 20;  // bytes that idle blocks may hold in all
+
+struct Block {
+  char* data;
+  size_t bytes;
+};
+
+struct Pool {
+  std::mutex mutex;
+  std::vector<Block> idle;
+  size_t held = 0;
+};
+
+Pool& pool() {
+  static Pool* p = new Pool;  // never destroyed: threads may still free while the process ends
+  return *p;
+}
+
+}  // namespace
+
+Workspace::Workspace(size_t bytes) {
+  // Sizes in steps of an eighth, so that calls of nearly the same size share blocks.
+  size_t grain = 4096;
+  while (grain * 16 < bytes) grain *= 2;
+  bytes_ = (bytes + grain - 1) / grain * grain;
+  {
+    Pool& p = pool();
+    std::lock_guard<std::mutex> lock(p.mutex);
+    size_t best = p.idle.size();
+    for (size_t i = 0; i < p.idle.size(); ++i)
+      if (p.idle[i].bytes >= bytes_ && p.idle[i].bytes <= 2 * bytes_ + kHugePage &&
+          (best == p.idle.size() || p.idle[i].bytes < p.idle[best].bytes))
+        best = i;
+    if (best < p.idle.size()) {
+      data_ = p.idle[best].data;
+      bytes_ = p.idle[best].bytes;
+      p.held -= bytes_;
+      p.idle[best] = p.idle.back();
+      p.idle.pop_back();
+      return;
+    }
+  }
+  size_t align = bytes_ >= kHugePage ? kHugePage : 4096;
+  bytes_ = (bytes_ + align - 1) / align * align;
+  void* data = nullptr;
+  if (posix_memalign(&data, align, bytes_) != 0) throw std::bad_alloc();
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (bytes_ >= kHugePage) madvise(data, bytes_, MADV_HUGEPAGE);
+#endif
+  data_ = static_cast<char*>(data);
+}
+
+Workspace::~Workspace() {
+  Pool& p = pool();
+  std::lock_guard<std::mutex> lock(p.mutex);
+  while (p.held + bytes_ > kKept && !p.idle.empty()) {  // the oldest make room
+    p.held -= p.idle.front().bytes;
+    std::free(p.idle.front().data);
+    p.idle.erase(p.idle.begin());
+  }
+  if (p.held + bytes_ > kKept) {
+    std::free(data_);
+    return;
+  }
+  p.held += bytes_;
+  p.idle.push_back({data_, bytes_});
+}
+
+}  // namespace cpu
+}  // namespace lstmkern

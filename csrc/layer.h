@@ -1,0 +1,93 @@
+// The torch-free contract of one recurrent layer, in one or two directions: what a back end is given and must fill in.
+//
+// One layout for everything, ragged and time-major. Step t holds the sequences j < active[t], sorted by falling
+// length, so that active[t] never grows with t. Element (t, j, column) of a tensor described by a View lies at
+//     data + view.step * place[t] + view.lane * order[j] + column          (strides in elements)
+//   a dense or batch-first batch:  active[t] = N, place[t] = t, order[j] = j, strides are the tensor's own
+//   a PackedSequence:              place[t] = first row of step t, order[j] = j, step = lane = row length
+//   a padded batch with lengths:   place[t] = t, order[j] = index in the batch of the j-th longest sequence
+// Nothing is copied to change a layout, and no loop asks which of the three it is looking at.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lstmkern {
+
+enum class Cell : int { rnn_tanh, rnn_relu, lstm, gru };
+enum class DType : int { f32, f64, bf16, f16 };
+
+// Gates in the weights: rows of w_ih and w_hh are gates * H.
+constexpr int gates_of(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
+// Values saved for backward per unit and step: i f g o, or r z n n_h (see cells.h), or none (RNN: the output is enough).
+constexpr int saved_of(Cell cell) { return cell == Cell::lstm || cell == Cell::gru ? 4 : 0; }
+// Saved values lie as [slot][padded H]; the padding lets kernels use whole registers.
+constexpr int64_t padded(int64_t units) { return (units + 15) / 16 * 16; }
+
+struct View {
+  void* data = nullptr;  // null: absent
+  int64_t step = 0;      // elements from one place to the next
+  int64_t lane = 0;      // elements from one sequence to the next
+};
+
+// One direction's parameters, contiguous, in nn.LSTM's layout.
+struct Weights {
+  const void* w_ih;  // [G*H, I]
+  const void* w_hh;  // [G*H, P]
+  const void* b_ih;  // [G*H] or null
+  const void* b_hh;  // [G*H] or null
+  const void* w_hr;  // [P, H] or null (no projection: P == H)
+};
+
+struct WeightGrads {  // the same shapes, written once each; null: not wanted
+  void* w_ih;
+  void* w_hh;
+  void* b_ih;
+  void* b_hh;
+  void* w_hr;
+};
+
+struct Layer {
+  Cell cell;
+  DType dtype;
+  int64_t T, N, I, H, P;  // steps, sequences, input size, hidden size, projected size (H without projection)
+  int D;                  // directions; direction 1 runs from the last step to the first
+  const int64_t* active;  // [T] sequences in step t
+  const int64_t* place;   // [T]
+  const int64_t* order;   // [N] place in the batch of sequence j; also its row in h0, c0, h_n, c_n
+  View input;             // I columns
+  View resets;            // bool, 1 column: the state is zeroed before this step; may be absent
+  Weights weights[2];
+  const void* h0;  // [D, N, P]
+  const void* c0;  // [D, N, H], LSTM only
+  View output;     // D*P columns, direction d at column d*P; zero past a sequence's end (filled by the caller)
+  View cells;      // D*H columns, every step's c; may be absent
+  View gates;      // saved_of(cell) * padded(H) columns; may be absent
+  int64_t gates_direction;  // elements from direction 0's gates to direction 1's
+  int threads;
+};
+
+struct Forward : Layer {
+  void* h_n;  // [D, N, P]
+  void* c_n;  // [D, N, H], LSTM only
+};
+
+struct Backward : Layer {  // output, cells and gates are the forward's
+  View grad_output;        // D*P columns; may be absent, as may the next three
+  View grad_cells;         // D*H columns
+  const void* grad_h_n;    // [D, N, P]
+  const void* grad_c_n;    // [D, N, H]
+  View grad_input;         // I columns; may be absent; zero past a sequence's end (filled by the caller)
+  void* grad_h0;           // [D, N, P]; may be absent
+  void* grad_c0;           // [D, N, H]; may be absent
+  WeightGrads grad_weights[2];
+  bool want_weights;
+};
+
+namespace cpu {
+void forward(const Forward& layer);
+void backward(const Backward& layer);
+const char* capability();  // "avx512", "avx2" or "baseline": the instruction set in use
+}  // namespace cpu
+
+}  // namespace lstmkern

@@ -1,0 +1,35 @@
+// The Python module lstmkern._C: what was built, and what runs. Loading it registers the operators of ops.cpp.
+#include <pybind11/pybind11.h>
+
+#include "layer.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled part of lstmkern. Importing it registers torch.ops.lstmkern.*";
+  m.def(
+      "build_info",
+      [] {
+        py::dict info;
+        info["version"] = LSTMKERN_VERSION;
+        info["compiler"] = "GCC-compatible " __VERSION__;
+#if defined(LSTMKERN_CUDA_VERSION)
+        info["cuda"] = LSTMKERN_CUDA_VERSION;
+#else
+        info["cuda"] = py::none();
+#endif
+        py::list archs;
+#if defined(LSTMKERN_CUDA_ARCHS)
+        for (auto arch : py::str(LSTMKERN_CUDA_ARCHS).attr("split")(";")) archs.append(arch);
+#endif
+        info["cuda_archs"] = archs;
+#if defined(_OPENMP)
+        info["openmp"] = true;
+#else
+        info["openmp"] = false;
+#endif
+        return info;
+      },
+      "version, compiler, cuda (version or None), cuda_archs, openmp of this build");
+  m.def("cpu_capability", &lstmkern::cpu::capability, "The instruction set in use: avx512, avx2 or baseline");
+}
