@@ -65,14 +65,18 @@ LSTMKERN_CELL void gru_backward(const V& r, const V& z, const V& n, const V& n_h
 template <bool Relu, class V>
 LSTMKERN_CELL V rnn_forward(const V& a) {
   // Written so that NaN stays NaN: the comparison is false for it.
-  if constexpr (Relu) return a < 0 ? V{} : a;
-  else return tanh(a);
+  if constexpr (Relu)
+    return a < 0 ? V{} : a;
+  else
+    return tanh(a);
 }
 
 template <bool Relu, class V>
 LSTMKERN_CELL V rnn_backward(const V& h, const V& dh) {
-  if constexpr (Relu) return h <= 0 ? V{} : dh;
-  else return dh * (1 - h * h);
+  if constexpr (Relu)
+    return h <= 0 ? V{} : dh;
+  else
+    return dh * (1 - h * h);
 }
 
 }  // namespace cells

@@ -19,7 +19,8 @@ enum class DType : int { f32, f64, bf16, f16 };
 
 // Gates in the weights: rows of w_ih and w_hh are gates * H.
 constexpr int gates_of(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell::gru ? 3 : 1; }
-// Values saved for backward per unit and step: i f g o, or r z n n_h (see cells.h), or none (RNN: the output is enough).
+// Values saved for backward per unit and step: i f g o, or r z n n_h (see cells.h), or none (RNN: the output is
+// enough).
 constexpr int saved_of(Cell cell) { return cell == Cell::lstm || cell == Cell::gru ? 4 : 0; }
 // Saved values lie as [slot][padded H]; the padding lets kernels use whole registers.
 constexpr int64_t padded(int64_t units) { return (units + 15) / 16 * 16; }
@@ -58,11 +59,11 @@ struct Layer {
   View input;             // I columns
   View resets;            // bool, 1 column: the state is zeroed before this step; may be absent
   Weights weights[2];
-  const void* h0;  // [D, N, P]
-  const void* c0;  // [D, N, H], LSTM only
-  View output;     // D*P columns, direction d at column d*P; zero past a sequence's end (filled by the caller)
-  View cells;      // D*H columns, every step's c; may be absent
-  View gates;      // saved_of(cell) * padded(H) columns; may be absent
+  const void* h0;           // [D, N, P]
+  const void* c0;           // [D, N, H], LSTM only
+  View output;              // D*P columns, direction d at column d*P; zero past a sequence's end (filled by the caller)
+  View cells;               // D*H columns, every step's c; may be absent
+  View gates;               // saved_of(cell) * padded(H) columns; may be absent
   int64_t gates_direction;  // elements from direction 0's gates to direction 1's
   int threads;
 };

@@ -31,7 +31,8 @@ DType dtype_of(const Tensor& t) {
     case at::kDouble: return DType::f64;
     case at::kBFloat16: return DType::bf16;
     case at::kHalf: return DType::f16;
-    default: TORCH_CHECK(false, "lstmkern: expected a floating point input (fp32, fp64, bf16, fp16), got ", t.scalar_type());
+    default:
+      TORCH_CHECK(false, "lstmkern: expected a floating point input (fp32, fp64, bf16, fp16), got ", t.scalar_type());
   }
 }
 
@@ -46,7 +47,8 @@ class Problem {
       : packed_(batch_sizes.has_value()), batch_first_(batch_first && !packed_) {
     layer.cell = cell_of(mode);
     layer.dtype = dtype_of(input);
-    TORCH_CHECK(input.dim() == (packed_ ? 2 : 3), "input must have ", packed_ ? 2 : 3, " dimensions, got ", input.dim());
+    TORCH_CHECK(input.dim() == (packed_ ? 2 : 3), "input must have ", packed_ ? 2 : 3, " dimensions, got ",
+                input.dim());
     TORCH_CHECK(h0.dim() == 3 && (h0.size(0) == 1 || h0.size(0) == 2), "h0 must be [D, N, P] with D 1 or 2, got ",
                 h0.sizes());
     layer.D = static_cast<int>(h0.size(0));
@@ -54,8 +56,10 @@ class Problem {
     layer.P = h0.size(2);
     layer.I = input.size(-1);
     take_weights(input, weights);
-    if (packed_) take_batch_sizes(*batch_sizes, input);
-    else take_dense(input, lengths);
+    if (packed_)
+      take_batch_sizes(*batch_sizes, input);
+    else
+      take_dense(input, lengths);
     if (layer.cell == Cell::lstm) {
       TORCH_CHECK(c0.has_value(), "an LSTM layer needs c0");
       check(*c0, {layer.D, layer.N, layer.H}, input, "c0");
@@ -159,7 +163,8 @@ class Problem {
     place_.resize(layer.T);
     int64_t rows = 0;
     for (int64_t t = 0; t < layer.T; ++t) {
-      TORCH_CHECK(size[t] > 0 && size[t] <= (t ? size[t - 1] : layer.N), "batch_sizes must not grow, got ", batch_sizes);
+      TORCH_CHECK(size[t] > 0 && size[t] <= (t ? size[t - 1] : layer.N), "batch_sizes must not grow, got ",
+                  batch_sizes);
       place_[t] = rows;
       rows += size[t];
     }
@@ -212,10 +217,12 @@ class Problem {
   Tensor input_, h0_, c0_, resets_;
 };
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
-    const Tensor& input, const Tensor& h0, const OptionalTensor& c0, at::TensorList weights,
-    const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& resets,
-    c10::string_view mode, bool batch_first, bool save, bool cells) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor& input, const Tensor& h0,
+                                                                 const OptionalTensor& c0, at::TensorList weights,
+                                                                 const OptionalTensor& batch_sizes,
+                                                                 const OptionalTensor& lengths,
+                                                                 const OptionalTensor& resets, c10::string_view mode,
+                                                                 bool batch_first, bool save, bool cells) {
   Problem problem(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first);
   Forward f{problem.layer};
   const bool lstm = f.cell == Cell::lstm;
@@ -223,8 +230,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(
   Tensor c_n = lstm ? problem.state(f.H) : problem.none();
   Tensor all_cells = lstm && (save || cells) ? problem.rows_like_input(f.D * f.H) : problem.none();
   Tensor gates = problem.none();
-  if (save && saved_of(f.cell))
-    gates = at::empty({f.D, problem.rows(), problem.gates_columns()}, input.options());
+  if (save && saved_of(f.cell)) gates = at::empty({f.D, problem.rows(), problem.gates_columns()}, input.options());
   if (problem.empty()) return {output, h_n.copy_(h0), lstm ? c_n.copy_(*c0) : c_n, all_cells, gates};
   if (gates.numel()) problem.set_gates(gates);
   static_cast<Layer&>(f) = problem.layer;
@@ -240,8 +246,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
     const OptionalTensor& grad_cells, const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
     at::TensorList weights, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-    const OptionalTensor& resets, const Tensor& output, const Tensor& cells, const Tensor& gates,
-    c10::string_view mode, bool batch_first, std::array<bool, 3> needs) {
+    const OptionalTensor& resets, const Tensor& output, const Tensor& cells, const Tensor& gates, c10::string_view mode,
+    bool batch_first, std::array<bool, 3> needs) {
   Problem problem(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first);
   if (gates.numel()) problem.set_gates(gates);
   Backward b{problem.layer};

@@ -17,20 +17,20 @@ class BackwardKernel {
   const Backward& L;
   const int d;
   const Steps steps;
-  const Columns<C, kWide> state, hidden, inputs;    // P, H and I columns
-  const Columns<C, 3> by_x, by_h, by_full;          // the same as columns of the weight gradients
+  const Columns<C, kWide> state, hidden, inputs;  // P, H and I columns
+  const Columns<C, 3> by_x, by_h, by_full;        // the same as columns of the weight gradients
   const bool project;
   const int64_t Hp, dgates_ld, chunk_rows;
 
-  C *w_hh, *w_ih, *w_hr;      // panels: [G*Hp] by P, [G*Hp] by I, [P] by H
-  C *dgates[2];               // [chunk_rows, dgates_ld], chunks take turns
-  C *dprojected[2], *full[2]; // [chunk_rows, P padded], [chunk_rows, Hp]: projection only
-  C* zeros;                   // [G*Hp]
-  C* carry;                   // [N, Hp]: dc, or GRU's direct part of dh
+  C *w_hh, *w_ih, *w_hr;                          // panels: [G*Hp] by P, [G*Hp] by I, [P] by H
+  C* dgates[2];                                   // [chunk_rows, dgates_ld], chunks take turns
+  C *dprojected[2], *full[2];                     // [chunk_rows, P padded], [chunk_rows, Hp]: projection only
+  C* zeros;                                       // [G*Hp]
+  C* carry;                                       // [N, Hp]: dc, or GRU's direct part of dh
   C *packed_x[2], *packed_h[2], *packed_full[2];  // a chunk's x, h_prev and h before projection as panels
-  C* packed_gates;            // [ranks, 8 tiles, chunk_rows, kDown]
-  C* sums[5];                 // w_ih w_hh b_ih b_hh w_hr: running sums, the result itself where types agree
-  S** row_out;                // [chunk_rows]
+  C* packed_gates;                                // [ranks, 8 tiles, chunk_rows, kDown]
+  C* sums[5];   // w_ih w_hh b_ih b_hh w_hr: running sums, the result itself where types agree
+  S** row_out;  // [chunk_rows]
   Barrier barrier;
 
  public:
@@ -139,9 +139,7 @@ class BackwardKernel {
         pack_row(w_hr, hidden, L.P, k, hr + k * L.H);
   }
 
-  bool is_reset(int64_t s, int64_t j) const {
-    return L.resets.data && *at<const bool>(L.resets, L, steps.t(s), j);
-  }
+  bool is_reset(int64_t s, int64_t j) const { return L.resets.data && *at<const bool>(L.resets, L, steps.t(s), j); }
 
   // The row of `view` (output or cells) that was the state before step s, `initial` before the first step, null where
   // a reset made it zero.
@@ -184,8 +182,10 @@ class BackwardKernel {
       const Panel p = state.panel(i, G * Hp);
       auto receive = [&](int64_t j, int64_t column, Vec<C> sum) {
         const Vec<C> dh = incoming(sum, s, j, column);
-        if (project) store(dprojected[half] + (row + j) * padded(L.P) + column, dh);
-        else cell(dh, s, half, row + j, j, column);
+        if (project)
+          store(dprojected[half] + (row + j) * padded(L.P) + column, dh);
+        else
+          cell(dh, s, half, row + j, j, column);
       };
       multiply_rows(low(0), high(now), G * Hp, w_hh, p, after_row, receive);
       multiply_rows(low(now), high(later), G * Hp, w_hh, p, after_row,
@@ -265,8 +265,8 @@ class BackwardKernel {
       if (ends && L.grad_c_n) dc = load(static_cast<const S*>(L.grad_c_n) + (d * L.N + L.order[j]) * L.H + unit, n);
       if (L.grad_cells.data) dc += load(at<const S>(L.grad_cells, L, t, j) + d * L.H + unit, n);
       Vec<C> o = load(saved + 3 * Hp), tanh_c = tanh(load(at<const S>(L.cells, L, t, j) + d * L.H + unit, n));
-      cells::lstm_backward<Vec<C>>(load(saved), load(saved + Hp), load(saved + 2 * Hp), o,
-                                   state_before(L.cells, L.c0), tanh_c, dh, dc, di, df, dg, d_o);
+      cells::lstm_backward<Vec<C>>(load(saved), load(saved + Hp), load(saved + 2 * Hp), o, state_before(L.cells, L.c0),
+                                   tanh_c, dh, dc, di, df, dg, d_o);
       put(0, di);
       put(1, df);
       put(2, dg);
@@ -293,14 +293,16 @@ class BackwardKernel {
   void input_gradient(int half, int64_t begin, int64_t count, int rank, int size) {
     const int64_t r0 = part(count, rank, size), r1 = part(count, rank + 1, size);
     S** out = row_out;
-    for_rows(begin, r0, r1, [&](int64_t row, int64_t s, int64_t j) { out[row] = at<S>(L.grad_input, L, steps.t(s), j); });
+    for_rows(begin, r0, r1,
+             [&](int64_t row, int64_t s, int64_t j) { out[row] = at<S>(L.grad_input, L, steps.t(s), j); });
     auto row_of = [&](int64_t row) { return dgates[half] + row * dgates_ld; };
     for (int64_t i = 0; i < inputs.panels(); ++i)
-      multiply_rows(r0, r1, G * Hp, w_ih, inputs.panel(i, G * Hp), row_of, [&](int64_t row, int64_t column, Vec<C> sum) {
-        S* to = out[row] + column;
-        if (d) sum += load(to, L.I - column);
-        store(to, sum, L.I - column);
-      });
+      multiply_rows(r0, r1, G * Hp, w_ih, inputs.panel(i, G * Hp), row_of,
+                    [&](int64_t row, int64_t column, Vec<C> sum) {
+                      S* to = out[row] + column;
+                      if (d) sum += load(to, L.I - column);
+                      store(to, sum, L.I - column);
+                    });
   }
 
   // Adds a chunk's part to dW_ih, dW_hh, db and dW_hr. Their rows are divided among the team.
@@ -317,7 +319,8 @@ class BackwardKernel {
       C* packed = pack_gradient(x_part, dgates_ld, tiles, unit, L.H, count, biases, first, rank);
       add_product(packed, tiles, unit, L.H, by_x, packed_x[half], count, sums[0] + gate * L.H * L.I, first);
       biases = sums[3] ? sums[3] + gate * L.H : nullptr;
-      if (x_part != h_part) packed = pack_gradient(h_part, dgates_ld, tiles, unit, L.H, count, biases, first, rank);
+      if (x_part != h_part)
+        packed = pack_gradient(h_part, dgates_ld, tiles, unit, L.H, count, biases, first, rank);
       else if (biases)
         for (int64_t u = unit; u < unit + tiles * kDown && u < L.H; ++u) biases[u] = sums[2][gate * L.H + u];
       add_product(packed, tiles, unit, L.H, by_h, packed_h[half], count, sums[1] + gate * L.H * L.P, first);

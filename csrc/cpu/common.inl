@@ -18,8 +18,10 @@ INLINE T* at(const View& view, const Layer& layer, int64_t t, int64_t j) {
 // A value as it will be read back from storage type S.
 template <class S, class C>
 INLINE Vec<C> rounded(Vec<C> v) {
-  if constexpr (sizeof(S) == sizeof(C)) return v;
-  else return widen(narrow(v, S{}), S{});
+  if constexpr (sizeof(S) == sizeof(C))
+    return v;
+  else
+    return widen(narrow(v, S{}), S{});
 }
 
 // Steps in the order in which a direction runs through them.
@@ -99,8 +101,10 @@ struct UnitPanels {
   int64_t panels() const { return G > 1 ? (H + width<C> - 1) / width<C> : Columns<C, kWide>{H}.panels(); }
   int64_t packed(int64_t K) const { return (H + width<C> - 1) / width<C> * width<C> * G * K; }
   Panel panel(int64_t index, int64_t K) const {  // nv: G times the registers of units
-    if constexpr (G == 1) return Columns<C, kWide>{H}.panel(index, K);
-    else return {index * width<C>, index * width<C> * G * K, G};
+    if constexpr (G == 1)
+      return Columns<C, kWide>{H}.panel(index, K);
+    else
+      return {index * width<C>, index * width<C> * G * K, G};
   }
   // w [G*H, K] into its panels [k][gate][units], one panel.
   template <class S>
@@ -109,8 +113,8 @@ struct UnitPanels {
     for (int g = 0; g < G; ++g)
       for (int v = 0; v < p.nv / G; ++v) {
         const int64_t unit = p.first + v * width<C>;
-        pack_transposed<C>(packed + p.offset + (g * (p.nv / G) + v) * width<C>, p.nv * width<C>,
-                           w + (g * H + unit) * K, K, H - unit, K);
+        pack_transposed<C>(packed + p.offset + (g * (p.nv / G) + v) * width<C>, p.nv * width<C>, w + (g * H + unit) * K,
+                           K, H - unit, K);
       }
   }
 };

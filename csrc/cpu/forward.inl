@@ -233,8 +233,10 @@ class ForwardKernel {
     } else {
       h_now = cells::rnn_forward<CELL == Cell::rnn_relu>(Vec<C>(pre[0] + load(x_gates + unit)));
     }
-    if (project) store(full + j * Hp + unit, h_now);
-    else emit(h_now, s, t, j, unit, n, last);
+    if (project)
+      store(full + j * Hp + unit, h_now);
+    else
+      emit(h_now, s, t, j, unit, n, last);
   }
 
   // A register of the step's output: to the user, to the next step, and to h_n if it is the sequence's last.

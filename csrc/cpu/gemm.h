@@ -74,7 +74,9 @@ template <class C>
 INLINE void multiply_packed(int nv, const C* a, const C* panel, int64_t K, Tile<C>& tile) {
   const C* rows[kDown];
   for (int r = 0; r < kDown; ++r) rows[r] = a + r;
-  Kernel<C> f = nv == 1 ? kernel<kDown, kDown, 1, C> : nv == 2 ? kernel<kDown, kDown, 2, C> : kernel<kDown, kDown, 3, C>;
+  Kernel<C> f = nv == 1   ? kernel<kDown, kDown, 1, C>
+                : nv == 2 ? kernel<kDown, kDown, 2, C>
+                          : kernel<kDown, kDown, 3, C>;
   f(rows, panel, K, tile.sums);
 }
 

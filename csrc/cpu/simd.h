@@ -117,8 +117,10 @@ INLINE auto load(const S* p, int64_t n) -> decltype(load(p)) {
 }
 template <class S, class V>
 INLINE void store(S* p, V v, int64_t n) {
-  if (__builtin_expect(n >= lanes<S>, 1)) store(p, v);
-  else store_end(p, v, n);
+  if (__builtin_expect(n >= lanes<S>, 1))
+    store(p, v);
+  else
+    store_end(p, v, n);
 }
 
 // exp(x) - 1 and the power of two it was scaled by: x = n ln2 + r, |r| <= ln2 / 2, exp(x) = scale * (1 + p).
@@ -163,8 +165,7 @@ INLINE Exponential<double> exponential(Vec<double> x) {
   q = q * r + 1.0 / 6;
   q = q * r + 0.5;
   Vec<double> p = q * (r * r) + r;
-  typename Register<double>::bits scale =
-      ((typename Register<double>::bits)shifted << 52) + ((int64_t)1023 << 52);
+  typename Register<double>::bits scale = ((typename Register<double>::bits)shifted << 52) + ((int64_t)1023 << 52);
   return {(Vec<double>)scale, p};
 }
 

@@ -27,8 +27,10 @@ class Barrier {
       return;
     }
     for (int spin = 0; __atomic_load_n(&phase_, __ATOMIC_ACQUIRE) == phase; ++spin) {
-      if (spin < 1000) pause();
-      else yield_core();
+      if (spin < 1000)
+        pause();
+      else
+        yield_core();
     }
   }
 

@@ -1,0 +1,20 @@
+"""lstmkern: torch.nn's LSTM, GRU and RNN on kernels of their own."""
+
+from . import _extension, functional, ops, reference  # noqa: F401 (ops registers what torch must know about the kernels)
+from .cells import GRUCell, LSTMCell, RNNCell
+from .convert import replace_modules, restore_modules
+from .modules import GRU, LSTM, RNN
+
+__version__ = _extension.build_info()["version"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "functional",
+    "reference",
+    "replace_modules",
+    "restore_modules",
+]

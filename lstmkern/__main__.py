@@ -1,0 +1,235 @@
+"""The command line: python -m lstmkern {demo,train,generate,verify,info}."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+
+try:
+    import matplotlib  # noqa: F401 (not used here, but it must not turn out to be missing after the training)
+    from rich.console import Console
+except ModuleNotFoundError as error:
+    sys.exit(f"the command line needs {error.name}: run `pip install rich matplotlib`")
+
+from . import _extension
+from .lm.checkpoint import Checkpoint, load_checkpoint, model_from
+from .lm.data import InputError, load_corpus
+from .lm.generate import encode_prompt, generate
+from .lm.report import comparison_table
+from .lm.session import CHECKPOINT, Interrupted, make_directory, output_directory, train_session
+from .lm.train import CELLS, DTYPES, OURS, PEER, RECIPES, Config
+from .verify import verify
+
+DEMO_PROMPT = "nine thousand nine hundred ninety eight ."
+console = Console(highlight=False, markup=False)
+
+
+def run_train(args: argparse.Namespace) -> int:
+    given = {field.name: getattr(args, field.name) for field in fields(Config) if hasattr(args, field.name)}
+    if given.get("data"):
+        given["data"] = str(Path(given["data"]).resolve())
+    resume = load_checkpoint(args.resume) if args.resume else None
+    if resume:
+        config, kernels = _resumed(resume, given, args.compare)
+    else:
+        config = Config(**given)
+        kernels = [OURS] if args.compare is False else [OURS, PEER]
+    if resume and args.out is None and resume.path.name == CHECKPOINT:
+        place = functools.partial(make_directory, resume.path.parent)  # go on where the session was interrupted
+    else:
+        place = output_directory(args.out, f"{config.model}-{config.cell}", args.force)
+    runs, out = train_session(console, config, kernels, place, resume)
+    if len(runs) > 1:
+        console.print(comparison_table([(runs[0], runs[1])]))
+    console.print(f"results are in {out}", soft_wrap=True)
+    return 0
+
+
+def _resumed(resume: Checkpoint, given: dict, compare: bool | None) -> tuple[Config, list[str]]:
+    """Configuration and kernels of the session to continue; an option that contradicts the checkpoint is an error."""
+    known = asdict(resume.config)
+    for name, value in given.items():
+        if name != "data" and value != known[name]:
+            option = "--" + name.replace("_", "-")
+            raise InputError(
+                f"{option} {value} contradicts checkpoint {resume.path}, which was made with {known[name]}"
+            )
+    kernels = [name for name in (OURS, PEER) if name in resume.runs]
+    if compare is not None and compare != (PEER in kernels):
+        held = "a comparison" if PEER in kernels else "no comparison"
+        raise InputError(
+            f"--{'compare' if compare else 'no-compare'} contradicts checkpoint {resume.path}, which holds {held}"
+        )
+    return Config(**{**known, **given}), kernels
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    place = functools.cache(output_directory(args.out, "demo", args.force))
+    pairs = []
+    for model in ("lm6", "lm7"):
+        config = Config(model=model, cell=args.cell, epochs=args.epochs, seed=args.seed)
+        runs, _ = train_session(console, config, [OURS, PEER], lambda model=model: make_directory(place() / model))
+        pairs.append((runs[0], runs[1]))
+        console.print()
+    console.print(comparison_table(pairs))
+    counting, _ = pairs[-1]
+    continuation = generate(counting.model, load_corpus().vocab, DEMO_PROMPT, length=30)
+    console.print(f"lm7, asked to continue {DEMO_PROMPT!r}:\n{continuation}\n")
+    console.print(f"checkpoints, metrics.csv and plots are in {place()}/lm6 and {place()}/lm7", soft_wrap=True)
+    return 0
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    checkpoint = load_checkpoint(args.checkpoint)
+    encode_prompt(args.prompt, checkpoint.vocab)  # before the model is built
+    model = model_from(checkpoint)
+    print(args.prompt, generate(model, checkpoint.vocab, args.prompt, args.length, args.temperature, args.seed))
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    return 0 if verify(console) else 1
+
+
+def run_info(args: argparse.Namespace) -> int:
+    built = _extension.build_info()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    rows = {
+        "lstmkern": built["version"],
+        "compiler": built["compiler"],
+        "OpenMP": "yes" if built["openmp"] else "no",
+        "CPU instruction set in use": _extension.cpu_capability(),
+        "CUDA kernels": f"built with CUDA {built['cuda']}" if built["cuda"] else "not built",
+        "CUDA architectures": ", ".join(built["cuda_archs"]) or "none",
+        "GPU": ", ".join(gpus) or "none seen",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    for name, value in rows.items():
+        print(f"{name:<28}{value}")
+    return 0
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one sentence."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _number(convert: Callable, accept: Callable, what: str) -> Callable:
+    def parse(text: str):
+        try:
+            value = convert(text)
+        except ValueError:
+            value = None
+        if value is None or not accept(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return value
+
+    return parse
+
+
+_count = _number(int, lambda n: n >= 1, "a whole number of at least 1")
+_seed = _number(int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63 - 1")
+_rate = _number(float, lambda x: 0 < x < math.inf, "a number above 0")
+_temperature = _number(float, lambda x: 0 <= x < math.inf, "a number of at least 0")
+
+
+def _model(text: str) -> str:
+    return text.lower().replace("lmmodel", "lm")
+
+
+def make_parser() -> Parser:
+    parser = Parser(
+        prog="python -m lstmkern", description="Recurrent kernels for PyTorch, and models that run on them."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(name: str, function: Callable, text: str) -> Parser:
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(function=function)
+        return sub
+
+    def add_session(sub: Parser, name: str) -> None:
+        sub.add_argument("--threads", type=_count, help="CPU threads; 1 is best beside other work (default: torch's)")
+        sub.add_argument("--out", help=f"directory for the results (default: runs/{name}-<next free number>)")
+        sub.add_argument("--force", action="store_true", help="write into --out even if it already holds files")
+
+    demo = command(
+        "demo", run_demo, "Train LMModel6 and LMModel7 to count, beside torch.nn, and let LMModel7 go on counting."
+    )
+    demo.add_argument("--cell", choices=CELLS, default=Config.cell)
+    demo.add_argument("--epochs", type=_count, default=Config.epochs)
+    demo.add_argument("--seed", type=_seed, default=Config.seed)
+    add_session(demo, "demo")
+
+    train = command("train", run_train, "Train a language model on HUMAN_NUMBERS or on a text of your own.")
+    option = lambda *names, **how: train.add_argument(*names, default=argparse.SUPPRESS, **how)  # noqa: E731
+    option("--model", type=_model, choices=tuple(RECIPES), help=f"LMModel6 or LMModel7 (default: {Config.model})")
+    option("--cell", choices=CELLS, help=f"recurrent layer (default: {Config.cell})")
+    option("--epochs", type=_count, help=f"(default: {Config.epochs})")
+    option("--lr", type=_rate, help=f"peak learning rate of the one-cycle schedule (default: {Config.lr})")
+    option("--batch-size", type=_count, help=f"rows of a batch (default: {Config.batch_size})")
+    option("--hidden", type=_count, help=f"width of embedding and layers (default: {Config.hidden})")
+    option("--layers", type=_count, help=f"recurrent layers (default: {Config.layers})")
+    option("--seed", type=_seed, help=f"of weights and dropout (default: {Config.seed})")
+    option("--device", help=f"cpu, cuda or cuda:N (default: {Config.device})")
+    option("--dtype", choices=tuple(DTYPES), help=f"(default: {Config.dtype})")
+    option(
+        "--data",
+        metavar="DIR",
+        help="directory with train.txt and valid.txt; joined, their first 80 %% train and the rest validates "
+        "(default: HUMAN_NUMBERS)",
+    )
+    train.add_argument(
+        "--compare",
+        action=argparse.BooleanOptionalAction,
+        help="train the same model on torch.nn too, epochs in turn (default: yes)",
+    )
+    train.add_argument("--resume", metavar="CHECKPOINT", help="continue an interrupted session, in its directory")
+    add_session(train, "<model>-<cell>")
+
+    gen = command("generate", run_generate, "Continue a prompt with a trained model.")
+    gen.add_argument("--checkpoint", required=True)
+    gen.add_argument("--prompt", required=True, help=f'such as "{DEMO_PROMPT}"')
+    gen.add_argument("--length", type=_count, default=40, help="words to write (default: 40)")
+    gen.add_argument("--temperature", type=_temperature, default=0.0, help="0 takes the likeliest word (default: 0)")
+    gen.add_argument("--seed", type=_seed, default=0, help="of the words drawn at temperatures above 0 (default: 0)")
+
+    command("verify", run_verify, "Check every kernel on every device present: gradcheck, and parity with torch.nn.")
+    command("info", run_info, "Show versions, the instruction set in use, CUDA architectures and GPUs.")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv``.
+
+    Returns the exit code: 0, 1 for a failed check or write, 2 for bad input, 130 after Ctrl-C.
+    """
+    try:
+        args = make_parser().parse_args(argv)
+        if getattr(args, "threads", None):
+            torch.set_num_threads(args.threads)
+        return args.function(args)
+    except SystemExit as stop:
+        return stop.code or 0
+    except InputError as error:
+        print(f"lstmkern: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a closed pipe
+        print(f"lstmkern: {error}", file=sys.stderr)
+        return 1
+    except (Interrupted, KeyboardInterrupt):
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,12 @@
+"""Loads the compiled part; importing it registers torch.ops.lstmkern.*."""
+
+try:
+    from lstmkern import _C
+except ImportError as error:
+    raise ImportError(
+        f"lstmkern's compiled part does not load ({error}): build it for this Python and torch with "
+        "`pip install --no-build-isolation .` in lstmkern's source folder."
+    ) from error
+
+build_info = _C.build_info
+cpu_capability = _C.cpu_capability

@@ -1,0 +1,368 @@
+"""Autograd around the compiled ops, and lstm(), gru(), rnn() over stacks of layers.
+
+One op call computes one layer in one or two directions; everything here is the little that remains: gradients, dtypes
+under autocast, dropout between the layers of a stack.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import _extension, reference  # noqa: F401 (loading the extension registers the ops)
+
+forward_op = torch.ops.lstmkern.layer_forward.default
+backward_op = torch.ops.lstmkern.layer_backward.default
+_below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def call_below_autograd(op, *args):
+    """Calls an op's kernel and not its Autograd registration (ops.py): no Python between here and C++."""
+    if torch._C._are_functorch_transforms_active():
+        # What lies below is the next transform, and an enclosing autograd.Function has turned gradients off for it too.
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _below_autograd():
+            return op(*args)
+    with _below_autograd():
+        return op(*args)
+
+
+class LayerFunction(torch.autograd.Function):
+    """layer_forward with a gradient; returns the op's five results, whatever backward needs among them."""
+
+    @staticmethod
+    def forward(ctx, input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights):
+        results = call_below_autograd(
+            forward_op, input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, True, cells
+        )
+        output, h_n, c_n, every_c, gates = results
+        ctx.set_materialize_grads(False)
+        if mode != "LSTM":
+            ctx.mark_non_differentiable(c_n, every_c, gates)
+        elif cells:
+            ctx.mark_non_differentiable(gates)
+        else:
+            ctx.mark_non_differentiable(every_c, gates)
+        ctx.save_for_backward(input, h0, c0, batch_sizes, lengths, resets, output, every_c, gates, *weights)
+        ctx.mode, ctx.batch_first = mode, batch_first
+        return results
+
+    @staticmethod
+    def backward(ctx, grad_output, grad_h_n, grad_c_n, grad_cells, _):
+        input, h0, c0, batch_sizes, lengths, resets, output, cells, gates, *weights = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        if grad_output is None and grad_h_n is None and grad_c_n is None and grad_cells is None:
+            return (None,) * len(needs)
+        grads, primals = (grad_output, grad_h_n, grad_c_n, grad_cells), (input, h0, c0, weights)
+        ragged, saved = (batch_sizes, lengths, resets), (output, cells, gates)
+        wanted = (needs[0], needs[1] or needs[2], any(needs[9:]))
+        grad_input, grad_h0, grad_c0, grad_weights = layer_backward(
+            *grads, *primals, *ragged, *saved, ctx.mode, ctx.batch_first, wanted
+        )
+        return (
+            grad_input if needs[0] else None,
+            grad_h0 if needs[1] else None,
+            grad_c0 if needs[2] else None,
+            *(None,) * 6,
+            *(g if need else None for g, need in zip(grad_weights, needs[9:])),
+        )
+
+
+class LayerBackward(torch.autograd.Function):
+    """layer_backward with a gradient of its own: second derivatives, through the reference, of any order."""
+
+    @staticmethod
+    def forward(ctx, settings, ragged, saved, *tensors):
+        grads, (input, h0, c0, *weights) = tensors[:4], tensors[4:]
+        mode, batch_first, needs = settings
+        *results, grad_weights = call_below_autograd(
+            backward_op, *grads, input, h0, c0, weights, *ragged, *saved, mode, batch_first, needs
+        )
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *ragged)
+        ctx.settings = settings
+        results = (*results, *grad_weights)
+        if unneeded := [r for r, need in zip(results, _flat_needs(mode, needs, len(weights))) if not need]:
+            ctx.mark_non_differentiable(*unneeded)
+        return results
+
+    @staticmethod
+    def backward(ctx, *cotangents):
+        *tensors, batch_sizes, lengths, resets = ctx.saved_tensors
+        mode, batch_first, _ = ctx.settings
+        given = [i for i, t in enumerate(tensors) if t is not None]
+        received = [i for i, v in enumerate(cotangents) if v is not None]
+        if not received:
+            return (None,) * (3 + len(tensors))
+
+        def first_derivative(*present):
+            filled = [None] * len(tensors)
+            for i, t in zip(given, present):
+                filled[i] = t
+            grads, (input, h0, c0, *weights) = filled[:4], filled[4:]
+            *results, grad_weights = reference.layer_vjp(
+                grads, input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first
+            )
+            results = (*results, *grad_weights)
+            return tuple(results[i] for i in received)
+
+        _, pull_back = torch.func.vjp(first_derivative, *(tensors[i] for i in given))
+        result = [None] * (3 + len(tensors))
+        for i, grad in zip(given, pull_back(tuple(cotangents[i] for i in received))):
+            result[3 + i] = grad
+        return tuple(result)
+
+
+def _flat_needs(mode: str, needs: tuple[bool, bool, bool], weights: int) -> tuple[bool, ...]:
+    """Which of grad_input, grad_h0, grad_c0, *grad_weights hold a gradient."""
+    return (needs[0], needs[1], needs[1] and mode == "LSTM") + (needs[2],) * weights
+
+
+def _through_dispatcher() -> bool:
+    """Whether a tracer or a function transform must see the op itself instead of what we would make of it."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0  # the Autograd registration looks at tangents
+    )
+
+
+def layer_forward(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, cells):
+    """One layer, differentiable; arguments as for lstmkern::layer_forward, results (output, h_n, c_n, cells)."""
+    if _through_dispatcher():
+        results = forward_op(
+            input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells
+        )
+    elif torch.is_grad_enabled() and (
+        input.requires_grad
+        or h0.requires_grad
+        or (c0 is not None and c0.requires_grad)
+        or any([w.requires_grad for w in weights])
+    ):
+        results = LayerFunction.apply(
+            input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights
+        )
+    else:
+        with _below_autograd():
+            results = forward_op(
+                input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells
+            )
+    return results
+
+
+def layer_backward(
+    grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, batch_sizes, lengths, resets,
+    output, cells, gates, mode, batch_first, needs,
+):  # fmt: skip
+    """The gradients of one layer, themselves differentiable; arguments and results as for lstmkern::layer_backward."""
+    tensors = (grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, *weights)
+    ragged, saved = (batch_sizes, lengths, resets), (output, cells, gates)
+    if _through_dispatcher():
+        return backward_op(*tensors[:7], weights, *ragged, *saved, mode, batch_first, needs)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        results = LayerBackward.apply((mode, batch_first, needs), ragged, saved, *tensors)
+        return *results[:3], list(results[3:])
+    with _below_autograd():
+        return backward_op(*tensors[:7], weights, *ragged, *saved, mode, batch_first, needs)
+
+
+# ---- stacks of layers ------------------------------------------------------------------------------------------------
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+
+
+def run_stack(
+    mode: str,
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: list[list[Tensor]],
+    directions: int,
+    batch_first: bool,
+    dropout: float,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    cells: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What lstm(), gru(), rnn() and the modules share: the layers one after the other, (output, h_n, c_n, cells).
+
+    weights holds one list per layer, its directions one after the other; dropout is 0 unless training; without h0 (and
+    c0) the state starts at zero.
+    """
+    result_dtypes = None
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type):
+        projected = len(weights[0]) // directions % 2 == 1
+        result_dtypes = _autocast_results(mode, input, h0, c0, batch_sizes is None and not projected, projected)
+        to = torch.get_autocast_dtype(input.device.type)
+        input, h0, c0 = _autocast(input, to), _autocast(h0, to), _autocast(c0, to)
+        weights = [[_autocast(w, to) for w in layer] for layer in weights]
+    per_layer = True
+    if h0 is None:
+        w_hh = weights[0][1]
+        N = int(batch_sizes[0]) if batch_sizes is not None else input.size(0 if batch_first else 1)
+        P, H = w_hh.size(-1), w_hh.size(0) // GATES[mode]
+        h0 = torch.zeros(directions, N, P, dtype=input.dtype, device=input.device)
+        if mode == "LSTM":
+            c0 = h0 if P == H else torch.zeros(directions, N, H, dtype=input.dtype, device=input.device)
+        per_layer = False  # every layer starts from these
+
+    last = len(weights) - 1
+    if not last:
+        results = layer_forward(
+            input, h0, c0, weights[0], batch_sizes, lengths, resets, mode, batch_first, cells
+        )
+        return results[:4] if result_dtypes is None else _as_dtypes(results, result_dtypes)
+    h_ns, c_ns = [], []
+    h, c = h0, c0
+    for k, layer in enumerate(weights):
+        if per_layer:
+            own = slice(k * directions, (k + 1) * directions)
+            h, c = h0[own], None if c0 is None else c0[own]
+        input, h_n, c_n, every_c, _ = layer_forward(
+            input, h, c, layer, batch_sizes, lengths, resets, mode, batch_first, cells and k == last
+        )
+        h_ns.append(h_n)
+        c_ns.append(c_n)
+        if dropout and k < last:
+            input = _dropout(input, dropout, batch_first and batch_sizes is None)
+    results = input, torch.cat(h_ns), torch.cat(c_ns) if c0 is not None else c_n, every_c
+    return results if result_dtypes is None else _as_dtypes(results, result_dtypes)
+
+
+def run_cell(
+    mode: str, input: Tensor, h: Tensor | None, c: Tensor | None, weights: list[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """One step as a layer of length one: input [N, I], h and c [N, H] or None for zeros; returns the next (h, c)."""
+    result_dtypes = None
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type):
+        result_dtypes = _autocast_results(mode, input, h, c, False, False)
+        to = torch.get_autocast_dtype(input.device.type)
+        input, h, c = _autocast(input, to), _autocast(h, to), _autocast(c, to)
+        weights = [_autocast(w, to) for w in weights]
+    if h is None:
+        h0 = torch.zeros(1, input.size(0), weights[1].size(-1), dtype=input.dtype, device=input.device)
+        c0 = h0 if mode == "LSTM" else None
+    else:
+        h0, c0 = h.unsqueeze(0), None if c is None else c.unsqueeze(0)
+    results = layer_forward(input.unsqueeze(0), h0, c0, weights, None, None, None, mode, False, False)
+    _, h_n, c_n, _ = results[:4] if result_dtypes is None else _as_dtypes(results, result_dtypes)
+    return h_n.squeeze(0), c_n.squeeze(0) if mode == "LSTM" else c_n
+
+
+def _dropout(output: Tensor, p: float, batch_first: bool) -> Tensor:
+    """Dropout between layers with torch.nn's masks: it draws them for the time-major batch whatever the caller's layout."""
+    if not batch_first or output.device.type != "cpu":
+        return F.dropout(output, p)
+    N, T, C = output.shape
+    return output * F.dropout(output.new_ones(T, N, C), p).transpose(0, 1)
+
+
+def _autocast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Autocast's own rule: floating tensors except fp64."""
+    return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
+
+
+def _autocast_results(
+    mode: str, input: Tensor, h0: Tensor | None, c0: Tensor | None, fused: bool, projected: bool
+) -> tuple[torch.dtype, torch.dtype]:
+    """The dtypes (output and h_n, c_n) that torch.nn gives under autocast for arguments that are not yet cast.
+
+    On CUDA that is autocast's. On the CPU torch.nn computes a GRU's last sum, and an LSTM's where oneDNN does not fuse it
+    (packed, projected, LSTMCell), in the dtype of the state, which may be wider.
+    """
+    dtype = torch.get_autocast_dtype(input.device.type)
+    if input.device.type != "cpu" or mode in ("RNN_TANH", "RNN_RELU") or (mode == "LSTM" and fused):
+        return dtype, dtype
+    state = c0 if mode == "LSTM" else h0
+    wide = torch.promote_types(input.dtype if state is None else state.dtype, dtype)
+    return dtype if projected else wide, wide
+
+
+def _as_dtypes(results, dtypes: tuple[torch.dtype, torch.dtype]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    output, h_n, c_n, every_c = results[:4]
+    if output.dtype == torch.float64:
+        return output, h_n, c_n, every_c
+    return output.to(dtypes[0]), h_n.to(dtypes[0]), c_n.to(dtypes[1]), every_c.to(dtypes[1])
+
+
+def lstm(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: list[list[Tensor]],
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    return_cells: bool = False,
+):
+    """lstmkern.LSTM as a function of its weights.
+
+    input [T, N, I], [N, T, I] if batch_first, or packed [R, I] with batch_sizes (int64 [T] on the CPU); hx (h_0 [L*D, N, P],
+    c_0 [L*D, N, H]) or None for zeros. weights holds one list per layer: w_ih, w_hh, then b_ih, b_hh and w_hr as far as
+    there are any, the reverse direction's after the forward one's. Returns (output, (h_n, c_n)) and, if return_cells, the
+    last layer's c of every step; see lstmkern.LSTM.forward for these and for lengths and resets.
+    """
+    h0, c0 = (None, None) if hx is None else hx
+    output, h_n, c_n, cells = _checked_stack(
+        "LSTM", input, h0, c0, weights, bidirectional, batch_first, dropout if training else 0.0,
+        batch_sizes, lengths, resets, return_cells,
+    )  # fmt: skip
+    return (output, (h_n, c_n), cells) if return_cells else (output, (h_n, c_n))
+
+
+def gru(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: list[list[Tensor]],
+    *,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """lstmkern.GRU as a function of its weights; arguments as for lstm(), hx being h_0. Returns (output, h_n)."""
+    return _checked_stack(
+        "GRU", input, hx, None, weights, bidirectional, batch_first, dropout if training else 0.0,
+        batch_sizes, lengths, resets, False,
+    )[:2]  # fmt: skip
+
+
+def rnn(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: list[list[Tensor]],
+    *,
+    nonlinearity: str = "tanh",
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """lstmkern.RNN as a function of its weights; arguments as for lstm(), hx being h_0. Returns (output, h_n)."""
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+    return _checked_stack(
+        f"RNN_{nonlinearity.upper()}", input, hx, None, weights, bidirectional, batch_first,
+        dropout if training else 0.0, batch_sizes, lengths, resets, False,
+    )[:2]  # fmt: skip
+
+
+def _checked_stack(mode, input, h0, c0, weights, bidirectional, *rest):
+    directions = 2 if bidirectional else 1
+    for k, layer in enumerate(weights):
+        if len(layer) not in [n * directions for n in (2, 3, 4, 5)]:
+            raise ValueError(f"weights[{k}]: Expected 2 to 5 tensors for each of {directions} directions, got {len(layer)}")
+    for i, state in enumerate((h0, c0)):
+        if state is not None and (state.dim() != 3 or state.size(0) != len(weights) * directions):
+            raise ValueError(f"hx[{i}]: Expected [{len(weights) * directions}, N, features], got {list(state.shape)}")
+    return run_stack(mode, input, h0, c0, weights, directions, *rest)

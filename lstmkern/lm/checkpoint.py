@@ -1,0 +1,146 @@
+"""Checkpoints: one file that holds everything needed to continue a training session or to generate from its model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .data import Corpus, InputError
+from .train import CELLS, DTYPES, OURS, RECIPES, Config, EpochResult, Run, build_model, check_device
+
+FORMAT = "lstmkern language model, version 1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory. ``runs`` maps whose kernels a run used to its state, see ``_run_state``."""
+
+    path: Path
+    config: Config
+    vocab: list[str]
+    fingerprint: str
+    runs: dict[str, dict[str, Any]]
+
+
+def save_checkpoint(path: str | Path, runs: Sequence[Run], corpus: Corpus) -> None:
+    """Write the state of ``runs`` to ``path`` atomically; ``torch.load(path, weights_only=True)`` reads it."""
+    content = {
+        "format": FORMAT,
+        "config": asdict(runs[0].config),
+        "vocab": corpus.vocab,
+        "fingerprint": corpus.fingerprint,
+        "runs": {run.kernels: _run_state(run) for run in runs},
+    }
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+class atomic_path:
+    """``with atomic_path(p) as t``: write the file ``t``; it becomes ``p`` at the end, or disappears on an error."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
+
+    def __enter__(self) -> Path:
+        return self.temporary
+
+    def __exit__(self, error_type, *_) -> None:
+        if error_type is None:
+            os.replace(self.temporary, self.path)
+        else:
+            self.temporary.unlink(missing_ok=True)
+
+
+def _run_state(run: Run) -> dict[str, Any]:
+    hidden = run.model.state
+    return {
+        "model": run.model.state_dict(),
+        "hidden": list(hidden) if isinstance(hidden, tuple) else hidden,
+        "optimizer": run.optimizer.state_dict(),
+        "scheduler": run.scheduler.state_dict(),
+        "batch": run.batch,
+        "loss_sum": run.loss_sum,
+        "train_seconds": run.train_seconds,
+        "rng": run.rng,
+        "history": [asdict(result) for result in run.history],
+    }
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read ``path``.
+
+    Raises:
+        InputError: there is no such file, or it is not a checkpoint of this library.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no such checkpoint: {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"cannot read checkpoint {path}: {error.strerror}") from None
+    except Exception:  # torch.load raises nearly anything, depending on what the bytes happen to look like
+        raise InputError(f"{path} is not a checkpoint, or it is damaged") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{path} is not a checkpoint of an lstmkern language model")
+    try:
+        config = Config(**content["config"])
+        known = config.model in RECIPES and config.cell in CELLS and config.dtype in DTYPES
+        checkpoint = Checkpoint(path, config, content["vocab"], content["fingerprint"], content["runs"])
+    except (KeyError, TypeError):
+        raise InputError(f"{path} is a damaged checkpoint: parts of it are missing") from None
+    if not known:
+        raise InputError(f"{path} is a checkpoint of a model that this version does not know")
+    return checkpoint
+
+
+def restore_run(run: Run, checkpoint: Checkpoint) -> None:
+    """Put the state that ``checkpoint`` holds for ``run.kernels`` into ``run``.
+
+    Raises:
+        InputError: the checkpoint has no such run, or it is of another model.
+    """
+    state = checkpoint.runs.get(run.kernels)
+    if state is None:
+        raise InputError(f"checkpoint {checkpoint.path} holds no run on {run.kernels}")
+    if replace(checkpoint.config, data=run.config.data) != run.config:
+        raise _other_model(checkpoint)
+    try:
+        run.model.load_state_dict(state["model"])
+        hidden = state["hidden"]
+        if isinstance(hidden, list):
+            run.model.state = tuple(part.to(run.device) for part in hidden)
+        else:
+            run.model.state = None if hidden is None else hidden.to(run.device)
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.scheduler.load_state_dict(state["scheduler"])
+        run.batch = state["batch"]
+        run.loss_sum.copy_(state["loss_sum"])
+        run.train_seconds = state["train_seconds"]
+        run.rng = state["rng"]
+        run.history = [EpochResult(**result) for result in state["history"]]
+    except (KeyError, RuntimeError, TypeError, ValueError):
+        raise _other_model(checkpoint) from None
+
+
+def model_from(checkpoint: Checkpoint, device: str = "cpu") -> nn.Module:
+    """The trained model of ``checkpoint`` on lstmkern's kernels, in eval mode, with a zero hidden state."""
+    check_device(device)
+    config = replace(checkpoint.config, device=device)
+    try:
+        model = build_model(config, len(checkpoint.vocab))
+        model.load_state_dict(checkpoint.runs[OURS]["model"])
+    except (KeyError, RuntimeError, TypeError, ValueError):
+        raise _other_model(checkpoint) from None
+    return model.eval()
+
+
+def _other_model(checkpoint: Checkpoint) -> InputError:
+    return InputError(f"checkpoint {checkpoint.path} is of another model, or damaged")

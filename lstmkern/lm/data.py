@@ -1,0 +1,153 @@
+"""The corpus HUMAN_NUMBERS, its vocabulary, and batches whose rows continue from one batch to the next."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SEPARATOR = "."
+
+# fmt: off
+_ONES = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+]
+# fmt: on
+_TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used. The message is one sentence; the command line exits with code 2."""
+
+
+def number_name(n: int) -> str:
+    """English name of ``n``, 1 <= n <= 9999, without hyphens or "and": "one thousand two hundred thirty four"."""
+    if not 1 <= n <= 9999:
+        raise ValueError(f"number_name is defined for 1 to 9999, got {n}")
+    words = []
+    for size, name in ((1000, "thousand"), (100, "hundred")):
+        if n >= size:
+            words += [_ONES[n // size], name]
+            n %= size
+    if n >= 20:
+        words.append(_TENS[n // 10])
+        n %= 10
+    if n:
+        words.append(_ONES[n])
+    return " ".join(words)
+
+
+def human_numbers() -> tuple[list[str], list[str]]:
+    """The lines of HUMAN_NUMBERS: train.txt (1 to 7999) and valid.txt (8001 to 9999)."""
+    return [number_name(n) for n in range(1, 8000)], [number_name(n) for n in range(8001, 10000)]
+
+
+def write_human_numbers(directory: str | Path) -> None:
+    """Write HUMAN_NUMBERS as ``directory``/train.txt and ``directory``/valid.txt."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, lines in zip(("train.txt", "valid.txt"), human_numbers(), strict=True):
+        (directory / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text as token numbers ``ids`` (int64 [tokens]) into ``vocab``, the words in order of first appearance."""
+
+    ids: Tensor
+    vocab: list[str]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of vocabulary and tokens: tells whether a checkpoint was trained on this corpus."""
+        digest = hashlib.sha256("\n".join(self.vocab).encode())
+        digest.update(self.ids.numpy().tobytes())
+        return digest.hexdigest()
+
+
+def make_corpus(lines: list[str]) -> Corpus:
+    """Join ``lines`` with " . " and number the words. Blank lines are left out."""
+    tokens = f" {SEPARATOR} ".join(line for line in lines if line.strip()).split()
+    vocab = list(dict.fromkeys(tokens))
+    words = set(vocab) - {SEPARATOR}
+    if not words:
+        raise InputError("the corpus is empty")
+    if len(words) == 1:
+        raise InputError(f"the corpus has only one distinct word, {words.pop()!r}: there is nothing to learn")
+    number = {word: i for i, word in enumerate(vocab)}
+    return Corpus(torch.tensor([number[token] for token in tokens]), vocab)
+
+
+def load_corpus(directory: str | Path | None = None) -> Corpus:
+    """The corpus of ``directory``/train.txt followed by ``directory``/valid.txt; without a directory, HUMAN_NUMBERS."""
+    if directory is None:
+        train, valid = human_numbers()
+        return make_corpus(train + valid)
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InputError(f"no such data directory: {directory}")
+    lines = []
+    for name in ("train.txt", "valid.txt"):
+        try:
+            lines += (directory / name).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise InputError(f"{directory / name} is not UTF-8 text") from None
+        except OSError as error:
+            raise InputError(f"cannot read {directory / name}: {error.strerror}") from None
+    return make_corpus(lines)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Inputs ``x`` and targets ``y`` (the input shifted by one token), both int64 [batches, rows, seq_len].
+
+    Row j of batch b continues row j of batch b - 1, so a model can carry its hidden state from batch to batch.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return self.x.size(0)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one pass over all batches."""
+        return self.x.numel()
+
+    def to(self, device: torch.device | str) -> Batches:
+        return Batches(self.x.to(device), self.y.to(device))
+
+
+def make_batches(
+    ids: Tensor, rows: int = 64, seq_len: int = 16, train_fraction: float = 0.8
+) -> tuple[Batches, Batches]:
+    """Cut ``ids`` (int64 [tokens]) into sequences and group them into training and validation batches.
+
+    The first ``train_fraction`` of the sequences is for training. Each part is laid out as ``rows`` contiguous
+    stretches of text; sequences that do not fill a batch are dropped.
+
+    Raises:
+        InputError: a part is too short for a single batch.
+    """
+    count = max(len(ids) - 1, 0) // seq_len
+    x = ids[: count * seq_len].view(count, seq_len)
+    y = ids[1 : count * seq_len + 1].view(count, seq_len)
+    cut = int(count * train_fraction)
+    parts = []
+    for name, part in (("training", slice(0, cut)), ("validation", slice(cut, count))):
+        batches = (part.stop - part.start) // rows
+        if batches == 0:
+            raise InputError(
+                f"the corpus of {len(ids)} tokens is too short: its {name} part does not fill one batch of "
+                f"{rows} rows of {seq_len} tokens"
+            )
+        # [rows * batches, seq_len] -> [rows, batches, seq_len] -> batch-major
+        grouped = (t[part][: rows * batches].view(rows, batches, seq_len).transpose(0, 1).contiguous() for t in (x, y))
+        parts.append(Batches(*grouped))
+    return parts[0], parts[1]

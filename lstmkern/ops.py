@@ -1,0 +1,182 @@
+"""What the compiled ops need to work with the rest of torch: shapes without data, gradients, vmap.
+
+The schemas and their CPU and CUDA kernels are registered by the compiled part; see csrc/ops.cpp for what each argument is.
+Here are the registrations that are Python: fakes (torch.compile, torch.export, the meta device), Autograd (so that an op
+called directly never drops a gradient) and the batching rules of torch.func.vmap.
+"""
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+
+from . import reference
+from .functional import LayerBackward, LayerFunction, backward_op, call_below_autograd, forward_op
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+SAVED_PER_UNIT = {"LSTM": 4, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}  # values kept for backward per step and hidden unit
+
+
+# ---- fakes: the results' shapes, dtypes and devices -------------------------------------------------------------------
+
+
+@torch.library.register_fake("lstmkern::layer_forward")
+def _(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells):
+    _check_same_device(input, h0, c0, weights)
+    D, N, P = h0.shape
+    H = weights[1].size(0) // GATES[mode]
+    steps = input.shape[:-1]  # (T, N), (N, T) or (R,)
+    rows = steps[0] if len(steps) == 1 else steps[0] * steps[1]
+    padded_H, lstm = (H + 15) // 16 * 16, mode == "LSTM"
+    return (
+        input.new_empty(*steps, D * P),
+        input.new_empty(D, N, P),
+        input.new_empty(D, N, H) if lstm else input.new_empty(0),
+        input.new_empty(*steps, D * H) if lstm and (save or cells) else input.new_empty(0),
+        input.new_empty(D, rows, SAVED_PER_UNIT[mode] * padded_H)
+        if save and SAVED_PER_UNIT[mode]
+        else input.new_empty(0),
+    )
+
+
+@torch.library.register_fake("lstmkern::layer_backward")
+def _(
+    grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, batch_sizes, lengths, resets,
+    output, cells, gates, mode, batch_first, needs,
+):  # fmt: skip
+    def like(tensor: Tensor, needed: bool) -> Tensor:
+        return tensor.new_empty(tensor.shape) if needed else tensor.new_empty(0)
+
+    grad_c0 = like(c0, needs[1]) if c0 is not None else input.new_empty(0)
+    return like(input, needs[0]), like(h0, needs[1]), grad_c0, [like(w, needs[2]) for w in weights]
+
+
+def _check_same_device(input: Tensor, h0: Tensor, c0: Tensor | None, weights: list[Tensor]) -> None:
+    for kind, tensors in (("hidden", (h0, c0)), ("parameter", weights)):
+        for t in tensors:
+            if t is not None and t.device != input.device:
+                raise RuntimeError(
+                    f"Input and {kind} tensors are not at the same device, found input tensor at {input.device} "
+                    f"and {kind} tensor at {t.device}"
+                )
+
+
+# ---- autograd: reached when an op is called from outside functional.py, by a tracer or under a function transform ------
+
+
+def _has_tangent(tensors) -> bool:
+    if forward_ad._current_level < 0:
+        return False
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def _needs_grad(tensors) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _apply(function, *args):
+    if not torch._C._are_functorch_transforms_active():
+        return function.apply(*args)
+    # Here the dispatcher has peeled the transforms off down to one level of grad: what Function.apply would arrange.
+    with enable_single_level_autograd_function():
+        return super(torch.autograd.Function, function).apply(*args)
+
+
+def _forward_autograd(
+    input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells
+):
+    tensors = (input, h0, c0, *weights)
+    nothing = input.new_empty(0)
+    if _has_tangent(tensors):  # forward mode, at the reference's speed
+        *results, every_c = reference.layer(
+            input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first
+        )
+        gates = nothing
+    elif _needs_grad(tensors):
+        *results, every_c, gates = _apply(LayerFunction, 
+            input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights
+        )
+    else:
+        return call_below_autograd(
+            forward_op, input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells
+        )
+    return *results, every_c if save or cells else nothing, gates if save else input.new_empty(0)
+
+
+def _backward_autograd(
+    grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, batch_sizes, lengths, resets,
+    output, cells, gates, mode, batch_first, needs,
+):  # fmt: skip
+    tensors = (grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, *weights)
+    ragged, saved = (batch_sizes, lengths, resets), (output, cells, gates)
+    if _has_tangent(tensors):
+        return reference.layer_vjp(tensors[:4], input, h0, c0, weights, *ragged, mode, batch_first)
+    if _needs_grad(tensors):
+        results = _apply(LayerBackward, (mode, batch_first, needs), ragged, saved, *tensors)
+        return *results[:3], list(results[3:])
+    return call_below_autograd(
+        backward_op, *tensors[:7], weights, *ragged, *saved, mode, batch_first, needs
+    )
+
+
+_library = torch.library.Library("lstmkern", "FRAGMENT")
+_library.impl("layer_forward", _forward_autograd, "Autograd")
+_library.impl("layer_backward", _backward_autograd, "Autograd")
+
+
+# ---- vmap ------------------------------------------------------------------------------------------------------------
+
+
+@torch.library.register_vmap("lstmkern::layer_forward")
+def _(info, in_dims, input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells):
+    B = info.batch_size
+    args = (input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells)
+    weights_differ = any(dim is not None for dim in in_dims[3])
+    if weights_differ or batch_sizes is not None or save:  # saved gates are opaque: nothing splits them up again
+        return _one_by_one(forward_op, B, in_dims, args)
+
+    def with_rows(tensor: Tensor | None, dim: int | None, n: int) -> Tensor | None:
+        """The mapped dimension folded into dimension n, which counts the rows: one larger batch."""
+        if tensor is None:
+            return None
+        spread = tensor.movedim(dim, n) if dim is not None else tensor.unsqueeze(n).expand(*tensor.shape[:n], B, *tensor.shape[n:])
+        return spread.flatten(n, n + 1)
+
+    n, N = (0 if batch_first else 1), h0.size(1 if in_dims[1] is None or in_dims[1] > 1 else 2)
+    output, h_n, c_n, every_c, gates = forward_op(
+        with_rows(input, in_dims[0], n),
+        with_rows(h0, in_dims[1], 1),
+        with_rows(c0, in_dims[2], 1),
+        weights,
+        None,
+        with_rows(lengths, in_dims[5], 0),
+        with_rows(resets, in_dims[6], n),
+        mode, batch_first, save, cells,
+    )  # fmt: skip
+    results, dims = [], []
+    for result, dim in ((output, n), (h_n, 1), (c_n, 1), (every_c, n), (gates, None)):
+        whole = result.dim() == 1  # the empty stand-in for a result that this call does not have
+        results.append(result if whole else result.unflatten(dim, (B, N)))
+        dims.append(None if whole else dim)
+    return tuple(results), tuple(dims)
+
+
+@torch.library.register_vmap("lstmkern::layer_backward")
+def _(info, in_dims, *args):
+    return _one_by_one(backward_op, info.batch_size, in_dims, args)
+
+
+def _one_by_one(op, B: int, in_dims: tuple, args: tuple) -> tuple:
+    """The op once per element of the mapped dimension, the results stacked."""
+
+    def pick(arg, dim, b: int):
+        if isinstance(dim, (list, tuple)):
+            return [pick(a, d, b) for a, d in zip(arg, dim)]
+        return arg if dim is None else arg.select(dim, b)
+
+    each = [op(*(pick(arg, dim, b) for arg, dim in zip(args, in_dims))) for b in range(B)]
+    results = tuple(
+        [torch.stack(w) for w in zip(*parts)] if isinstance(parts[0], list) else torch.stack(parts)
+        for parts in zip(*each)
+    )
+    return results, tuple([0] * len(r) if isinstance(r, list) else 0 for r in results)

@@ -1,0 +1,63 @@
+"""Shared by the tests: the kinds of layer, pairs of a torch.nn module and ours with the same weights, the error bound."""
+
+import pytest
+import torch
+
+import lstmkern
+
+KINDS = {
+    "lstm": ("LSTM", {}),
+    "lstm-proj": ("LSTM", {"proj_size": 2}),
+    "gru": ("GRU", {}),
+    "rnn-tanh": ("RNN", {}),
+    "rnn-relu": ("RNN", {"nonlinearity": "relu"}),
+}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def pair():
+    """pair(kind, input_size, hidden_size, ...): torch.nn's module and ours, with the same weights."""
+
+    def make(kind, *sizes, **options):
+        name, own = KINDS[kind]
+        theirs = getattr(torch.nn, name)(*sizes, **own, **options)
+        ours = getattr(lstmkern, name)(*sizes, **own, **options)
+        ours.load_state_dict(theirs.state_dict())
+        return theirs, ours
+
+    return make
+
+
+def _flatten(tree):
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    return [leaf for branch in tree for leaf in _flatten(branch)]
+
+
+@pytest.fixture
+def as_good_as_torch():
+    """as_good_as_torch(ours, theirs, exact): our error against fp64 is at most twice torch's, give or take a few eps."""
+
+    def check(ours, theirs, exact):
+        ours, theirs, exact = _flatten(ours), _flatten(theirs), _flatten(exact)
+        assert len(ours) == len(theirs) == len(exact)
+        for k, (a, b, e) in enumerate(zip(ours, theirs, exact)):
+            assert a.shape == b.shape and a.dtype == b.dtype, f"{k}: {a.shape} {a.dtype}, torch {b.shape} {b.dtype}"
+            if not a.numel():
+                continue
+            e = e.double()
+            error, peer = (a.double() - e).abs().max(), (b.double() - e).abs().max()
+            bound = 2 * peer + 8 * torch.finfo(a.dtype).eps * e.abs().max()
+            assert error <= bound, f"{k}: error {error:.3g}, torch {peer:.3g}, bound {bound:.3g}"
+
+    return check

@@ -1,0 +1,310 @@
+"""The command line: what it prints and leaves behind, Ctrl-C and --resume, one sentence and code 2 on bad input."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lstmkern
+from lstmkern import _extension, verify
+from lstmkern.__main__ import main
+from lstmkern.lm import report
+from lstmkern.lm.data import human_numbers
+
+ROOT = Path(lstmkern.__file__).parent.parent  # subprocesses run the package that the tests import
+SMALL = ["--batch-size", "8", "--hidden", "12", "--epochs", "3", "--data", "data"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory but for a small corpus in data/."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    lines = human_numbers()[0]
+    (tmp_path / "data" / "train.txt").write_text("\n".join(lines[:300]))
+    (tmp_path / "data" / "valid.txt").write_text("\n".join(lines[300:400]))
+    return tmp_path
+
+
+def start(*args):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+    return subprocess.Popen(
+        [sys.executable, "-m", "lstmkern", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+    )
+
+
+def run(*args):
+    process = start(*args)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def listing(directory):
+    """Every path under ``directory`` with the content of files: equal listings mean that nothing was touched."""
+    return {path: path.read_bytes() if path.is_file() else None for path in directory.rglob("*")}
+
+
+def test_train_then_generate(here):
+    code, out, err = run("train", *SMALL, "--model", "LMModel7")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    head = "epoch  train_loss  valid_loss  accuracy   time | valid_loss  accuracy   time"
+    rows = [line.split() for line in lines[lines.index(head) + 1 :][:3]]
+    assert [row[0] for row in rows] == ["0", "1", "2"]
+    assert max(map(len, lines)) <= 80
+    assert "beside torch.nn" in out
+    folder = here / "runs" / "lm7-lstm-1"
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "metrics.csv", "metrics.png"]
+    assert (folder / "metrics.png").read_bytes().startswith(b"\x89PNG")
+    with open(folder / "metrics.csv", newline="") as file:
+        metrics = list(csv.DictReader(file))
+    assert [(m["kernels"], m["epoch"]) for m in metrics] == [
+        (k, str(e)) for k in ("lstmkern", "torch.nn") for e in range(3)
+    ]
+    assert [float(m["accuracy"]) for m in metrics[:3]] == pytest.approx([float(row[3]) for row in rows], abs=1e-6)
+
+    code, out, err = run(
+        "generate", "--checkpoint", str(folder / "checkpoint.pt"), "--prompt", "one . two", "--length", "5"
+    )
+    assert (code, err) == (0, "")
+    assert out.startswith("one . two ")
+    assert len(out.split()) == 3 + 5
+
+
+def test_next_session_gets_its_own_directory(here):
+    for _ in range(2):
+        assert main(["train", *SMALL, "--epochs", "1", "--no-compare", "--cell", "gru", "--model", "lm6"]) == 0
+    assert sorted(path.name for path in (here / "runs").iterdir()) == ["lm6-gru-1", "lm6-gru-2"]
+    before = listing(here)
+    assert main(["train", *SMALL, "--epochs", "1", "--no-compare", "--out", "runs/lm6-gru-1"]) == 2
+    assert listing(here) == before
+    assert main(["train", *SMALL, "--epochs", "1", "--no-compare", "--out", "runs/lm6-gru-1", "--force"]) == 0
+    assert listing(here) != before
+
+
+def test_ctrl_c_then_resume_equals_uninterrupted(here):
+    assert run("train", *SMALL, "--epochs", "8", "--out", "straight")[0] == 0
+    process = start("train", *SMALL, "--epochs", "8", "--out", "stopped")
+    for line in process.stdout:  # wait for the row of epoch 1
+        if line.split()[:1] == ["1"]:
+            break
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "interrupted; continue with: python -m lstmkern train --resume stopped/checkpoint.pt\n"
+    assert sorted(path.name for path in (here / "stopped").iterdir()) == ["checkpoint.pt", "metrics.csv"]
+
+    code, out, err = run("train", "--resume", "stopped/checkpoint.pt")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines() if line[:5].strip().isdigit()] == list("01234567")
+    straight, stopped = (
+        torch.load(here / name / "checkpoint.pt", weights_only=True) for name in ("straight", "stopped")
+    )
+    for kernels in ("lstmkern", "torch.nn"):
+        one, other = straight["runs"][kernels], stopped["runs"][kernels]
+        assert all(torch.equal(one["model"][key], other["model"][key]) for key in one["model"])
+        for key in ("train_loss", "valid_loss", "accuracy"):
+            assert [result[key] for result in one["history"]] == [result[key] for result in other["history"]]
+
+
+BAD_TRAIN = [
+    (["--data", "nowhere"], "no such data directory: .*nowhere"),
+    (["--data", "empty"], "the corpus is empty"),
+    (["--data", "one-word"], "only one distinct word"),
+    (["--data", "data", "--batch-size", "1000"], "does not fill one batch of 1000 rows"),
+    (["--model", "lm8"], "invalid choice: 'lm8'"),
+    (["--cell", "LSTMM"], "invalid choice"),
+    (["--dtype", "int8"], "invalid choice"),
+    (["--epochs", "0"], "'0' is not a whole number of at least 1"),
+    (["--lr", "nan"], "'nan' is not a number above 0"),
+    (["--seed", "-1"], "'-1' is not a whole number from 0"),
+    (["--device", "tpu9"], "unknown device 'tpu9'"),
+    (["--device", "meta"], "device meta is not supported"),
+    (["--device", "cuda:99"], "device cuda:99 is not available"),
+    (["--out", "data"], "already holds files"),
+    (["--out", "data/train.txt"], "is not a directory"),
+    (["--out", "data/train.txt/deeper"], "data/train.txt/deeper"),
+    (["--resume", "nowhere.pt"], "no such checkpoint: nowhere.pt"),
+    (["--resume", "data/train.txt"], "is not a checkpoint"),
+    (["--bogus"], "unrecognized arguments: --bogus"),
+]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"), BAD_TRAIN, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_bad_input_to_train(here, capsys, args, message):
+    for name, text in (("empty", ""), ("one-word", "one one\none\n")):
+        (here / name).mkdir()
+        for part in ("train.txt", "valid.txt"):
+            (here / name / part).write_text(text)
+    before = listing(here)
+    assert main(["train", *args]) == 2
+    assert_one_sentence(capsys, message)
+    assert listing(here) == before
+
+
+def assert_one_sentence(capsys, message):
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert re.search(message, err), err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished session of one epoch without comparison."""
+    folder = tmp_path_factory.mktemp("trained")
+    lines = human_numbers()[0][:400]
+    for name in ("train.txt", "valid.txt"):
+        (folder / name).write_text("\n".join(lines))
+    args = ["--batch-size", "8", "--hidden", "12", "--epochs", "1", "--data", str(folder), "--out", str(folder / "out")]
+    assert main(["train", *args, "--no-compare"]) == 0
+    return folder / "out" / "checkpoint.pt"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model", "lm6"], "--model lm6 contradicts checkpoint .*, which was made with lm7"),
+        (["--cell", "gru"], "--cell gru contradicts"),
+        (["--batch-size", "9"], "--batch-size 9 contradicts"),
+        (["--compare"], "--compare contradicts .* holds no comparison"),
+        (["--data", "data"], "was trained on another corpus than .*data"),
+    ],
+)
+def test_resume_of_something_else(here, trained, capsys, args, message):
+    before = listing(here), listing(trained.parent)
+    assert main(["train", "--resume", str(trained), *args]) == 2
+    assert_one_sentence(capsys, message)
+    assert (listing(here), listing(trained.parent)) == before
+
+
+def test_resume_of_a_copy_goes_to_a_new_directory(here, trained):
+    """Only a session's own checkpoint.pt is continued in place; beside any other file may lie what is not ours."""
+    (here / "mine").mkdir()
+    (here / "mine" / "copy.pt").write_bytes(trained.read_bytes())
+    before = listing(here / "mine")
+    assert main(["train", "--resume", "mine/copy.pt", "--no-compare"]) == 0
+    assert listing(here / "mine") == before
+    assert (here / "runs" / "lm7-lstm-1" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--prompt", "one million"], "does not know the word 'million'"),
+        (["--prompt", ""], "the prompt is empty"),
+        (["--prompt", "one", "--temperature", "-1"], "'-1' is not a number of at least 0"),
+        (["--prompt", "one", "--length", "0"], "'0' is not a whole number"),
+        ([], "required: --prompt"),
+    ],
+)
+def test_bad_input_to_generate(trained, capsys, args, message):
+    assert main(["generate", "--checkpoint", str(trained), *args]) == 2
+    assert_one_sentence(capsys, message)
+
+
+def test_checkpoint_whose_model_is_another(trained, tmp_path, capsys):
+    content = torch.load(trained, weights_only=True)
+    content["config"]["hidden"] = 13
+    torch.save(content, tmp_path / "checkpoint.pt")
+    before = listing(tmp_path)
+    assert main(["generate", "--checkpoint", str(tmp_path / "checkpoint.pt"), "--prompt", "one"]) == 2
+    assert_one_sentence(capsys, "is of another model, or damaged")
+    assert main(["train", "--resume", str(tmp_path / "checkpoint.pt")]) == 2
+    assert_one_sentence(capsys, "is of another model, or damaged")
+    assert listing(tmp_path) == before
+
+
+def test_errors_of_the_process(here):
+    """What a shell sees: the exit code, one line on stderr, no traceback."""
+    code, out, err = run("train", "--data", "nowhere")
+    assert (code, out) == (2, "")
+    assert err.startswith("lstmkern: no such data directory")
+    assert err.count("\n") == 1
+    assert run()[0] == 2
+
+
+def test_demo(here):
+    """Both models beside torch.nn, one comparison, a continuation, and files for both. One epoch, so no figures."""
+    code, out, err = run("demo", "--epochs", "1")
+    assert (code, err) == (0, "")
+    for text in ("lm6-lstm on lstmkern and torch.nn\n63,095 tokens, 30 words; 49 training", "lm7-lstm on", "speed"):
+        assert text in out
+    assert out.count("epoch  train_loss  valid_loss  accuracy   time") == 2
+    assert "continue 'nine thousand nine hundred ninety eight .'" in out
+    for model in ("lm6", "lm7"):
+        names = sorted(path.name for path in (here / "runs" / "demo-1" / model).iterdir())
+        assert names == ["checkpoint.pt", "metrics.csv", "metrics.png"]
+
+
+def test_info():
+    code, out, err = run("info")
+    assert (code, err) == (0, "")
+    assert f"torch                       {torch.__version__}\n" in out
+    assert _extension.cpu_capability() in out
+
+
+def test_verify_passes():
+    code, out, err = run("verify")
+    assert (code, err) == (0, ""), out
+    assert "all 10 checks passed" in out or torch.cuda.is_available()
+    assert "FAILED" not in out
+
+
+def test_verify_notices_a_wrong_kernel(monkeypatch, capsys):
+    class WrongGRU(lstmkern.GRU):
+        def forward(self, *args):
+            output, h = super().forward(*args)
+            return output * 1.0001, h
+
+    class WrongGradient(lstmkern.GRU):
+        def forward(self, *args):
+            output, h = super().forward(*args)
+            output.register_hook(lambda grad: grad * 1.01)
+            return output, h
+
+    monkeypatch.setattr(verify, "KERNELS", {"GRU": ("GRU", {})})
+    assert main(["verify"]) == 0
+    for wrong, column in ((WrongGRU, "output"), (WrongGradient, "gradient of")):
+        monkeypatch.setattr(lstmkern, "GRU", wrong)
+        assert main(["verify"]) == 1
+        out = capsys.readouterr().out
+        assert "2 of 2 checks failed" in out
+        assert column in " ".join(out.split())
+
+
+def test_comparison_is_the_median_of_pairs():
+    class Result:
+        def __init__(self, tokens_per_s):
+            self.tokens_per_s = tokens_per_s
+
+    class Done:
+        def __init__(self, *speeds):
+            self.history = [Result(speed) for speed in speeds]
+
+    ours, theirs = Done(20.0, 90.0, 30.0), Done(10.0, 30.0, 30.0)
+    assert report.speed_ratio(ours, theirs) == 2.0
+    assert report.tokens_per_second(ours) == 30.0

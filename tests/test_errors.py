@@ -1,0 +1,212 @@
+"""Bad input: torch.nn's error types and messages where it has them, a clear one where it does not, and nothing changed."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+import lstmkern
+
+T, N, I, H = 3, 2, 4, 5
+NAMES = ("LSTM", "GRU", "RNN")
+
+
+def hidden(name, *sizes, **options):
+    h = torch.zeros(*sizes, **options)
+    return (h, h) if name == "LSTM" else h
+
+
+def packed(features, **options):
+    return pack_sequence([torch.randn(3, features, **options), torch.randn(2, features, **options)])
+
+
+BOTH_REFUSE = {  # arguments as a function of the class name
+    "rank 1": lambda name: (torch.randn(4),),
+    "rank 4": lambda name: (torch.randn(T, N, I, 1),),
+    "features": lambda name: (torch.randn(T, N, 9),),
+    "features of one sequence": lambda name: (torch.randn(T, 9),),
+    "no steps": lambda name: (torch.randn(0, N, I),),
+    "fp64 input": lambda name: (torch.randn(T, N, I, dtype=torch.float64),),
+    "integer input": lambda name: (torch.ones(T, N, I, dtype=torch.int64),),
+    "bool input": lambda name: (torch.ones(T, N, I, dtype=torch.bool),),
+    "state rows": lambda name: (torch.randn(T, N, I), hidden(name, 1, 3, H)),
+    "state layers": lambda name: (torch.randn(T, N, I), hidden(name, 2, N, H)),
+    "state features": lambda name: (torch.randn(T, N, I), hidden(name, 1, N, 6)),
+    "state rank 2 for 3": lambda name: (torch.randn(T, N, I), hidden(name, 1, H)),
+    "state rank 3 for 2": lambda name: (torch.randn(T, I), hidden(name, 1, N, H)),
+    "state rank 4": lambda name: (torch.randn(T, N, I), hidden(name, 2, 1, N, H)),
+    "wrong features before wrong state": lambda name: (torch.randn(T, N, 9), hidden(name, 1, 3, H)),
+    "a list": lambda name: ([1, 2],),
+    "nothing": lambda name: (None,),
+}
+
+
+@pytest.mark.parametrize("case", BOTH_REFUSE)
+@pytest.mark.parametrize("name", NAMES)
+def test_refused_as_torch_refuses(name, case):
+    arguments, errors = BOTH_REFUSE[case](name), []
+    for package in (nn, lstmkern):
+        with pytest.raises(Exception) as error:  # noqa: PT011 (the types are compared below)
+            getattr(package, name)(I, H)(*arguments)
+        errors.append((error.type, str(error.value)))
+    assert errors[1] == errors[0]
+
+
+def test_cell_state_has_its_own_size():
+    for module in (nn.LSTM(I, H, proj_size=2), lstmkern.LSTM(I, H, proj_size=2)):
+        with pytest.raises(RuntimeError, match=r"Expected hidden\[1\] size \(1, 2, 5\), got \[1, 2, 2\]"):
+            module(torch.randn(T, N, I), (torch.zeros(1, N, 2), torch.zeros(1, N, 2)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_packed_input(name):
+    """torch.nn.LSTM lets these through to a product of matrices that do not fit; its GRU and RNN have the messages."""
+    with pytest.raises(RuntimeError, match=r"input.size\(-1\) must be equal to input_size. Expected 4, got 9"):
+        getattr(lstmkern, name)(I, H)(packed(9))
+    with pytest.raises(ValueError, match=r"RNN input dtype \(torch.float64\) does not match weight dtype"):
+        getattr(lstmkern, name)(I, H)(packed(I, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_packed_state_of_another_batch(name):
+    with pytest.raises(RuntimeError, match=r"Expected hidden(\[0\])? size \(1, 2, 5\), got \[1, 3, 5\]"):
+        getattr(lstmkern, name)(I, H)(packed(I), hidden(name, 1, 3, H))
+
+
+ONLY_WE_SEE = {  # keyword arguments and what the message says
+    "lengths as a list": ({"lengths": [3, 2]}, ValueError, "lengths: Expected a tensor of torch.int64, got list"),
+    "lengths int32": ({"lengths": torch.tensor([3, 2]).int()}, ValueError, "lengths: Expected a tensor of torch.int64"),
+    "lengths float": ({"lengths": torch.tensor([3.0, 2.0])}, ValueError, "lengths: Expected a tensor of torch.int64"),
+    "too many lengths": ({"lengths": torch.tensor([3, 2, 1])}, ValueError, r"lengths: Expected size \(2,\), got \[3\]"),
+    "lengths rank 2": ({"lengths": torch.tensor([[3, 2]])}, ValueError, r"lengths: Expected size \(2,\), got \[1, 2\]"),
+    "zero length": ({"lengths": torch.tensor([0, 2])}, RuntimeError, "lengths"),
+    "negative length": ({"lengths": torch.tensor([-1, 2])}, RuntimeError, "lengths"),
+    "length past T": ({"lengths": torch.tensor([3, 4])}, RuntimeError, "lengths"),
+    "resets int": ({"resets": torch.zeros(T, N)}, ValueError, "resets: Expected a tensor of torch.bool"),
+    "resets turned": ({"resets": torch.zeros(N, T).bool()}, ValueError, r"resets: Expected size \(3, 2\), got \[2, 3\]"),
+    "resets per row": ({"resets": torch.zeros(N).bool()}, ValueError, r"resets: Expected size \(3, 2\), got \[2\]"),
+}
+
+
+@pytest.mark.parametrize("case", ONLY_WE_SEE)
+@pytest.mark.parametrize("name", NAMES)
+def test_refused_lengths_and_resets(name, case):
+    keywords, error, message = ONLY_WE_SEE[case]
+    with pytest.raises(error, match=message):
+        getattr(lstmkern, name)(I, H)(torch.randn(T, N, I), **keywords)
+
+
+def test_packed_sequences_have_their_own_lengths():
+    with pytest.raises(ValueError, match="a PackedSequence already has its lengths"):
+        lstmkern.LSTM(I, H)(packed(I), lengths=torch.tensor([3, 2]))
+    with pytest.raises(ValueError, match=r"resets: Expected size \(5,\), got \[3, 2\]"):
+        lstmkern.LSTM(I, H)(packed(I), resets=torch.zeros(3, 2).bool())
+
+
+def test_only_an_lstm_has_cells():
+    with pytest.raises(TypeError, match="return_cells"):
+        lstmkern.GRU(I, H)(torch.randn(T, N, I), return_cells=True)
+
+
+def replaced(name, weight):
+    module = lstmkern.LSTM(I, H)
+    setattr(module, name, nn.Parameter(weight, requires_grad=weight.is_floating_point()))
+    return module
+
+
+WRONG_WEIGHTS = {
+    "w_hh columns": ("weight_hh_l0", torch.randn(20, 3)),
+    "w_hh rows": ("weight_hh_l0", torch.randn(16, 5)),
+    "w_hh rank": ("weight_hh_l0", torch.randn(100)),
+    "bias": ("bias_ih_l0", torch.randn(19)),
+    "w_hh fp64": ("weight_hh_l0", torch.randn(20, 5, dtype=torch.float64)),
+    "w_hh integer": ("weight_hh_l0", torch.ones(20, 5, dtype=torch.int64)),
+    "w_ih columns": ("weight_ih_l0", torch.randn(20, 3)),
+    "w_ih on another device": ("weight_ih_l0", torch.randn(20, 4, device="meta")),
+    "w_hh on another device": ("weight_hh_l0", torch.randn(20, 5, device="meta")),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_WEIGHTS)
+@pytest.mark.parametrize("grad", [True, False])
+def test_refused_weights(case, grad):
+    module = replaced(*WRONG_WEIGHTS[case])
+    with torch.set_grad_enabled(grad), pytest.raises(RuntimeError):
+        module(torch.randn(T, N, I))
+
+
+def test_integer_first_weight_is_refused_as_in_torch():
+    with pytest.raises(ValueError, match="does not match weight dtype"):
+        replaced("weight_ih_l0", torch.ones(20, 4, dtype=torch.int64))(torch.randn(T, N, I))
+
+
+def test_tensors_on_different_devices():
+    module = lstmkern.LSTM(I, H)
+    with pytest.raises(RuntimeError, match="not at the same device, found input tensor at meta and parameter tensor at cpu"):
+        module(torch.randn(T, N, I, device="meta"))
+    state = torch.zeros(1, N, H, device="meta")
+    with pytest.raises(RuntimeError, match="not at the same device, found input tensor at cpu and hidden tensor at meta"):
+        module(torch.randn(T, N, I), (state, state))
+
+
+def test_state_of_another_dtype():
+    state = torch.zeros(1, N, H, dtype=torch.float64)
+    with pytest.raises(RuntimeError):
+        lstmkern.GRU(I, H)(torch.randn(T, N, I), state)
+
+
+def test_packed_batch_sizes_that_do_not_fit():
+    data = torch.randn(5, I)
+    for sizes in ([2, 2], [2, 2, 2], [1, 2, 2]):
+        with pytest.raises(RuntimeError):
+            lstmkern.GRU(I, H)(PackedSequence(data, torch.tensor(sizes)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_nan_and_inf_go_where_they_go_in_torch(name, value):
+    x = torch.randn(T, N, I)
+    x[1, 0, 2] = value
+    module = getattr(nn, name)(I, H)
+    expected, state = module(x)
+    ours = getattr(lstmkern, name)(I, H)
+    ours.load_state_dict(module.state_dict())
+    output, final = ours(x)
+    torch.testing.assert_close(output, expected, equal_nan=True)
+    torch.testing.assert_close(final, state, equal_nan=True)
+    assert output[:, 1].isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_failed_call_leaves_everything_usable(name):
+    torch.manual_seed(0)
+    module = getattr(lstmkern, name)(I, H, 2, dropout=0.5)
+    x, before = torch.randn(T, N, I), torch.get_rng_state()
+    weights = {n: p.clone() for n, p in module.state_dict().items()}
+    state = hidden(name, 2, N, H)
+    for arguments, keywords in (
+        ((torch.randn(T, N, 9, generator=torch.Generator()),), {}),
+        ((x, hidden(name, 2, 7, H)), {}),
+        ((x, state), {"lengths": torch.tensor([0, 99])}),
+        ((x, state), {"resets": torch.zeros(1, 1).bool()}),
+    ):
+        with pytest.raises((ValueError, RuntimeError)):
+            module(*arguments, **keywords)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(p, weights[n]) for n, p in module.state_dict().items())
+    assert not any(s.any() for s in (state if name == "LSTM" else [state]))
+    module(x, state)[0].sum().backward()
+
+
+def test_functional_forms_refuse_wrong_layers():
+    x, module = torch.randn(T, N, I), lstmkern.LSTM(I, H, bidirectional=True)
+    forward, reverse = module.all_weights
+    with pytest.raises(ValueError, match=r"weights\[0\]: Expected 2 to 5 tensors for each of 2 directions, got 7"):
+        lstmkern.functional.lstm(x, None, [forward + reverse[:3]], bidirectional=True)
+    state = torch.zeros(1, N, H)
+    with pytest.raises(ValueError, match=r"hx\[0\]: Expected \[2, N, features\], got \[1, 2, 5\]"):
+        lstmkern.functional.lstm(x, (state, state), [forward + reverse], bidirectional=True)
+    with pytest.raises(ValueError, match="Unknown nonlinearity 'gelu'"):
+        lstmkern.functional.rnn(x, None, [forward], nonlinearity="gelu")

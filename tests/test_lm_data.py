@@ -1,0 +1,115 @@
+"""HUMAN_NUMBERS has exactly the book's size, and batches continue each other."""
+
+import pytest
+import torch
+
+from lstmkern.lm.data import (
+    InputError,
+    human_numbers,
+    load_corpus,
+    make_batches,
+    make_corpus,
+    number_name,
+    write_human_numbers,
+)
+
+
+@pytest.mark.parametrize(
+    ("n", "name"),
+    [
+        (1, "one"),
+        (10, "ten"),
+        (13, "thirteen"),
+        (20, "twenty"),
+        (42, "forty two"),
+        (100, "one hundred"),
+        (118, "one hundred eighteen"),
+        (1000, "one thousand"),
+        (1234, "one thousand two hundred thirty four"),
+        (5007, "five thousand seven"),
+        (9999, "nine thousand nine hundred ninety nine"),
+    ],
+)
+def test_number_names(n, name):
+    assert number_name(n) == name
+
+
+@pytest.mark.parametrize("n", [-1, 0, 10000])
+def test_number_name_out_of_range(n):
+    with pytest.raises(ValueError, match=f"1 to 9999, got {n}"):
+        number_name(n)
+
+
+def test_counts_of_human_numbers():
+    train, valid = human_numbers()
+    corpus = load_corpus()
+    assert (len(train), len(valid), len(train) + len(valid)) == (7999, 1999, 9998)
+    assert len(corpus.ids) == 63_095
+    assert len(corpus.vocab) == 30
+    assert (valid[0], valid[-1]) == (number_name(8001), number_name(9999))
+    words = [corpus.vocab[i] for i in corpus.ids[:8]]
+    assert words == ["one", ".", "two", ".", "three", ".", "four", "."]
+
+
+def test_batches_of_human_numbers():
+    train, valid = make_batches(load_corpus().ids)
+    assert train.x.shape == train.y.shape == (49, 64, 16)
+    assert valid.x.shape == valid.y.shape == (12, 64, 16)
+    assert train.tokens == 49 * 64 * 16
+
+
+def test_rows_continue_from_batch_to_batch():
+    ids = torch.arange(2000)
+    train, valid = make_batches(ids, rows=4, seq_len=8)
+    for batches in (train, valid):
+        assert torch.equal(batches.y, batches.x + 1)  # the target is the next token
+        streams = batches.x.transpose(0, 1).flatten(1)  # [rows, batches * seq_len]
+        assert torch.equal(streams, streams[:, :1] + torch.arange(streams.size(1)))
+    sequences = (2000 - 1) // 8
+    cut = int(sequences * 0.8)
+    assert (len(train), len(valid)) == (cut // 4, (sequences - cut) // 4)
+    assert train.x[0, 0, 0] == 0
+    assert valid.x[0, 0, 0] == cut * 8
+
+
+def test_smallest_corpus_that_fills_a_batch():
+    # Ten sequences: eight to train, two to validate.
+    train, valid = make_batches(torch.arange(10 * 3 + 1), rows=2, seq_len=3)
+    assert (len(train), len(valid)) == (4, 1)
+    with pytest.raises(InputError, match="validation part does not fill one batch of 2 rows of 3 tokens"):
+        make_batches(torch.arange(5 * 3 + 1), rows=2, seq_len=3)
+    with pytest.raises(InputError, match="training part"):
+        make_batches(torch.arange(0), rows=2, seq_len=3)
+
+
+def test_written_corpus_reads_back_the_same(tmp_path):
+    write_human_numbers(tmp_path)
+    assert len((tmp_path / "train.txt").read_text().splitlines()) == 7999
+    corpus, own = load_corpus(tmp_path), load_corpus()
+    assert torch.equal(corpus.ids, own.ids)
+    assert corpus.vocab == own.vocab
+    assert corpus.fingerprint == own.fingerprint
+    assert make_corpus(["a b"]).fingerprint != make_corpus(["b a"]).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "message"),
+    [
+        (b"", b"", "the corpus is empty"),
+        (b"\n \n", b"\n", "the corpus is empty"),
+        (b"one one one\none\n", b"one\n", "only one distinct word, 'one'"),
+        (b"\xff\xfe\x00", b"one two\n", "train.txt is not UTF-8"),
+        (b"one two\n", None, "cannot read .*valid.txt: No such file"),
+    ],
+)
+def test_unusable_corpus(tmp_path, train, valid, message):
+    (tmp_path / "train.txt").write_bytes(train)
+    if valid is not None:
+        (tmp_path / "valid.txt").write_bytes(valid)
+    with pytest.raises(InputError, match=message):
+        load_corpus(tmp_path)
+
+
+def test_missing_directory(tmp_path):
+    with pytest.raises(InputError, match="no such data directory"):
+        load_corpus(tmp_path / "nowhere")
