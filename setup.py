@@ -34,7 +34,7 @@ setup(
             depends=headers,
             define_macros=[("LSTMKERN_VERSION", f'"{VERSION}"')],
             # No -march: each kernel file names its own instruction set. No -std: torch chooses.
-            extra_compile_args=["-O3", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"],
+            extra_compile_args=["-O2", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"],
             extra_link_args=["-fopenmp"],
         )
     ],

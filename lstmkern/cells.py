@@ -18,9 +18,7 @@ class _Cell(torch.nn.RNNCellBase):
         if self.bias:
             weights += [self.bias_ih, self.bias_hh]
         if input.size(1) != self.input_size:
-            raise RuntimeError(
-                f"input has inconsistent input_size: got {input.size(1)} expected {self.input_size}"
-            )
+            raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {self.input_size}")
         for i, state in enumerate((h, c)):
             if state is None:
                 continue
@@ -44,9 +42,7 @@ def _check_rank(name: str, input: Tensor) -> None:
 class LSTMCell(_Cell):
     """torch.nn.LSTMCell(input_size, hidden_size, bias=True, device=None, dtype=None); formulas at lstmkern.LSTM."""
 
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
-    ) -> None:
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
@@ -73,9 +69,7 @@ class _SingleStateCell(_Cell):
 class GRUCell(_SingleStateCell):
     """torch.nn.GRUCell(input_size, hidden_size, bias=True, device=None, dtype=None); formulas at lstmkern.GRU."""
 
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
-    ) -> None:
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:

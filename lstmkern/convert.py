@@ -21,7 +21,7 @@ _MARK = "_replaced_by_lstmkern"  # in the __dict__ of a module that restore_modu
 
 @dataclass
 class Report:
-    """What replace_modules() or restore_modules() did: (name, old class, new class) and (name, class, why not) as text."""
+    """What replace_modules() or restore_modules() did: (name, old class, new class) and (name, class, why not)."""
 
     swapped: list[tuple[str, str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str, str]] = field(default_factory=list)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _extension, reference  # noqa: F401 (loading the extension registers the ops)
+from . import _extension, onnx, reference  # noqa: F401 (loading the extension registers the ops)
 
 forward_op = torch.ops.lstmkern.layer_forward.default
 backward_op = torch.ops.lstmkern.layer_backward.default
@@ -63,7 +63,7 @@ class LayerFunction(torch.autograd.Function):
             grad_h0 if needs[1] else None,
             grad_c0 if needs[2] else None,
             *(None,) * 6,
-            *(g if need else None for g, need in zip(grad_weights, needs[9:])),
+            *(g if need else None for g, need in zip(grad_weights, needs[9:], strict=True)),
         )
 
 
@@ -81,7 +81,7 @@ class LayerBackward(torch.autograd.Function):
         ctx.save_for_backward(*tensors, *ragged)
         ctx.settings = settings
         results = (*results, *grad_weights)
-        if unneeded := [r for r, need in zip(results, _flat_needs(mode, needs, len(weights))) if not need]:
+        if unneeded := [r for r, need in zip(results, _flat_needs(mode, needs, len(weights)), strict=True) if not need]:
             ctx.mark_non_differentiable(*unneeded)
         return results
 
@@ -96,7 +96,7 @@ class LayerBackward(torch.autograd.Function):
 
         def first_derivative(*present):
             filled = [None] * len(tensors)
-            for i, t in zip(given, present):
+            for i, t in zip(given, present, strict=True):
                 filled[i] = t
             grads, (input, h0, c0, *weights) = filled[:4], filled[4:]
             *results, grad_weights = reference.layer_vjp(
@@ -107,7 +107,7 @@ class LayerBackward(torch.autograd.Function):
 
         _, pull_back = torch.func.vjp(first_derivative, *(tensors[i] for i in given))
         result = [None] * (3 + len(tensors))
-        for i, grad in zip(given, pull_back(tuple(cotangents[i] for i in received))):
+        for i, grad in zip(given, pull_back(tuple(cotangents[i] for i in received)), strict=True):
             result[3 + i] = grad
         return tuple(result)
 
@@ -129,23 +129,19 @@ def _through_dispatcher() -> bool:
 def layer_forward(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, cells):
     """One layer, differentiable; arguments as for lstmkern::layer_forward, results (output, h_n, c_n, cells)."""
     if _through_dispatcher():
-        results = forward_op(
-            input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells
-        )
+        if torch.onnx.is_in_onnx_export():
+            return onnx.layer(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, cells)
+        results = forward_op(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
     elif torch.is_grad_enabled() and (
         input.requires_grad
         or h0.requires_grad
         or (c0 is not None and c0.requires_grad)
-        or any([w.requires_grad for w in weights])
+        or any(w.requires_grad for w in weights)
     ):
-        results = LayerFunction.apply(
-            input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights
-        )
+        results = LayerFunction.apply(input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights)
     else:
         with _below_autograd():
-            results = forward_op(
-                input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells
-            )
+            results = forward_op(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
     return results
 
 
@@ -165,7 +161,7 @@ def layer_backward(
         return backward_op(*tensors[:7], weights, *ragged, *saved, mode, batch_first, needs)
 
 
-# ---- stacks of layers ------------------------------------------------------------------------------------------------
+# ---- stacks of layers ----
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 
@@ -208,9 +204,7 @@ def run_stack(
 
     last = len(weights) - 1
     if not last:
-        results = layer_forward(
-            input, h0, c0, weights[0], batch_sizes, lengths, resets, mode, batch_first, cells
-        )
+        results = layer_forward(input, h0, c0, weights[0], batch_sizes, lengths, resets, mode, batch_first, cells)
         return results[:4] if result_dtypes is None else _as_dtypes(results, result_dtypes)
     h_ns, c_ns = [], []
     h, c = h0, c0
@@ -250,7 +244,7 @@ def run_cell(
 
 
 def _dropout(output: Tensor, p: float, batch_first: bool) -> Tensor:
-    """Dropout between layers with torch.nn's masks: it draws them for the time-major batch whatever the caller's layout."""
+    """Dropout between layers with torch.nn's masks, which it draws for the time-major batch whatever the layout."""
     if not batch_first or output.device.type != "cpu":
         return F.dropout(output, p)
     N, T, C = output.shape
@@ -267,8 +261,8 @@ def _autocast_results(
 ) -> tuple[torch.dtype, torch.dtype]:
     """The dtypes (output and h_n, c_n) that torch.nn gives under autocast for arguments that are not yet cast.
 
-    On CUDA that is autocast's. On the CPU torch.nn computes a GRU's last sum, and an LSTM's where oneDNN does not fuse it
-    (packed, projected, LSTMCell), in the dtype of the state, which may be wider.
+    On CUDA that is autocast's. On the CPU torch.nn computes a GRU's last sum, and an LSTM's where oneDNN does not fuse
+    it (packed, projected, LSTMCell), in the dtype of the state, which may be wider.
     """
     dtype = torch.get_autocast_dtype(input.device.type)
     if input.device.type != "cpu" or mode in ("RNN_TANH", "RNN_RELU") or (mode == "LSTM" and fused):
@@ -301,10 +295,10 @@ def lstm(
 ):
     """lstmkern.LSTM as a function of its weights.
 
-    input [T, N, I], [N, T, I] if batch_first, or packed [R, I] with batch_sizes (int64 [T] on the CPU); hx (h_0 [L*D, N, P],
-    c_0 [L*D, N, H]) or None for zeros. weights holds one list per layer: w_ih, w_hh, then b_ih, b_hh and w_hr as far as
-    there are any, the reverse direction's after the forward one's. Returns (output, (h_n, c_n)) and, if return_cells, the
-    last layer's c of every step; see lstmkern.LSTM.forward for these and for lengths and resets.
+    input [T, N, I], [N, T, I] if batch_first, or packed [R, I] with batch_sizes (int64 [T] on the CPU); hx (h_0
+    [L*D, N, P], c_0 [L*D, N, H]) or None for zeros. weights holds one list per layer: w_ih, w_hh, then b_ih, b_hh and
+    w_hr as far as there are any, the reverse direction's after the forward one's. Returns (output, (h_n, c_n)) and, if
+    return_cells, the last layer's c of every step; see lstmkern.LSTM.forward for these and for lengths and resets.
     """
     h0, c0 = (None, None) if hx is None else hx
     output, h_n, c_n, cells = _checked_stack(
@@ -361,7 +355,9 @@ def _checked_stack(mode, input, h0, c0, weights, bidirectional, *rest):
     directions = 2 if bidirectional else 1
     for k, layer in enumerate(weights):
         if len(layer) not in [n * directions for n in (2, 3, 4, 5)]:
-            raise ValueError(f"weights[{k}]: Expected 2 to 5 tensors for each of {directions} directions, got {len(layer)}")
+            raise ValueError(
+                f"weights[{k}]: Expected 2 to 5 tensors for each of {directions} directions, got {len(layer)}"
+            )
     for i, state in enumerate((h0, c0)):
         if state is not None and (state.dim() != 3 or state.size(0) != len(weights) * directions):
             raise ValueError(f"hx[{i}]: Expected [{len(weights) * directions}, N, features], got {list(state.shape)}")

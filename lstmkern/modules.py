@@ -28,7 +28,7 @@ class RecurrentModule(torch.nn.RNNBase):
         """The weights, one list per layer, its directions one after the other."""
         parameters, names = self._parameters, self._all_weights
         if self.bidirectional:
-            names = [forward + reverse for forward, reverse in zip(names[::2], names[1::2])]
+            names = [forward + reverse for forward, reverse in zip(names[::2], names[1::2], strict=True)]
         return [[parameters[n] if n in parameters else getattr(self, n) for n in layer] for layer in names]
 
     def _run(self, input, h0, c0, lengths, resets, cells):
@@ -174,11 +174,12 @@ class LSTM(RecurrentModule):
     ):
         """Runs the layers over a batch of sequences.
 
-        Sizes: T steps, N rows, I = input_size, H = hidden_size, P = proj_size or H, D = 2 if bidirectional else 1, L layers.
+        Sizes: T steps, N rows, I = input_size, H = hidden_size, P = proj_size or H, D = 2 if bidirectional else 1, L =
+        num_layers.
 
         input: [T, N, I], [N, T, I] if batch_first, [T, I] for one sequence, or a PackedSequence; fp32, fp64, bf16, fp16
         hx: (h_0 [L*D, N, P], c_0 [L*D, N, H]), zeros if None; without N for one sequence
-        lengths: int64 [N] on any device, 0 < lengths <= T, in any order: each row's own number of steps in a padded batch.
+        lengths: int64 [N] on any device, 0 < lengths <= T, in any order: each row's number of steps in a padded batch;
             output is zero past a row's end, h_n and c_n are taken at it, and the reverse direction starts from it.
         resets: bool, laid out like input without its last dimension ([T, N], or [R] for packed data of R steps): where
             true, h and c are zeroed before that step, in both directions' own order of time.

@@ -1,8 +1,8 @@
 """What the compiled ops need to work with the rest of torch: shapes without data, gradients, vmap.
 
-The schemas and their CPU and CUDA kernels are registered by the compiled part; see csrc/ops.cpp for what each argument is.
-Here are the registrations that are Python: fakes (torch.compile, torch.export, the meta device), Autograd (so that an op
-called directly never drops a gradient) and the batching rules of torch.func.vmap.
+The schemas and their CPU and CUDA kernels are registered by the compiled part; csrc/ops.cpp says what each argument is.
+Here are the registrations that are Python: fakes (torch.compile, torch.export, the meta device), Autograd (so that an
+op called directly never drops a gradient) and the batching rules of torch.func.vmap.
 """
 
 import torch
@@ -11,13 +11,12 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from . import reference
-from .functional import LayerBackward, LayerFunction, backward_op, call_below_autograd, forward_op
+from .functional import GATES, LayerBackward, LayerFunction, backward_op, call_below_autograd, forward_op
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
-SAVED_PER_UNIT = {"LSTM": 4, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}  # values kept for backward per step and hidden unit
+SAVED_PER_UNIT = {"LSTM": 4, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}  # values kept for backward, per step
 
 
-# ---- fakes: the results' shapes, dtypes and devices -------------------------------------------------------------------
+# ---- fakes: the results' shapes, dtypes and devices ----
 
 
 @torch.library.register_fake("lstmkern::layer_forward")
@@ -61,7 +60,7 @@ def _check_same_device(input: Tensor, h0: Tensor, c0: Tensor | None, weights: li
                 )
 
 
-# ---- autograd: reached when an op is called from outside functional.py, by a tracer or under a function transform ------
+# ---- autograd: reached when an op is called from outside functional.py, by a tracer or under a transform ----
 
 
 def _has_tangent(tensors) -> bool:
@@ -82,19 +81,15 @@ def _apply(function, *args):
         return super(torch.autograd.Function, function).apply(*args)
 
 
-def _forward_autograd(
-    input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells
-):
+def _forward_autograd(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells):
     tensors = (input, h0, c0, *weights)
     nothing = input.new_empty(0)
     if _has_tangent(tensors):  # forward mode, at the reference's speed
-        *results, every_c = reference.layer(
-            input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first
-        )
+        *results, every_c = reference.layer(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first)
         gates = nothing
     elif _needs_grad(tensors):
-        *results, every_c, gates = _apply(LayerFunction, 
-            input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights
+        *results, every_c, gates = _apply(
+            LayerFunction, input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights
         )
     else:
         return call_below_autograd(
@@ -114,9 +109,7 @@ def _backward_autograd(
     if _needs_grad(tensors):
         results = _apply(LayerBackward, (mode, batch_first, needs), ragged, saved, *tensors)
         return *results[:3], list(results[3:])
-    return call_below_autograd(
-        backward_op, *tensors[:7], weights, *ragged, *saved, mode, batch_first, needs
-    )
+    return call_below_autograd(backward_op, *tensors[:7], weights, *ragged, *saved, mode, batch_first, needs)
 
 
 _library = torch.library.Library("lstmkern", "FRAGMENT")
@@ -124,7 +117,7 @@ _library.impl("layer_forward", _forward_autograd, "Autograd")
 _library.impl("layer_backward", _backward_autograd, "Autograd")
 
 
-# ---- vmap ------------------------------------------------------------------------------------------------------------
+# ---- vmap ----
 
 
 @torch.library.register_vmap("lstmkern::layer_forward")
@@ -139,7 +132,10 @@ def _(info, in_dims, input, h0, c0, weights, batch_sizes, lengths, resets, mode,
         """The mapped dimension folded into dimension n, which counts the rows: one larger batch."""
         if tensor is None:
             return None
-        spread = tensor.movedim(dim, n) if dim is not None else tensor.unsqueeze(n).expand(*tensor.shape[:n], B, *tensor.shape[n:])
+        if dim is None:
+            spread = tensor.unsqueeze(n).expand(*tensor.shape[:n], B, *tensor.shape[n:])
+        else:
+            spread = tensor.movedim(dim, n)
         return spread.flatten(n, n + 1)
 
     n, N = (0 if batch_first else 1), h0.size(1 if in_dims[1] is None or in_dims[1] > 1 else 2)
@@ -171,12 +167,12 @@ def _one_by_one(op, B: int, in_dims: tuple, args: tuple) -> tuple:
 
     def pick(arg, dim, b: int):
         if isinstance(dim, (list, tuple)):
-            return [pick(a, d, b) for a, d in zip(arg, dim)]
+            return [pick(a, d, b) for a, d in zip(arg, dim, strict=True)]
         return arg if dim is None else arg.select(dim, b)
 
-    each = [op(*(pick(arg, dim, b) for arg, dim in zip(args, in_dims))) for b in range(B)]
+    each = [op(*(pick(arg, dim, b) for arg, dim in zip(args, in_dims, strict=True))) for b in range(B)]
     results = tuple(
-        [torch.stack(w) for w in zip(*parts)] if isinstance(parts[0], list) else torch.stack(parts)
-        for parts in zip(*each)
+        [torch.stack(w) for w in zip(*parts, strict=True)] if isinstance(parts[0], list) else torch.stack(parts)
+        for parts in zip(*each, strict=True)
     )
     return results, tuple([0] * len(r) if isinstance(r, list) else 0 for r in results)

@@ -1,7 +1,7 @@
 """The layer that the kernels compute, in plain torch operations.
 
-Slow and short: this is what the tests compare with, what second derivatives and forward-mode derivatives run on, and the
-place to read what a layer does. Nothing is written in place, so it can be differentiated any number of times.
+Slow and short: this is what the tests compare with, what second and forward-mode derivatives run on, and the place to
+read what a layer does. Nothing is written in place, so it can be differentiated any number of times.
 
 Sizes: T steps, N rows, I inputs, H hidden, P = proj_size or H, D directions, R rows of packed data.
 """
@@ -14,8 +14,8 @@ from torch import Tensor
 def step(mode: str, x: Tensor, h: Tensor, c: Tensor | None, weights: list[Tensor]) -> tuple[Tensor, Tensor | None]:
     """One time step of one direction, as torch.nn.LSTMCell, GRUCell and RNNCell define it.
 
-    x [N, I], h [N, P], c [N, H] (LSTM only), weights w_ih [G*H, I], w_hh [G*H, P], then b_ih, b_hh [G*H] and w_hr [P, H]
-    as far as the layer has them; gates are stacked as i, f, g, o (LSTM) or r, z, n (GRU). Returns the next (h, c).
+    x [N, I], h [N, P], c [N, H] (LSTM only), weights w_ih [G*H, I], w_hh [G*H, P], then b_ih, b_hh [G*H] and w_hr
+    [P, H] as far as the layer has them; gates are stacked as i, f, g, o (LSTM) or r, z, n (GRU). Returns the next (h, c).
     """
     w_ih, w_hh, *rest = weights
     b_ih, b_hh = rest[:2] if len(rest) >= 2 else (None, None)
@@ -49,8 +49,8 @@ def layer(
 
     input [T, N, I], [N, T, I] if batch_first, or packed [R, I] with batch_sizes int64 [T]; h0 [D, N, P]; c0 [D, N, H]
     (LSTM); lengths int64 [N]; resets bool, laid out like input without its last dimension: the state is zeroed before
-    that step. Returns output (laid out like input, D*P columns, zero past a row's end), h_n [D, N, P], c_n [D, N, H] and
-    cells (every step's c, laid out like output, D*H columns); the last two are empty except for an LSTM.
+    that step. Returns output (laid out like input, D*P columns, zero past a row's end), h_n [D, N, P], c_n [D, N, H]
+    and cells (every step's c, laid out like output, D*H columns); the last two are empty except for an LSTM.
     """
     dtype, D, N = input.dtype, h0.size(0), h0.size(1)
     wide = torch.promote_types(dtype, torch.float32)  # 16-bit types are storage: the arithmetic is fp32
@@ -128,18 +128,18 @@ def layer_vjp(
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """The layer's vector-Jacobian product: what lstmkern::layer_backward computes, itself differentiable.
 
-    grads are those of output, h_n, c_n and cells (None counts as zero). Returns those of input, h0, c0 (empty except for
-    an LSTM) and weights.
+    grads are those of output, h_n, c_n and cells (None counts as zero). Returns those of input, h0, c0 (empty except
+    for an LSTM) and weights.
     """
     with torch.enable_grad():
-        # Derivatives with respect to a shift of zero: the results keep their dependence on the given tensors themselves,
+        # Derivatives with respect to a shift of zero: the results keep their dependence on the given tensors,
         # of whatever order and under whatever transform.
         primals = (input, h0, *(() if c0 is None else (c0,)), *weights)
         shifts = [torch.zeros_like(p, requires_grad=True) for p in primals]
-        input, h0, *rest = [p + s for p, s in zip(primals, shifts)]
+        input, h0, *rest = [p + s for p, s in zip(primals, shifts, strict=True)]
         c0, *weights = (None, *rest) if c0 is None else rest
         results = layer(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first)
-        received = [(result, grad) for result, grad in zip(results, grads) if grad is not None]
+        received = [(result, grad) for result, grad in zip(results, grads, strict=True) if grad is not None]
         grad_input, grad_h0, *rest = torch.autograd.grad(
             [r for r, _ in received], shifts, [g for _, g in received], create_graph=True, materialize_grads=True
         )

@@ -1,4 +1,4 @@
-"""Shared by the tests: the kinds of layer, pairs of a torch.nn module and ours with the same weights, the error bound."""
+"""Shared by the tests: the kinds of layer, pairs of torch.nn's module and ours with the same weights, the error bound."""
 
 import pytest
 import torch
@@ -46,12 +46,12 @@ def _flatten(tree):
 
 @pytest.fixture
 def as_good_as_torch():
-    """as_good_as_torch(ours, theirs, exact): our error against fp64 is at most twice torch's, give or take a few eps."""
+    """as_good_as_torch(ours, theirs, exact): our error against fp64 is at most twice torch's and a few eps."""
 
     def check(ours, theirs, exact):
         ours, theirs, exact = _flatten(ours), _flatten(theirs), _flatten(exact)
         assert len(ours) == len(theirs) == len(exact)
-        for k, (a, b, e) in enumerate(zip(ours, theirs, exact)):
+        for k, (a, b, e) in enumerate(zip(ours, theirs, exact, strict=True)):
             assert a.shape == b.shape and a.dtype == b.dtype, f"{k}: {a.shape} {a.dtype}, torch {b.shape} {b.dtype}"
             if not a.numel():
                 continue

@@ -6,7 +6,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import lstmkern
 
-T, N, I, H = 7, 3, 4, 5
+T, N, I, H = 7, 3, 4, 5  # noqa: E741
 RESETS = torch.zeros(T, N, dtype=torch.bool)
 RESETS[0, 0] = RESETS[3, 0] = RESETS[3, 1] = RESETS[6, 1] = RESETS[5, 0] = True  # row 2 has none
 
@@ -14,7 +14,7 @@ RESETS[0, 0] = RESETS[3, 0] = RESETS[3, 1] = RESETS[6, 1] = RESETS[5, 0] = True 
 def segments(row):
     """The runs of steps between resets of one row, as slices."""
     starts = [0, *[t for t in range(1, T) if RESETS[t, row]], T]
-    return [slice(a, b) for a, b in zip(starts, starts[1:])]
+    return [slice(a, b) for a, b in zip(starts, starts[1:], strict=True)]
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -35,7 +35,7 @@ def test_resets_start_a_new_sequence(kind, batch_first, pair):
             expected, final = theirs(alone.transpose(0, 1) if batch_first else alone, hx)
             expected = expected.transpose(0, 1) if batch_first else expected
             torch.testing.assert_close(output[part, row : row + 1], expected)
-        for mine, last in zip(state if lstm else [state], final if lstm else [final]):
+        for mine, last in zip(state if lstm else [state], final if lstm else [final], strict=True):
             torch.testing.assert_close(mine[:, row : row + 1], last)
 
 
@@ -47,7 +47,7 @@ def test_resets_in_the_reverse_direction(kind, pair):
     P = output.size(2) // 2
     for row in range(N):
         ends = [t + 1 for t in range(T - 1) if RESETS[t, row]]
-        for a, b in zip([0, *ends], [*ends, T]):
+        for a, b in zip([0, *ends], [*ends, T], strict=True):
             expected, _ = theirs(x[a:b, row : row + 1])
             torch.testing.assert_close(output[a:b, row : row + 1, P:], expected[..., P:])
 
@@ -64,7 +64,7 @@ def test_resets_stop_gradients(kind, pair):
     assert not grad[:4].any() and grad[4:].any()
     grads = torch.autograd.grad(ours(x, resets=resets)[0][4:].sum(), ours.parameters())
     expected = torch.autograd.grad(ours(x[4:])[0].sum(), ours.parameters())
-    for a, b in zip(grads, expected):
+    for a, b in zip(grads, expected, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -95,7 +95,7 @@ def test_one_unbatched_sequence_with_resets(kind, pair):
     torch.testing.assert_close(output, ours(x.unsqueeze(1), resets=RESETS[:, :1])[0].squeeze(1))
 
 
-# ---- cells -----------------------------------------------------------------------------------------------------------
+# ---- cells ----
 
 
 @pytest.mark.parametrize("proj_size", [0, 2])

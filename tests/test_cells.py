@@ -50,12 +50,14 @@ def leaves_of(x, hx):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 5, 17), (64, 33, 40)], ids=str)
 def test_training_step(cells, bias, sizes, as_good_as_torch):
-    N, I, H = sizes
+    N, I, H = sizes  # noqa: E741
     theirs, ours = cells(I, H, bias=bias)
     x, hx = torch.randn(N, I), state_for(theirs, N)
 
     def step(cell, dtype):
-        leaves, state = leaves_of(x.to(dtype), tuple(h.to(dtype) for h in hx) if isinstance(hx, tuple) else hx.to(dtype))
+        leaves, state = leaves_of(
+            x.to(dtype), tuple(h.to(dtype) for h in hx) if isinstance(hx, tuple) else hx.to(dtype)
+        )
         results = as_tuple(cell(leaves[0], state))
         loss = sum((k + 1) * r.square().sum() for k, r in enumerate(results))
         return [*results, *torch.autograd.grad(loss, [*leaves, *cell.parameters()])]
@@ -96,7 +98,7 @@ def test_derivatives(cells):
 
     def function(x, *rest):
         hx = rest[: len(state)] if lstm else rest[0]
-        return torch.func.functional_call(ours, dict(zip(names, rest[len(state) :])), (x, hx))
+        return torch.func.functional_call(ours, dict(zip(names, rest[len(state) :], strict=True)), (x, hx))
 
     leaves = (x, *state, *(p.detach().clone().requires_grad_() for p in ours.parameters()))
     assert gradcheck(function, leaves)
@@ -116,7 +118,7 @@ def test_same_construction(cells, bias):
     (theirs, their_rng), (ours, our_rng) = made
     assert repr(ours) == repr(theirs) and torch.equal(our_rng, their_rng)
     assert list(ours.state_dict()) == list(theirs.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
     x = torch.randn(3, 4)
     for twin in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
         torch.testing.assert_close(twin(x), ours(x))
@@ -132,7 +134,7 @@ def test_autocast_gives_torchs_dtypes(cells, input_dtype, state_dtype):
     for arguments in ((x, hx), (x,)):
         with torch.autocast("cpu", torch.bfloat16):
             expected, actual = theirs(*arguments), ours(*arguments)
-        for a, b in zip(as_tuple(actual), as_tuple(expected)):
+        for a, b in zip(as_tuple(actual), as_tuple(expected), strict=True):
             assert a.dtype == b.dtype
             torch.testing.assert_close(a, b, rtol=0.05, atol=0.02)
 

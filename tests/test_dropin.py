@@ -18,7 +18,7 @@ import lstmkern
 
 FLAGS = ("bias", "batch_first", "bidirectional")
 OPTIONS = [
-    {"num_layers": layers, **dict(zip(FLAGS, flags))}
+    {"num_layers": layers, **dict(zip(FLAGS, flags, strict=True))}
     for layers in (1, 3)
     for flags in itertools.product((False, True), repeat=3)
 ]
@@ -27,16 +27,16 @@ OPTIONS = [
 def close(ours, theirs):
     if isinstance(theirs, PackedSequence):
         assert isinstance(ours, PackedSequence)
-        for a, b in zip(ours[1:], theirs[1:]):
+        for a, b in zip(ours[1:], theirs[1:], strict=True):
             assert (a is None) == (b is None) and (a is None or torch.equal(a, b))
         return close(ours.data, theirs.data)
     if isinstance(theirs, tuple):
         assert isinstance(ours, tuple) and len(ours) == len(theirs)
-        return [close(a, b) for a, b in zip(ours, theirs)]
+        return [close(a, b) for a, b in zip(ours, theirs, strict=True)]
     return torch.testing.assert_close(ours, theirs)
 
 
-# ---- construction ----------------------------------------------------------------------------------------------------
+# ---- construction ----
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -52,7 +52,7 @@ def test_same_construction(kind, options):
     assert [(n, p.shape, p.dtype) for n, p in ours.named_parameters()] == [
         (n, p.shape, p.dtype) for n, p in theirs.named_parameters()
     ]
-    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
     assert not ours.load_state_dict(theirs.state_dict()).missing_keys
     assert not theirs.load_state_dict(ours.state_dict()).unexpected_keys
     attributes = ("mode", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "proj_size")
@@ -74,21 +74,21 @@ def test_positional_arguments(name):
 
 
 WRONG = [
-    dict(input_size=0),
-    dict(input_size=2.0),
-    dict(hidden_size=-1),
-    dict(hidden_size="5"),
-    dict(num_layers=0),
-    dict(bias=1),
-    dict(batch_first=None),
-    dict(dropout=1.5),
-    dict(dropout=True),
-    dict(dropout="0"),
-    dict(proj_size=-1),
-    dict(proj_size=5),
-    dict(nonlinearity="gelu"),
-    dict(unknown=3),
-    dict(dtype=torch.int32),
+    {"input_size": 0},
+    {"input_size": 2.0},
+    {"hidden_size": -1},
+    {"hidden_size": "5"},
+    {"num_layers": 0},
+    {"bias": 1},
+    {"batch_first": None},
+    {"dropout": 1.5},
+    {"dropout": True},
+    {"dropout": "0"},
+    {"proj_size": -1},
+    {"proj_size": 5},
+    {"nonlinearity": "gelu"},
+    {"unknown": 3},
+    {"dtype": torch.int32},
 ]
 
 
@@ -127,7 +127,7 @@ def test_what_it_is_an_instance_of():
         assert isinstance(module, nn.RNNBase) and not isinstance(module, getattr(nn, name))
 
 
-# ---- calls -----------------------------------------------------------------------------------------------------------
+# ---- calls ----
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -178,7 +178,7 @@ def test_rng_is_left_alone_without_dropout(kind, pair):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-# ---- life of a module ------------------------------------------------------------------------------------------------
+# ---- life of a module ----
 
 
 def roundtrips(module):
@@ -236,7 +236,7 @@ def test_hooks_run(pair):
     assert seen == ["before", "after"]
 
 
-# ---- weights that are not plain parameters ---------------------------------------------------------------------------
+# ---- weights that are not plain parameters ----
 
 
 def test_weight_drop(kind, pair):
@@ -253,7 +253,7 @@ def test_weight_drop(kind, pair):
             results.append(module(x)[0])
         (results[0].sum() + 2 * results[1].sum()).backward()
         grads.append([*results, raw.grad, module.weight_ih_l0.grad])
-    for a, b in zip(*grads):
+    for a, b in zip(*grads, strict=True):
         torch.testing.assert_close(b, a)
 
 
@@ -267,7 +267,7 @@ def test_parametrizations(kind, pair):
     for module in (theirs, ours):
         module(x)[0].sum().backward()
     close(ours(x), theirs(x))
-    for (name, a), (other, b) in zip(ours.named_parameters(), theirs.named_parameters()):
+    for (name, a), (other, b) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
         assert name == other
         torch.testing.assert_close(a.grad, b.grad)
     parametrize.remove_parametrizations(ours, "weight_hh_l0")
@@ -335,11 +335,11 @@ def test_strided_weights(kind, pair):
     for module in (theirs, ours):
         module(x)[0].square().sum().backward()
     close(ours(x), theirs(x))
-    for a, b in zip(ours.parameters(), theirs.parameters()):
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 
 
-# ---- autocast --------------------------------------------------------------------------------------------------------
+# ---- autocast ----
 
 
 @pytest.mark.parametrize("input_dtype", [torch.float32, torch.bfloat16], ids=["x32", "x16"])
@@ -364,7 +364,7 @@ def test_autocast_gives_torchs_dtypes(kind, input_dtype, state_dtype, form, pair
         sum(t.float().sum() for t in (output, *state)).backward()
         assert all(p.grad.dtype == torch.float32 for p in module.parameters())
         results.append((output, *state))
-    for a, b in zip(*results):
+    for a, b in zip(*results, strict=True):
         assert b.dtype == a.dtype
         torch.testing.assert_close(b, a, rtol=0.05, atol=0.02)
 

@@ -1,4 +1,4 @@
-"""Bad input: torch.nn's error types and messages where it has them, a clear one where it does not, and nothing changed."""
+"""Bad input: torch.nn's error types and messages where it has them, clear ones where not, and nothing changed."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import lstmkern
 
-T, N, I, H = 3, 2, 4, 5
+T, N, I, H = 3, 2, 4, 5  # noqa: E741
 NAMES = ("LSTM", "GRU", "RNN")
 
 
@@ -85,7 +85,11 @@ ONLY_WE_SEE = {  # keyword arguments and what the message says
     "negative length": ({"lengths": torch.tensor([-1, 2])}, RuntimeError, "lengths"),
     "length past T": ({"lengths": torch.tensor([3, 4])}, RuntimeError, "lengths"),
     "resets int": ({"resets": torch.zeros(T, N)}, ValueError, "resets: Expected a tensor of torch.bool"),
-    "resets turned": ({"resets": torch.zeros(N, T).bool()}, ValueError, r"resets: Expected size \(3, 2\), got \[2, 3\]"),
+    "resets turned": (
+        {"resets": torch.zeros(N, T).bool()},
+        ValueError,
+        r"resets: Expected size \(3, 2\), got \[2, 3\]",
+    ),
     "resets per row": ({"resets": torch.zeros(N).bool()}, ValueError, r"resets: Expected size \(3, 2\), got \[2\]"),
 }
 
@@ -144,10 +148,14 @@ def test_integer_first_weight_is_refused_as_in_torch():
 
 def test_tensors_on_different_devices():
     module = lstmkern.LSTM(I, H)
-    with pytest.raises(RuntimeError, match="not at the same device, found input tensor at meta and parameter tensor at cpu"):
+    with pytest.raises(
+        RuntimeError, match="not at the same device, found input tensor at meta and parameter tensor at cpu"
+    ):
         module(torch.randn(T, N, I, device="meta"))
     state = torch.zeros(1, N, H, device="meta")
-    with pytest.raises(RuntimeError, match="not at the same device, found input tensor at cpu and hidden tensor at meta"):
+    with pytest.raises(
+        RuntimeError, match="not at the same device, found input tensor at cpu and hidden tensor at meta"
+    ):
         module(torch.randn(T, N, I), (state, state))
 
 

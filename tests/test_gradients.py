@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import lstmkern
 from lstmkern import reference
 
-T, N, I, H = 4, 3, 2, 3
+T, N, I, H = 4, 3, 2, 3  # noqa: E741
 
 
 def problem(kind, pair, **options):
@@ -25,7 +25,7 @@ def problem(kind, pair, **options):
         hx = rest[: len(state)] if len(state) == 2 else rest[0]
         if pack:
             x = pack_padded_sequence(x, [2, 4, 1], batch_first=module.batch_first, enforce_sorted=False)
-        weights = dict(zip(parameters, rest[len(state) :]))
+        weights = dict(zip(parameters, rest[len(state) :], strict=True))
         output, hidden, *cells = torch.func.functional_call(module, weights, (x, hx), keywords)
         output, *cells = [part.data if pack else part for part in (output, *cells)]
         return (output, *(hidden if len(state) == 2 else [hidden]), *cells)
@@ -85,7 +85,7 @@ def test_third_derivative_is_the_references(pair):
     def through_reference(x, h0, c0, *weights):
         return reference.layer(x, h0, c0, weights, None, None, None, "LSTM", False)
 
-    for ours, expected in zip(thrice(function), thrice(through_reference)):
+    for ours, expected in zip(thrice(function), thrice(through_reference), strict=True):
         torch.testing.assert_close(ours, expected)
 
 
@@ -98,11 +98,11 @@ def test_any_part_of_the_results(kind, pair):
     c0, weights = (rest[0], rest[1:]) if lstm else (None, rest)
     expected = reference.layer(x, h0, c0, weights, None, None, None, module.mode, False)
     actual = function(*leaves, **keywords)
-    for result, wanted in zip(actual, expected):
+    for result, wanted in zip(actual, expected, strict=True):
         torch.testing.assert_close(result, wanted)
         ours = torch.autograd.grad(result.sin().sum(), leaves, retain_graph=True)
         theirs = torch.autograd.grad(wanted.sin().sum(), leaves, retain_graph=True, materialize_grads=True)
-        for a, b in zip(ours, theirs):
+        for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b)
 
 
@@ -134,7 +134,7 @@ def test_backward_in_eval_mode(kind, pair):
     x = torch.randn(T, N, I)
     for module in (theirs, ours):
         module.eval()(x)[0].sum().backward()
-    for a, b in zip(ours.parameters(), theirs.parameters()):
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 
 
@@ -143,7 +143,7 @@ def test_backward_twice_needs_retain_graph(pair):
     loss = function(*leaves)[0].sum()
     first = torch.autograd.grad(loss, leaves, retain_graph=True)
     second = torch.autograd.grad(loss, leaves)
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         loss.backward()
 
@@ -166,7 +166,7 @@ def test_truncated_backpropagation_carries_the_state(kind, pair):
     first, *state = function(x[:2], *rest)
     second, *_ = function(x[2:], *state, *rest[states:])
     halves = torch.autograd.grad(first.sin().sum() + second.sin().sum(), (x, *rest))
-    for a, b in zip(halves, whole):
+    for a, b in zip(halves, whole, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -204,7 +204,7 @@ def test_ops_called_directly_keep_their_gradients(pair):
     expected = torch.autograd.grad(function(*leaves)[0].sin().sum(), leaves)
     for save in (False, True):
         output = torch.ops.lstmkern.layer_forward(x, h0, c0, weights, None, None, None, "LSTM", False, save, False)[0]
-        for a, b in zip(torch.autograd.grad(output.sin().sum(), leaves), expected):
+        for a, b in zip(torch.autograd.grad(output.sin().sum(), leaves), expected, strict=True):
             torch.testing.assert_close(a, b)
 
 
@@ -212,5 +212,5 @@ def test_checkpoint_recomputes_the_same(kind, pair):
     _, leaves, function = problem(kind, pair)
     plain = torch.autograd.grad(function(*leaves)[0].sin().sum(), leaves)
     checkpointed = torch.utils.checkpoint.checkpoint(function, *leaves, use_reentrant=False)[0]
-    for a, b in zip(torch.autograd.grad(checkpointed.sin().sum(), leaves), plain):
+    for a, b in zip(torch.autograd.grad(checkpointed.sin().sum(), leaves), plain, strict=True):
         assert torch.equal(a, b)

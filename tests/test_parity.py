@@ -56,7 +56,7 @@ def test_fp64_training_step(kind, bidirectional, pair):
     x, hx = torch.randn(6, 3, 5, dtype=torch.float64), state_for(theirs, 3, torch.float64)
     single = copy.deepcopy(theirs).float()
     exact, rounded = run(theirs, x, hx), run(single, x.float(), [h.float() for h in hx])
-    for mine, e, r in zip(run(ours, x, hx), exact, rounded):
+    for mine, e, r in zip(run(ours, x, hx), exact, rounded, strict=True):
         # What rounding costs in this problem, measured in fp32, carries over to fp64 in units of its eps.
         scale = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
         bound = 4 * scale * (r.double() - e).abs().max() + 8 * torch.finfo(torch.float64).eps * e.abs().max()
@@ -105,7 +105,8 @@ def test_strided_input_state_and_gradients(kind, batch_first, strides, pair):
     view = STRIDES[strides]
     x = view(torch.randn(6, 4, 8, dtype=torch.float64))
     _, ours = pair(kind, x.size(2), 5, batch_first=batch_first, bidirectional=True, dtype=torch.float64)
-    hx = [h.transpose(0, 2).contiguous().transpose(0, 2) for h in state_for(ours, x.size(0 if batch_first else 1), x.dtype)]
+    state = state_for(ours, x.size(0 if batch_first else 1), x.dtype)
+    hx = [h.transpose(0, 2).contiguous().transpose(0, 2) for h in state]
 
     def results(x, hx):
         x = x.detach().requires_grad_()
@@ -115,7 +116,7 @@ def test_strided_input_state_and_gradients(kind, batch_first, strides, pair):
         loss = output.sum() + (turned * torch.arange(output.numel()).view(turned.shape)).sum()
         return [output, *(state if len(hx) == 2 else [state]), *torch.autograd.grad(loss, [x, *ours.parameters()])]
 
-    for strided, plain in zip(results(x, hx), results(x.contiguous(), [h.contiguous() for h in hx])):
+    for strided, plain in zip(results(x, hx), results(x.contiguous(), [h.contiguous() for h in hx]), strict=True):
         torch.testing.assert_close(strided, plain)
 
 
@@ -147,7 +148,7 @@ def test_same_bits_on_every_run(kind, pair):
     _, ours = pair(kind, 33, 40, 2, bidirectional=True)
     x = torch.randn(20, 16, 33)
     first, second = (run(ours, x, state) for state in [state_for(ours, 16, torch.float32)] * 2)
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_functional_forms():

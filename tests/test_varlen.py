@@ -6,7 +6,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 import lstmkern
 
-T, I, H = 6, 4, 5
+T, I, H = 6, 4, 5  # noqa: E741
 LENGTHS = {
     "unsorted": [2, 6, 1, 4, 4],
     "sorted": [6, 4, 4, 2, 1],
@@ -98,7 +98,7 @@ def test_padding_is_never_read(kind, lengths, pair):
         output, state = ours(x, lengths=lengths)
         loss = output.square().sum() + sum(s.sum() for s in as_tuple(state))
         results.append([output, *as_tuple(state), *torch.autograd.grad(loss, [x, *ours.parameters()])])
-    for a, b in zip(*results):
+    for a, b in zip(*results, strict=True):
         assert b.isfinite().all()
         torch.testing.assert_close(b, a)
 

@@ -46,7 +46,7 @@ class Config:
     seq_len: int = 16
     hidden: int = 64
     layers: int = 2
-    seed: int = 42
+    seed: int = 0
     device: str = "cpu"
     dtype: str = "fp32"
     data: str | None = None
