@@ -5,6 +5,9 @@ from torch import Tensor
 
 from .functional import run_cell
 
+_WITHOUT_BIAS = ("weight_ih", "weight_hh")
+_WITH_BIAS = (*_WITHOUT_BIAS, "bias_ih", "bias_hh")
+
 
 class _Cell(torch.nn.RNNCellBase):
     """A cell is a layer with one step."""
@@ -14,24 +17,32 @@ class _Cell(torch.nn.RNNCellBase):
         batched = input.dim() == 2
         if not batched:
             input, h, c = input.unsqueeze(0), h if h is None else h.unsqueeze(0), c if c is None else c.unsqueeze(0)
-        weights = [self.weight_ih, self.weight_hh]
-        if self.bias:
-            weights += [self.bias_ih, self.bias_hh]
-        if input.size(1) != self.input_size:
-            raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {self.input_size}")
-        for i, state in enumerate((h, c)):
+        shape, parameters = input.shape, self._parameters
+        expected = (shape[0], self.hidden_size)
+        if (
+            shape[1] != self.input_size
+            or (h is not None and h.shape != expected)
+            or (c is not None and c.shape != expected)
+        ):
+            self._refuse(shape, h, c)
+        names = _WITH_BIAS if self.bias else _WITHOUT_BIAS
+        weights = [parameters[n] if n in parameters else getattr(self, n) for n in names]
+        h, c = run_cell(mode, input, h, c, weights)
+        return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
+
+    def _refuse(self, shape: torch.Size, *states: Tensor | None) -> None:
+        """torch.nn's checks in torch.nn's order, for their messages."""
+        if shape[1] != self.input_size:
+            raise RuntimeError(f"input has inconsistent input_size: got {shape[1]} expected {self.input_size}")
+        for i, state in enumerate(states):
             if state is None:
                 continue
-            if state.size(0) != input.size(0):
-                raise RuntimeError(
-                    f"Input batch size {input.size(0)} doesn't match hidden{i} batch size {state.size(0)}"
-                )
+            if state.size(0) != shape[0]:
+                raise RuntimeError(f"Input batch size {shape[0]} doesn't match hidden{i} batch size {state.size(0)}")
             if state.size(1) != self.hidden_size:
                 raise RuntimeError(
                     f"hidden{i} has inconsistent hidden_size: got {state.size(1)}, expected {self.hidden_size}"
                 )
-        h, c = run_cell(mode, input, h, c, weights)
-        return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
 
 
 def _check_rank(name: str, input: Tensor) -> None:

@@ -14,8 +14,9 @@ from torch import Tensor
 def step(mode: str, x: Tensor, h: Tensor, c: Tensor | None, weights: list[Tensor]) -> tuple[Tensor, Tensor | None]:
     """One time step of one direction, as torch.nn.LSTMCell, GRUCell and RNNCell define it.
 
-    x [N, I], h [N, P], c [N, H] (LSTM only), weights w_ih [G*H, I], w_hh [G*H, P], then b_ih, b_hh [G*H] and w_hr
-    [P, H] as far as the layer has them; gates are stacked as i, f, g, o (LSTM) or r, z, n (GRU). Returns the next (h, c).
+    x [N, I], h [N, P], c [N, H] (LSTM only), weights w_ih [G*H, I], w_hh [G*H, P], then b_ih, b_hh [G*H] and
+    w_hr [P, H] as far as the layer has them; gates are stacked as i, f, g, o (LSTM) or r, z, n (GRU). Returns the
+    next (h, c).
     """
     w_ih, w_hh, *rest = weights
     b_ih, b_hh = rest[:2] if len(rest) >= 2 else (None, None)

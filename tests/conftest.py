@@ -1,4 +1,4 @@
-"""Shared by the tests: the kinds of layer, pairs of torch.nn's module and ours with the same weights, the error bound."""
+"""Shared by the tests: the kinds of layer, pairs of torch.nn's module and ours with equal weights, the error bound."""
 
 import pytest
 import torch

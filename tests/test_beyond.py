@@ -1,5 +1,7 @@
 """What torch.nn does not do: resets inside a sequence, every step's cell state."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -14,7 +16,7 @@ RESETS[0, 0] = RESETS[3, 0] = RESETS[3, 1] = RESETS[6, 1] = RESETS[5, 0] = True 
 def segments(row):
     """The runs of steps between resets of one row, as slices."""
     starts = [0, *[t for t in range(1, T) if RESETS[t, row]], T]
-    return [slice(a, b) for a, b in zip(starts, starts[1:], strict=True)]
+    return [slice(a, b) for a, b in pairwise(starts)]
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

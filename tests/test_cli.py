@@ -102,6 +102,7 @@ def test_next_session_gets_its_own_directory(here):
     assert listing(here) != before
 
 
+@pytest.mark.slow
 def test_ctrl_c_then_resume_equals_uninterrupted(here):
     assert run("train", *SMALL, "--epochs", "8", "--out", "straight")[0] == 0
     process = start("train", *SMALL, "--epochs", "8", "--out", "stopped")
@@ -247,6 +248,7 @@ def test_errors_of_the_process(here):
     assert run()[0] == 2
 
 
+@pytest.mark.slow
 def test_demo(here):
     """Both models beside torch.nn, one comparison, a continuation, and files for both. One epoch, so no figures."""
     code, out, err = run("demo", "--epochs", "1")

@@ -1,7 +1,5 @@
 """torch.compile, torch.export, torch.func and opcheck see ordinary operators."""
 
-import warnings
-
 import pytest
 import torch
 from torch import nn
@@ -46,7 +44,9 @@ def fresh_compiler():
 # ---- torch.compile ----
 
 
-@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "batch_first"), [("lstm", False), ("lstm-proj", True), ("gru", True), ("rnn-relu", False)]
+)
 def test_compiled_training_with_any_T_and_N(kind, batch_first, pair):
     model = Tagger(kind, pair, batch_first=batch_first)
     counter = CompileCounterWithBackend("aot_eager")
@@ -59,6 +59,7 @@ def test_compiled_training_with_any_T_and_N(kind, batch_first, pair):
     assert len(counts) == 1, f"compiled again for another length: {counts}"
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
 def test_compiled_lengths_and_resets(kind, pair):
     model = Tagger(kind, pair)
     counter = CompileCounterWithBackend("aot_eager")
@@ -113,7 +114,7 @@ def test_compiled_cell_loop():
 # ---- torch.export ----
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(("kind", "strict"), [("lstm", False), ("lstm", True), ("gru", False), ("rnn-tanh", False)])
 def test_export_with_dynamic_shapes_saved_and_loaded(kind, strict, pair, tmp_path):
     model = Tagger(kind, pair, batch_first=True).eval()
     T, N = torch.export.Dim("T"), torch.export.Dim("N")
@@ -182,9 +183,10 @@ def test_opcheck_backward(mode, form, requires_grad):
     grads = [torch.randn_like(t).requires_grad_(requires_grad) if t.numel() else None for t in (output, *state, cells)]
     # torch.compile has no second derivatives: AOT dispatch cannot trace this op's own gradient.
     checks = ALL[:3] if requires_grad else ALL
-    for received, needs in ((grads, [True, True, True]), ([grads[0], None, None, None], [False, True, False])):
+    partly = ([grads[0], None, None, None], [False, True, False], ALL[:3])
+    for received, needs, tests in ((grads, [True, True, True], checks), partly):
         call = (*received, *arguments, output, cells, gates, mode, False, needs)
-        torch.library.opcheck(torch.ops.lstmkern.layer_backward, call, test_utils=checks)
+        torch.library.opcheck(torch.ops.lstmkern.layer_backward, call, test_utils=tests)
 
 
 def test_opcheck_batch_first():
@@ -208,7 +210,7 @@ def test_results_do_not_alias():
 
 @pytest.fixture(params=[False, True], ids=["time-major", "batch-first"])
 def functions(request):
-    """functions(mode): the layer's output as a function of (x, h0, c0, weights), ours and the reference's; arguments."""
+    """functions(mode): the layer's output as a function of its tensors, ours and the reference's, and the tensors."""
 
     def make(mode, T=3, N=2):
         batch_first = request.param
@@ -331,11 +333,3 @@ def test_ensemble_by_vmap(kind, pair):
     x = torch.randn(4, 2, I)
     together = vmap(lambda w: functional_call(modules[0], (w, buffers), (x,))[0])(weights)
     torch.testing.assert_close(together, torch.stack([m(x)[0] for m in modules]))
-
-
-def test_torch_func_linearize(functions):
-    ours, plain, (x, h, c, w) = functions("LSTM")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        results = [torch.func.linearize(lambda x, f=f: f(x, h, c, w), x)[1](torch.ones_like(x)) for f in (ours, plain)]
-    torch.testing.assert_close(*results)

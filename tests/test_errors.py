@@ -187,6 +187,20 @@ def test_nan_and_inf_go_where_they_go_in_torch(name, value):
     assert output[:, 1].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_nan_in_one_batch_leaves_nothing_for_the_next(name, dtype):
+    """Kernels reuse their working memory; what a batch leaves there must not reach the next, whatever the sizes."""
+    for H in range(1, 34):
+        module = getattr(lstmkern, name)(I, H, dtype=dtype)
+        x = torch.randn(T, N, I, dtype=dtype)
+        first = torch.autograd.grad(module(x)[0].sum(), list(module.parameters()))
+        poisoned = (x * math.nan).requires_grad_()
+        module(poisoned)[0].sum().backward()
+        second = torch.autograd.grad(module(x)[0].sum(), list(module.parameters()))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)), f"H = {H}"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_failed_call_leaves_everything_usable(name):
     torch.manual_seed(0)

@@ -68,7 +68,7 @@ def comparison_table(pairs: Sequence[tuple[Run, Run]]) -> Table:
     first, second = pairs[0]
     table = Table(
         title=f"{first.kernels} beside {second.kernels}",
-        caption=f"{first.device}, {torch.get_num_threads()} threads; training speed, median of {first.epoch} epochs",
+        caption=f"{first.device}, threads: {torch.get_num_threads()}; training speed, median of {first.epoch} epochs",
         box=box.SIMPLE_HEAD,
     )
     table.add_column("model")
