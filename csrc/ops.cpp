@@ -92,11 +92,14 @@ class Problem {
     return v;
   }
 
-  // A tensor laid out as the input is, with other columns; zeros where rows may end early.
+  // A result with a row for each of the input's; zeros where rows may end early. A batch-first one lies time-major in
+  // memory, as torch.nn's does: whatever is random about it afterwards (dropout) draws the same numbers.
   Tensor rows_like_input(int64_t columns) const {
     auto sizes = input_.sizes().vec();
     sizes.back() = columns;
-    return ragged_ ? at::zeros(sizes, input_.options()) : at::empty(sizes, input_.options());
+    if (batch_first_) std::swap(sizes[0], sizes[1]);
+    Tensor t = ragged_ ? at::zeros(sizes, input_.options()) : at::empty(sizes, input_.options());
+    return batch_first_ ? t.transpose(0, 1) : t;
   }
 
   Tensor state(int64_t columns) const { return at::empty({layer.D, layer.N, columns}, input_.options()); }

@@ -1,5 +1,7 @@
 """Loads the compiled part; importing it registers torch.ops.lstmkern.*."""
 
+import torch  # noqa: F401 (its libraries must be loaded before ours)
+
 try:
     from lstmkern import _C
 except ImportError as error:

@@ -218,7 +218,7 @@ def run_stack(
         h_ns.append(h_n)
         c_ns.append(c_n)
         if dropout and k < last:
-            input = _dropout(input, dropout, batch_first and batch_sizes is None)
+            input = F.dropout(input, dropout)
     results = input, torch.cat(h_ns), torch.cat(c_ns) if c0 is not None else c_n, every_c
     return results if result_dtypes is None else _as_dtypes(results, result_dtypes)
 
@@ -241,14 +241,6 @@ def run_cell(
     results = layer_forward(input.unsqueeze(0), h0, c0, weights, None, None, None, mode, False, False)
     _, h_n, c_n, _ = results[:4] if result_dtypes is None else _as_dtypes(results, result_dtypes)
     return h_n.squeeze(0), c_n.squeeze(0) if mode == "LSTM" else c_n
-
-
-def _dropout(output: Tensor, p: float, batch_first: bool) -> Tensor:
-    """Dropout between layers with torch.nn's masks, which it draws for the time-major batch whatever the layout."""
-    if not batch_first or output.device.type != "cpu":
-        return F.dropout(output, p)
-    N, T, C = output.shape
-    return output * F.dropout(output.new_ones(T, N, C), p).transpose(0, 1)
 
 
 def _autocast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -27,11 +27,15 @@ def _(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, s
     steps = input.shape[:-1]  # (T, N), (N, T) or (R,)
     rows = steps[0] if len(steps) == 1 else steps[0] * steps[1]
     padded_H, lstm = (H + 15) // 16 * 16, mode == "LSTM"
+
+    def per_step(columns: int) -> Tensor:
+        return _rows_like(input, columns, batch_first)
+
     return (
-        input.new_empty(*steps, D * P),
+        per_step(D * P),
         input.new_empty(D, N, P),
         input.new_empty(D, N, H) if lstm else input.new_empty(0),
-        input.new_empty(*steps, D * H) if lstm and (save or cells) else input.new_empty(0),
+        per_step(D * H) if lstm and (save or cells) else input.new_empty(0),
         input.new_empty(D, rows, SAVED_PER_UNIT[mode] * padded_H)
         if save and SAVED_PER_UNIT[mode]
         else input.new_empty(0),
@@ -47,7 +51,15 @@ def _(
         return tensor.new_empty(tensor.shape) if needed else tensor.new_empty(0)
 
     grad_c0 = like(c0, needs[1]) if c0 is not None else input.new_empty(0)
-    return like(input, needs[0]), like(h0, needs[1]), grad_c0, [like(w, needs[2]) for w in weights]
+    grad_input = _rows_like(input, input.size(-1), batch_first) if needs[0] else input.new_empty(0)
+    return grad_input, like(h0, needs[1]), grad_c0, [like(w, needs[2]) for w in weights]
+
+
+def _rows_like(input: Tensor, columns: int, batch_first: bool) -> Tensor:
+    """A result with a row for each of the input's; time-major in memory, as the kernels write it."""
+    if batch_first and input.dim() == 3:
+        return input.new_empty(input.size(1), input.size(0), columns).transpose(0, 1)
+    return input.new_empty(*input.shape[:-1], columns)
 
 
 def _check_same_device(input: Tensor, h0: Tensor, c0: Tensor | None, weights: list[Tensor]) -> None:

@@ -7,7 +7,7 @@ class BackwardKernel {
   using C = typename ComputeOf<S>::type;
   static constexpr int G = gates_of(CELL);
   static constexpr bool kStaged = sizeof(S) != sizeof(C);
-  // dgates of a row lie in planes of Hp. GRU: n r z n_h, so that the input's three and the recurrent three are
+  // dgates of a row lie in planes of `plane` columns, whole registers. GRU: n r z n_h, so that the input's three and the recurrent three are
   // each contiguous. Everyone else: the gates in their order.
   static constexpr int kPlanes = CELL == Cell::gru ? 4 : G;
   static constexpr int kHiddenPlane = CELL == Cell::gru ? 1 : 0;
@@ -20,12 +20,12 @@ class BackwardKernel {
   const Columns<C, kWide> state, hidden, inputs;  // P, H and I columns
   const Columns<C, 3> by_x, by_h, by_full;        // the same as columns of the weight gradients
   const bool project;
-  const int64_t Hp, dgates_ld, chunk_rows;
+  const int64_t Hp, plane, dgates_ld, chunk_rows;
 
-  C *w_hh, *w_ih, *w_hr;                          // panels: [G*Hp] by P, [G*Hp] by I, [P] by H
+  C *w_hh, *w_ih, *w_hr;                          // panels: [G*plane] by P, [G*plane] by I, [P] by H
   C* dgates[2];                                   // [chunk_rows, dgates_ld], chunks take turns
   C *dprojected[2], *full[2];                     // [chunk_rows, P padded], [chunk_rows, Hp]: projection only
-  C* zeros;                                       // [G*Hp]
+  C* zeros;                                       // [G*plane]
   C* carry;                                       // [N, Hp]: dc, or GRU's direct part of dh
   C *packed_x[2], *packed_h[2], *packed_full[2];  // a chunk's x, h_prev and h before projection as panels
   C* packed_gates;                                // [ranks, 8 tiles, chunk_rows, kDown]
@@ -46,7 +46,8 @@ class BackwardKernel {
         by_full{layer.H},
         project(layer.weights[direction].w_hr != nullptr),
         Hp(padded(layer.H)),
-        dgates_ld(spread<C>(kPlanes * padded(layer.H))),
+        plane(hidden.vectors() * width<C>),
+        dgates_ld(spread<C>(kPlanes * plane)),
         chunk_rows(rows_at_once(layer, all_rows)) {}
 
   // The depth of one weight gradient product: deep enough to be worth reading and writing its sums once. It must not
@@ -58,10 +59,10 @@ class BackwardKernel {
 
   void carve(Carver& memory) {
     const int ranks = L.threads;
-    w_hh = memory.take<C>(state.packed(G * Hp));
-    w_ih = memory.take<C>(L.grad_input.data ? inputs.packed(G * Hp) : 0);
+    w_hh = memory.take<C>(state.packed(G * plane));
+    w_ih = memory.take<C>(L.grad_input.data ? inputs.packed(G * plane) : 0);
     w_hr = memory.take<C>(project ? hidden.packed(L.P) : 0);
-    zeros = memory.take<C>(G * Hp);
+    zeros = memory.take<C>(G * plane);
     carry = memory.take<C>(L.N * Hp);
     for (int half = 0; half < 2; ++half) {
       dgates[half] = memory.take<C>(chunk_rows * dgates_ld);
@@ -122,16 +123,16 @@ class BackwardKernel {
   void prepare(int rank, int size) {
     const S *ih = static_cast<const S*>(L.weights[d].w_ih), *hh = static_cast<const S*>(L.weights[d].w_hh),
             *hr = static_cast<const S*>(L.weights[d].w_hr);
-    const int64_t K = G * Hp;
+    const int64_t K = G * plane;
     if (rank == 0)
       for (int64_t k = 0; k < K; ++k) zeros[k] = 0;
     for (int64_t k = part(K, rank, size); k < part(K, rank + 1, size); ++k) {
-      const int64_t plane = k / Hp, unit = k % Hp;
+      const int64_t which = k / plane, unit = k % plane;
       const bool inside = unit < L.H;
       int in_gate = 0;
       for (int g = 0; g < G; ++g)
-        if (input_plane(g) == plane) in_gate = g;
-      pack_row(w_hh, state, K, k, inside ? hh + (plane * L.H + unit) * L.P : nullptr);
+        if (input_plane(g) == which) in_gate = g;
+      pack_row(w_hh, state, K, k, inside ? hh + (which * L.H + unit) * L.P : nullptr);
       if (L.grad_input.data) pack_row(w_ih, inputs, K, k, inside ? ih + (in_gate * L.H + unit) * L.I : nullptr);
     }
     if (project)
@@ -173,13 +174,13 @@ class BackwardKernel {
     auto low = [&](int64_t j) { return j < j0 ? j0 : j; };
     auto high = [&](int64_t j) { return j > j1 ? j1 : j; };
     // A sequence that ends here has no step after this one; a row of zeros stands for its gates' derivatives.
-    auto after_row = [&](int64_t j) { return j < later ? after + kHiddenPlane * Hp + j * dgates_ld : zeros; };
+    auto after_row = [&](int64_t j) { return j < later ? after + kHiddenPlane * plane + j * dgates_ld : zeros; };
     auto share_of = [&](int64_t panels, auto&& f) {
       const int64_t p0 = part(panels, share.member, share.members), p1 = part(panels, share.member + 1, share.members);
       for (int64_t i = p0; i < p1; ++i) f(s & 1 ? p0 + p1 - 1 - i : i);
     };
     share_of(state.panels(), [&](int64_t i) {
-      const Panel p = state.panel(i, G * Hp);
+      const Panel p = state.panel(i, G * plane);
       auto receive = [&](int64_t j, int64_t column, Vec<C> sum) {
         const Vec<C> dh = incoming(sum, s, j, column);
         if (project)
@@ -187,8 +188,8 @@ class BackwardKernel {
         else
           cell(dh, s, half, row + j, j, column);
       };
-      multiply_rows(low(0), high(now), G * Hp, w_hh, p, after_row, receive);
-      multiply_rows(low(now), high(later), G * Hp, w_hh, p, after_row,
+      multiply_rows(low(0), high(now), G * plane, w_hh, p, after_row, receive);
+      multiply_rows(low(now), high(later), G * plane, w_hh, p, after_row,
                     [&](int64_t j, int64_t column, Vec<C> sum) { to_h0(sum, s, j, column); });
     });
     if (project) {
@@ -250,11 +251,11 @@ class BackwardKernel {
     const bool ends = j >= steps.ended(s), keep = !ends && !cut(s, j);
     C *carried = carry + j * Hp + unit, *to = dgates[half] + row * dgates_ld + unit;
     const S* saved = saved_of(CELL) ? at<const S>(L.gates, L, t, j) + d * L.gates_direction + unit : nullptr;
-    auto put = [&](int plane, Vec<C> v) {
+    auto put = [&](int which, Vec<C> v) {
       // The planes' padding takes part in products (with weights of zero), so it must be finite.
       if (__builtin_expect(n < width<C>, 0))
         for (int64_t k = n; k < width<C>; ++k) v[k] = 0;
-      store(to + plane * Hp, v);
+      store(to + which * plane, v);
     };
     auto state_before = [&](const View& view, const void* initial) {
       const S* p = before(view, initial, L.H, s, j);
@@ -297,7 +298,7 @@ class BackwardKernel {
              [&](int64_t row, int64_t s, int64_t j) { out[row] = at<S>(L.grad_input, L, steps.t(s), j); });
     auto row_of = [&](int64_t row) { return dgates[half] + row * dgates_ld; };
     for (int64_t i = 0; i < inputs.panels(); ++i)
-      multiply_rows(r0, r1, G * Hp, w_ih, inputs.panel(i, G * Hp), row_of,
+      multiply_rows(r0, r1, G * plane, w_ih, inputs.panel(i, G * plane), row_of,
                     [&](int64_t row, int64_t column, Vec<C> sum) {
                       S* to = out[row] + column;
                       if (d) sum += load(to, L.I - column);
@@ -313,8 +314,8 @@ class BackwardKernel {
       int64_t tiles = (gate + 1) * down < last ? (gate + 1) * down - tile : last - tile;
       if (tiles > 8) tiles = 8;
       const int64_t unit = (tile - gate * down) * kDown;
-      const C* x_part = dgates[half] + input_plane(gate) * Hp + unit;
-      const C* h_part = dgates[half] + hidden_plane(gate) * Hp + unit;
+      const C* x_part = dgates[half] + input_plane(gate) * plane + unit;
+      const C* h_part = dgates[half] + hidden_plane(gate) * plane + unit;
       C* biases = sums[2] ? sums[2] + gate * L.H : nullptr;
       C* packed = pack_gradient(x_part, dgates_ld, tiles, unit, L.H, count, biases, first, rank);
       add_product(packed, tiles, unit, L.H, by_x, packed_x[half], count, sums[0] + gate * L.H * L.I, first);

@@ -82,8 +82,6 @@ class LMModel7(_RecurrentLM):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens int64 [N, T] -> (logits [N, T, vocab_sz], recurrent output [N, T, n_hidden], the same dropped out)."""
-        # Dropout deals its random numbers out in memory order, and recurrent classes differ in the layout of a
-        # batch-first output: only in one layout does one seed mean one mask for all of them.
-        raw = self._features(x).contiguous()
+        raw = self._features(x)
         out = self.drop(raw)
         return self.h_o(out), raw, out
