@@ -16,13 +16,25 @@ endif
 # One stamp per interpreter: an extension built for one torch does not load in another.
 COMPILED := build/.compiled-$(subst /,_,$(PY))
 
-.PHONY: demo test lint build clean
+.PHONY: demo test test-fastai lint build clean
 
 demo: $(COMPILED)
 	$(PY) -m lstmkern demo
 
 test: $(COMPILED)
 	$(PY) -m pytest
+
+# fastai beside the same torch, in an environment of its own: its other needs would crowd ours.
+FASTAI_VENV := .venv-fastai
+test-fastai: $(COMPILED) $(FASTAI_VENV)/.ready
+	$(FASTAI_VENV)/bin/python -m pytest tests/fastai
+
+$(FASTAI_VENV)/.ready: requirements-fastai.txt
+	$(PYTHON) -m venv $(FASTAI_VENV)
+	$(FASTAI_VENV)/bin/python -m pip install --quiet $(TORCH)
+	$(FASTAI_VENV)/bin/python -m pip install --quiet -r requirements-fastai.txt
+	$(FASTAI_VENV)/bin/python -m pip install --quiet --no-deps fastai
+	@touch $@
 
 lint: $(READY)
 	$(PY) -m ruff check .

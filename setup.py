@@ -18,7 +18,9 @@ except ImportError:
     )
 
 if not shutil.which(os.environ.get("CXX", "c++")) and not shutil.which("g++"):
-    sys.exit("lstmkern needs a C++ compiler: install g++ (or set CXX) and run `pip install --no-build-isolation .` again.")
+    sys.exit(
+        "lstmkern needs a C++ compiler: install g++ (or set CXX) and run `pip install --no-build-isolation .` again."
+    )
 
 ROOT = Path(__file__).resolve().parent
 

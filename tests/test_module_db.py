@@ -38,9 +38,7 @@ def test_every_class_has_inputs():
 
 def take(info, training, index, dtype=torch.float64, requires_grad=False):
     torch.manual_seed(index)
-    inputs = info.module_inputs_func(
-        info, device="cpu", dtype=dtype, requires_grad=requires_grad, training=training
-    )
+    inputs = info.module_inputs_func(info, device="cpu", dtype=dtype, requires_grad=requires_grad, training=training)
     return inputs[index]
 
 
@@ -88,10 +86,10 @@ def differentiable(module, case):
 
     def f(*values):
         flat = list(spec[0])
-        for i, value in zip(places, values):
+        for i, value in zip(places, values, strict=False):
             flat[i] = value
         args, kwargs = torch.utils._pytree.tree_unflatten(flat, spec[1])
-        parameters = dict(zip(names, values[len(places) :]))
+        parameters = dict(zip(names, values[len(places) :], strict=False))
         return tuple(leaves(torch.func.functional_call(module, parameters, args, kwargs)))
 
     return f, (*tensors, *weights)

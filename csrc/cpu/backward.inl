@@ -7,8 +7,8 @@ class BackwardKernel {
   using C = typename ComputeOf<S>::type;
   static constexpr int G = gates_of(CELL);
   static constexpr bool kStaged = sizeof(S) != sizeof(C);
-  // dgates of a row lie in planes of `plane` columns, whole registers. GRU: n r z n_h, so that the input's three and the recurrent three are
-  // each contiguous. Everyone else: the gates in their order.
+  // dgates of a row lie in planes of `plane` columns, whole registers. GRU: n r z n_h, so that the input's three and
+  // the recurrent three are each contiguous. Everyone else: the gates in their order.
   static constexpr int kPlanes = CELL == Cell::gru ? 4 : G;
   static constexpr int kHiddenPlane = CELL == Cell::gru ? 1 : 0;
   static constexpr int input_plane(int gate) { return CELL == Cell::gru ? (gate + 1) % 3 : gate; }
