@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 #include <tuple>
 #include <vector>
@@ -92,14 +93,16 @@ class Problem {
     return v;
   }
 
-  // A result with a row for each of the input's; zeros where rows may end early. A batch-first one lies time-major in
+  // A result with a row for each of the input's, zeros past each sequence's end. A batch-first one lies time-major in
   // memory, as torch.nn's does: whatever is random about it afterwards (dropout) draws the same numbers.
   Tensor rows_like_input(int64_t columns) const {
     auto sizes = input_.sizes().vec();
     sizes.back() = columns;
     if (batch_first_) std::swap(sizes[0], sizes[1]);
-    Tensor t = ragged_ ? at::zeros(sizes, input_.options()) : at::empty(sizes, input_.options());
-    return batch_first_ ? t.transpose(0, 1) : t;
+    Tensor t = at::empty(sizes, input_.options());
+    if (batch_first_) t = t.transpose(0, 1);
+    if (ragged_) zero_past_ends(t);
+    return t;
   }
 
   Tensor state(int64_t columns) const { return at::empty({layer.D, layer.N, columns}, input_.options()); }
@@ -126,6 +129,14 @@ class Problem {
                 ", got ", t.scalar_type());
     TORCH_CHECK(t.device() == like.device(), name, " must be on the input's device ", like.device(), ", got ",
                 t.device());
+  }
+
+  void zero_past_ends(const Tensor& t) const {
+    const View v = view(t);
+    const size_t bytes = t.size(-1) * t.element_size();
+    for (int64_t step = 0, steps = t.size(batch_first_ ? 1 : 0); step < steps; ++step)
+      for (int64_t j = step < layer.T ? active_[step] : 0; j < layer.N; ++j)
+        std::memset(static_cast<char*>(v.data) + (v.step * step + v.lane * order_[j]) * t.element_size(), 0, bytes);
   }
 
   void take_weights(const Tensor& input, at::TensorList weights) {
@@ -201,7 +212,7 @@ class Problem {
       std::fill(active_.begin(), active_.end(), 0);
       for (int64_t j = 0; j < layer.N; ++j) ++active_[length[j] - 1];
       for (int64_t t = layer.T - 1; t > 0; --t) active_[t - 1] += active_[t];
-      ragged_ = layer.N > 0 && layer.T > 0 && active_[layer.T - 1] < layer.N;
+      ragged_ = layer.N > 0 && layer.T > 0 && active_[layer.T - 1] < layer.N;  // before T is cut below
       // Steps past the longest sequence hold nothing.
       while (layer.T > 1 && active_[layer.T - 1] == 0) --layer.T;
     }
