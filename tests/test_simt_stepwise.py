@@ -1,12 +1,14 @@
 """The stepwise CUDA kernels, run on the simulator, against torch.nn in fp64: every cell, dtype and layout, odd sizes,
 forward and backward, in many orders of threads."""
 
+import os
 import shutil
+import subprocess
 
 import pytest
 import torch
 from simt.layers import Case, check, make, padding, torch_nn
-from simt.simulator import simulator
+from simt.simulator import build, simulator
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the simulator")
 MODES = ["LSTM", "GRU", "RNN_TANH", "RNN_RELU"]
@@ -145,3 +147,15 @@ def test_special_values_pass():
     problem.input[:, 0] = 1e30  # saturated gates, not NaN
     output = simulator().layer_forward(*problem.args, "LSTM", False, False, False)[0]
     assert output.isfinite().all()
+
+
+@pytest.mark.slow
+def test_no_access_out_of_bounds(tmp_path):
+    """The same kernels as a program under AddressSanitizer and UndefinedBehaviorSanitizer, which see reads too."""
+    flags = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    program = build(flags=flags, main=True)
+    run = subprocess.run(
+        [program], capture_output=True, text=True, env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    )
+    assert run.returncode == 0, run.stdout + run.stderr[-4000:]
+    assert "66 runs" in run.stdout
