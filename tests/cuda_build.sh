@@ -17,15 +17,16 @@ if [ ! -e "$venv/.ready" ]; then
 fi
 echo "environment: $((SECONDS - start)) s"
 start=$SECONDS
-copy=$(mktemp -d)
-trap 'rm -rf "$copy"' EXIT
-mkdir "$copy/source"
-cp -r csrc lstmkern setup.py pyproject.toml README.md "$copy/source"
-rm -f "$copy"/source/lstmkern/_C*.so
-(cd "$copy/source" && LSTMKERN_CUDA=1 MAX_JOBS=${MAX_JOBS:-2} "$(realpath "$OLDPWD/$venv")/bin/python" setup.py build_ext --inplace)
+# In a copy: an extension for another torch must not come to lie beside the Python sources. Kept, so that ninja can
+# tell what is new.
+root=$PWD copy=build/cuda-source
+mkdir -p "$copy"
+cp -rp csrc lstmkern setup.py pyproject.toml README.md "$copy"
+rm -f "$copy"/lstmkern/_C*.so
+cd "$copy"
+LSTMKERN_CUDA=1 "$root/$venv/bin/python" setup.py --quiet build_ext --inplace
 echo "build: $((SECONDS - start)) s"
-cd "$copy/source"
-"$OLDPWD/$venv/bin/python" - << 'EOF'
+"$root/$venv/bin/python" - << 'EOF'
 import os
 
 import torch

@@ -98,6 +98,12 @@ LSTMKERN_DEVICE void add(C (&to)[V], const S* from, int n) {
   for (int k = 0; k < V; ++k) to[k] += more[k];
 }
 
+template <int V, class C>
+LSTMKERN_DEVICE void clear_if(bool condition, C (&values)[V]) {
+#pragma unroll
+  for (int k = 0; k < V; ++k) values[k] = condition ? C(0) : values[k];
+}
+
 // A View with its type: rows of a tensor by place and sequence. Absent if data is null.
 template <class S>
 struct Rows {

@@ -63,11 +63,9 @@ cell_forward(ForwardStep<S> p) {
       load(c_before, c_state, n);
 #pragma unroll
       for (int k = 0; k < V; ++k) cells::lstm_forward(a[0][k], a[1][k], a[2][k], a[3][k], c_before[k], c[k], h[k]);
-      if (anew)
-        store(c_state, zeros, n);
-      else
-        store(c_state, c, n);
       if (p.cells.data) store(p.cells.at(now.place, j) + unit, c, n);
+      clear_if(anew, c);
+      store(c_state, c, n);
       if (saved) {
 #pragma unroll
         for (int g = 0; g < 4; ++g) store(saved + g * p.Hp, a[g], V);
@@ -100,10 +98,8 @@ cell_forward(ForwardStep<S> p) {
       return;
     }
     store(p.output.at(now.place, j) + unit, h, n);
-    if (anew)
-      store(h_state, zeros, n);
-    else
-      store(h_state, h, n);
+    clear_if(anew, h);
+    store(h_state, h, n);
   });
 }
 
