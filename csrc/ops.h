@@ -205,7 +205,8 @@ class Problem {
       TORCH_CHECK(lengths->scalar_type() == at::kLong, "lengths must be int64, got ", lengths->scalar_type());
       TORCH_CHECK(lengths->dim() == 1 && lengths->size(0) == layer.N, "lengths must have the shape [", layer.N,
                   "], got ", lengths->sizes());
-      if (on_device_ && !lengths->is_cpu()) return point(*lengths);  // unseen: looking would be a synchronisation
+      // Lengths on a device stay unseen: looking would be a synchronisation.
+      if (on_device_ && !lengths->is_cpu()) return point(lengths->to(input.device()));
       Tensor host = lengths->to(at::kCPU).contiguous();
       const int64_t* length = host.const_data_ptr<int64_t>();
       for (int64_t j = 0; j < layer.N; ++j)

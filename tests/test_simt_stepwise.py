@@ -138,6 +138,20 @@ def test_forward_that_saves_nothing():
     assert bare[3].numel() == bare[4].numel() == 0
 
 
+def test_seventy_thousand_steps():
+    """More steps than a grid has rows of blocks."""
+    T = 70_000
+    problem = make(Case("RNN_TANH", T=T, N=1, I=1, H=1), torch.float64)
+    problem.grads["grad_h_n"].zero_()
+    got = ours(problem)
+    leaves = [t.detach().requires_grad_() for t in (problem.input, problem.h0, *problem.weights)]
+    output = torch.rnn_tanh(leaves[0], leaves[1], leaves[2:], True, 1, 0.0, False, False, False)[0]
+    wanted = [output, *torch.autograd.grad(output, leaves, problem.grads["grad_output"])]
+    names = ["output", "grad_input", "grad_h0", *(f"grad_weight_{i}" for i in range(4))]
+    for name, exact in zip(names, wanted, strict=True):
+        assert (got[name] - exact).abs().max() <= 1e-11 * exact.abs().max().clamp(min=1), name
+
+
 def test_special_values_pass():
     problem = make(Case("RNN_RELU", T=2, N=2, I=1, H=4), torch.float32)
     problem.input[0, 0] = float("nan")

@@ -200,6 +200,8 @@ LSTMKERN_DEVICE T* remote(T* shared, unsigned rank) {
 
 // --- launching ---
 
+constexpr int64_t kMostBlocksDown = 65535;  // of grid.y; kernels loop over what is more
+
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("lstmkern: ") + what + ": " + cudaGetErrorString(error));

@@ -48,8 +48,7 @@ class AtenProducts final : public Products {
       const std::array<int64_t, 2> strides{m.transposed ? 1 : m.stride, m.transposed ? m.stride : 1};
       const auto options = at::TensorOptions().dtype(scalar_type(m.dtype)).device(device_);
       kept.matrix = m;
-      kept.tensor =
-          at::for_blob(m.data, sizes).strides(strides).options(options).target_device(device_).make_tensor();
+      kept.tensor = at::for_blob(m.data, sizes).strides(strides).options(options).target_device(device_).make_tensor();
     }
     return kept.tensor;
   }

@@ -206,8 +206,8 @@ inline Launch cover(int64_t rows, int64_t columns, int V, void* stream) {
   const int64_t tall = (rows + down - 1) / down;
   Launch how;
   how.block = {across, down, 1};
-  how.grid = {static_cast<unsigned>((groups + across - 1) / across), static_cast<unsigned>(tall < 65535 ? tall : 65535),
-              1};
+  how.grid.x = static_cast<unsigned>((groups + across - 1) / across);
+  how.grid.y = static_cast<unsigned>(tall < kMostBlocksDown ? tall : kMostBlocksDown);
   how.stream = stream;
   return how;
 }

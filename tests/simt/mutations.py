@@ -45,7 +45,7 @@ MUTATIONS = [  # name, file, line as it is, line with the fault
     ("output of padding not written", F, "store(p.output.at(now.place, j) + unit, zeros, n);", ";"),
     ("reverse direction from the front", S, "const int64_t t = d ? layer.T - 1 - s : s;", "const int64_t t = s;"),
     ("one sequence too few", S, "const int64_t tall = (rows + down - 1) / down;", "const int64_t tall = rows / down;"),
-    ("one block too few across", S, "(groups + across - 1) / across", "(groups + across - 1) / across - (groups > across)"),
+    ("one block too few across", S, "(groups + across - 1) / across", "groups / across"),
     ("gradient crosses a reset", B, "&& !mask.anew(step.after, j); }", "; }"),
     ("grad_h_n at every step", B, "if (grad_h_n && !mask.real(step.after, j))", "if (grad_h_n)"),
     ("grad_c_n lost", B, "if (p.grad_c_n && !mask.real(after, j))", "if (false)"),
@@ -59,6 +59,7 @@ MUTATIONS = [  # name, file, line as it is, line with the fault
     ("bias sums skip a warp", B, "w < kSumWarps; ++w) total", "w < kSumWarps - 1; ++w) total"),
     ("bias sums skip a row", B, "row += kSumWarps)", "row += kSumWarps + 1)"),
     ("bias sums lose a chunk", B, "i < chunks; ++i) total", "i < chunks - (chunks > 1); ++i) total"),
+    ("rows beyond the grid", S, "row < rows; row += stride)", "row < rows; row += rows)"),
     ("too much work per block", S, "const unsigned down = kThreads / across;", "const unsigned down = 16 * kThreads / across;"),
     ("derivative of the projection's output lost", B, "all.of(d_output, now, P, P), w_hr", "all.of(d_output, step_of(L, d, s - 1).now, P, P), w_hr"),
 ]  # fmt: skip
@@ -80,6 +81,7 @@ for case in (
     Case("GRU", T=4, N=3, I=3, H=6, D=2, resets=True, ragged="lengths"),
     Case("RNN_TANH", T=3, N=2, I=3, H=515),
     Case("RNN_RELU", T=30, N=9, I=2, H=3),
+    Case("GRU", T=2, N=300, I=1, H=1),
 ):
     t.compare(case, torch.float32)
 """
