@@ -20,6 +20,12 @@ USED = re.compile(r"Used (\d+) registers")
 SHARED = re.compile(r"(\d+) bytes smem")
 
 
+def short(name):
+    name = re.sub(r"\(lstmkern::Cell\)(\d)", lambda m: ("rnn_tanh", "rnn_relu", "lstm", "gru")[int(m[1])], name)
+    name = re.sub(r"lstmkern::cuda::|\(anonymous namespace\)::|^void ", "", name)
+    return name.partition("(")[0]
+
+
 def compile_and_report(source, arch, tmp_path):
     """[(kernel, registers, shared bytes, stack bytes, spilled bytes)] as ptxas reports them."""
     command = ["nvcc", "-c", "-O3", "-std=c++17", "-Werror", "all-warnings", "-Xcompiler", "-Wall", "-gencode"]
@@ -36,10 +42,9 @@ def compile_and_report(source, arch, tmp_path):
             shared = SHARED.search(line)
             rows.append((name, int(found[1]), int(shared[1]) if shared else 0, stack[0], stack[1] + stack[2]))
             name = None
-    if shutil.which("cu++filt"):
-        names = subprocess.run(["cu++filt"], input="\n".join(r[0] for r in rows), capture_output=True, text=True).stdout
-        short = [re.sub(r"lstmkern::cuda::|<unnamed>::|\(.*|void ", "", n) for n in names.splitlines()]
-        rows = [(n, *r[1:]) for n, r in zip(short, rows, strict=True)]
+    if shutil.which("c++filt"):
+        names = subprocess.run(["c++filt"], input="\n".join(r[0] for r in rows), capture_output=True, text=True).stdout
+        rows = [(short(n), *r[1:]) for n, r in zip(names.splitlines(), rows, strict=True)]
     return rows
 
 

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 import torch
 from simt.layers import Case, check, make, padding, torch_nn
-from simt.simulator import build, simulator
+from simt.simulator import build, forward_and_backward, simulator
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the simulator")
 MODES = ["LSTM", "GRU", "RNN_TANH", "RNN_RELU"]
@@ -16,24 +16,8 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ids = lambda v: str(v).removeprefix("torch.")  # noqa: E731
 
 
-def ours(problem, *, seed=0, needs=(True, True, True), **options):
-    mode, batch_first = problem.case.mode, problem.case.batch_first
-    results = simulator().layer_forward(*problem.args, mode, batch_first, True, True, seed=seed)
-    output, h_n, c_n, cells, gates = results
-    grads = {f"grad_{k}": problem.grads.get(f"grad_{k}") for k in ("output", "h_n", "c_n", "cells")}
-    back = simulator().layer_backward(
-        *grads.values(), *problem.args, output, cells, gates, mode, batch_first, needs, seed=seed + 1, **options
-    )
-    out = {
-        "output": output,
-        "h_n": h_n,
-        "c_n": c_n,
-        "cells": cells,
-        "grad_input": back[0],
-        "grad_h0": back[1],
-        "grad_c0": back[2],
-    }
-    return out | {f"grad_weight_{i}": g for i, g in enumerate(back[3])}
+def ours(problem, **options):
+    return forward_and_backward(simulator(), problem, **options)
 
 
 def compare(case, dtype, **options):

@@ -5,9 +5,9 @@
 Exit code 0 if the unchanged kernels pass and every fault is caught: wrong numbers, an error of the simulator, or a crash.
 """
 
+import multiprocessing
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -17,6 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE.parent))
+os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
 
 F, B, S = "cuda/stepwise_forward.cu", "cuda/stepwise_backward.cu", "cuda/steps.h"
 # ruff: noqa: E501 (a table: one fault a line)
@@ -64,34 +65,14 @@ MUTATIONS = [  # name, file, line as it is, line with the fault
     ("derivative of the projection's output lost", B, "all.of(d_output, now, P, P), w_hr", "all.of(d_output, step_of(L, d, s - 1).now, P, P), w_hr"),
 ]  # fmt: skip
 
-# What must notice: small layers in fp32 that together take every path.
-CHECK = """
-import sys
-sys.path[:0] = [{tests!r}]
-from simt.layers import Case, check, make, torch_nn
-from simt.simulator import Simulator
-import torch, test_simt_stepwise as t
-torch.set_num_threads(1)
-library = Simulator({library!r})
-t.simulator = lambda: library
-for case in (
-    Case("LSTM", T=4, N=3, I=3, H=7, P=3, D=2, ragged="lengths", resets=True),
-    Case("LSTM", T=4, N=3, I=3, H=5, resets=True, ragged="packed"),
-    Case("LSTM", T=3, N=2, I=2, H=9, D=2, ragged="lengths", resets=True, batch_first=True),
-    Case("GRU", T=4, N=3, I=3, H=6, D=2, resets=True, ragged="lengths"),
-    Case("RNN_TANH", T=3, N=2, I=3, H=515),
-    Case("RNN_RELU", T=30, N=9, I=2, H=3),
-    Case("GRU", T=2, N=300, I=1, H=1),
-):
-    t.compare(case, torch.float32)
-"""
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["simt.mutation_check"])
 
 
-def python(code):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=300, check=False
-    )
+def notice(library, answer):
+    from simt import mutation_check
+
+    mutation_check.run(str(library), answer)
 
 
 def caught(mutation, folder):
@@ -108,11 +89,18 @@ def caught(mutation, folder):
         (csrc / file).write_text(text.replace(line, fault, 1))
     flags = ("-O0", "-g0", "-DLSTMKERN_ONLY_F32", "-Wno-error", "-w")
     library = simulator.build(csrc, ROOT / "build" / "simt-mutations", flags, jobs=1)
-    run = python(CHECK.format(tests=str(HERE.parent), library=str(library)))
+    answer = Path(folder, library.name + ".txt")
+    process = SERVER.Process(target=notice, args=(library, str(answer)))
+    process.start()
+    process.join(120)
     library.unlink()
-    if run.returncode == 0:
-        return name, None, "not noticed"
-    return name, (run.stderr.strip().splitlines() or [f"exit code {run.returncode}"])[-1][:110], ""
+    if process.is_alive():
+        process.kill()
+        return name, "no end after two minutes", ""
+    if not answer.exists():
+        return name, f"crash, exit code {process.exitcode}", ""
+    message = answer.read_text()
+    return name, " ".join(message.split())[:110] or None, "not noticed"
 
 
 def main():
