@@ -1,4 +1,4 @@
-# make demo | test | lint | build. Overridable: PYTHON, TORCH (what pip installs), VENV (empty: the active environment,
+# make demo | test | lint | build | test-cuda-build | mutations | gpu. Overridable: PYTHON, TORCH (what pip installs), VENV (empty: the active environment,
 # which must have torch, is used as it is).
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -16,7 +16,8 @@ endif
 # One stamp per interpreter: an extension built for one torch does not load in another.
 COMPILED := build/.compiled-$(subst /,_,$(PY))
 
-.PHONY: demo test test-fastai lint build clean
+.PHONY: demo test test-fastai lint build test-cuda-build mutations gpu gpu-build gpu-test gpu-test-rest \
+  gpu-sanitize gpu-bench clean
 
 demo: $(COMPILED)
 	$(PY) -m lstmkern demo
@@ -52,6 +53,38 @@ $(VENV)/.ready: requirements-dev.txt
 	$(PY) -m pip install --quiet $(TORCH)
 	$(PY) -m pip install --quiet -r requirements-dev.txt
 	@touch $@
+
+# The complete extension against the CUDA build of torch, on a machine without a GPU (tests/cuda_build.sh).
+test-cuda-build:
+	PYTHON=$(PYTHON) tests/cuda_build.sh
+
+# Faults put into the CUDA kernels, one at a time: the simulator's tests must notice each.
+mutations: $(READY)
+	$(PY) tests/simt/mutations.py
+
+# On a machine with a GPU, with its own python3 and CUDA build of torch: VENV is not used. Eight minutes at most.
+gpu:
+	@status=0; for part in gpu-build gpu-test gpu-sanitize gpu-test-rest gpu-bench; do \
+	  echo "== $$part"; $(MAKE) --no-print-directory $$part || { status=1; failed="$$failed $$part"; }; done; \
+	[ $$status = 0 ] || echo "FAILED:$$failed"; exit $$status
+
+gpu-build:
+	LSTMKERN_CUDA=1 timeout 120 $(PYTHON) setup.py --quiet build_ext --inplace
+
+gpu-test:
+	timeout 90 $(PYTHON) -m pytest -m cuda tests/test_cuda.py
+
+# Needs a driver that lets the sanitizer in; where it does not, says so and counts as failed.
+gpu-sanitize:
+	for tool in memcheck racecheck; do timeout 25 compute-sanitizer --tool $$tool --error-exitcode 9 \
+	  $(PYTHON) tests/cuda_small.py || exit 1; done
+
+# The tests that need no GPU, on several cores where pytest-xdist is there.
+gpu-test-rest:
+	timeout 90 $(PYTHON) -m pytest -m "not cuda" $$($(PYTHON) -c "import xdist" 2> /dev/null && echo "-n auto")
+
+gpu-bench:
+	timeout 130 $(PYTHON) benchmarks/gpu.py --seconds 95
 
 clean:
 	rm -rf build lstmkern/_C*.so

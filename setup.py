@@ -1,20 +1,57 @@
 """Compiles csrc/ against the torch that is installed. `pip install --no-build-isolation .`"""
 
 import os
+import re
 import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from setuptools import setup
 
 VERSION = "0.1.0"
 
+# For A100 and its kin, for H100, and as PTX for what came later (that of 9.0a would run on no other chip).
+CUDA_ARCHS = "8.0+PTX;9.0a"
+
+
+def cuda_toolkit():
+    """The CUDA toolkit's folder, or None. An nvcc on PATH may be a script that runs another: nvcc itself knows."""
+    found = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    if nvcc := shutil.which("nvcc"):
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "empty.cu")
+            source.touch()
+            command = [nvcc, "--dryrun", "-c", source, "-o", source.with_suffix(".o")]
+            said = subprocess.run(command, capture_output=True, text=True, check=False)
+        found += [top.strip() for top in re.findall(r"\bTOP=(.*)", said.stderr + said.stdout)]
+    found.append("/usr/local/cuda")
+    return next((os.path.realpath(p) for p in found if p and Path(p, "include", "cuda_runtime.h").is_file()), None)
+
+
 try:
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    import torch
+
+    # The toolkit must be known before torch's helpers are imported: they look for it then, beside the nvcc on PATH.
+    toolkit = cuda_toolkit() if torch.version.cuda else None
+    if toolkit:
+        os.environ["CUDA_HOME"] = toolkit
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 except ImportError:
     sys.exit(
         "lstmkern is compiled against your torch: install torch first, then run "
         "`pip install --no-build-isolation .` (with isolation pip hides the installed torch)."
+    )
+
+# The CUDA part is built where it can be, whether or not a GPU is in sight. LSTMKERN_CUDA=0 forbids it, 1 insists.
+wish = os.environ.get("LSTMKERN_CUDA", "")
+with_cuda = bool(toolkit) and wish != "0"
+if wish == "1" and not with_cuda:
+    sys.exit(
+        f"LSTMKERN_CUDA=1, but torch {torch.__version__} is built without CUDA."
+        if not torch.version.cuda
+        else "LSTMKERN_CUDA=1, but no CUDA toolkit was found: set CUDA_HOME to the folder with include/cuda_runtime.h."
     )
 
 if not shutil.which(os.environ.get("CXX", "c++")) and not shutil.which("g++"):
@@ -26,17 +63,27 @@ ROOT = Path(__file__).resolve().parent
 
 sources = ["csrc/module.cpp", "csrc/ops.cpp", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp"))]
 headers = sorted(str(p.relative_to(ROOT)) for suffix in ("h", "inl") for p in ROOT.glob(f"csrc/**/*.{suffix}"))
+macros = [("LSTMKERN_VERSION", f'"{VERSION}"')]
+# No -march: each kernel file names its own instruction set. No -std: torch chooses.
+flags = {"cxx": ["-O2", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"]}
+if with_cuda:
+    archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHS)  # without it torch asks the GPU, if there is one
+    sources += sorted(str(p.relative_to(ROOT)) for s in ("cpp", "cu") for p in ROOT.glob(f"csrc/cuda/*.{s}"))
+    macros += [
+        ("LSTMKERN_CUDA_VERSION", f'"{torch.version.cuda}"'),
+        ("LSTMKERN_CUDA_ARCHS", '"' + ";".join(archs.replace(",", " ").replace(";", " ").split()) + '"'),
+    ]
+    flags["nvcc"] = ["-O3", "-Xcompiler", "-fvisibility=hidden"]
 
 setup(
     version=VERSION,
     ext_modules=[
-        CppExtension(
+        (CUDAExtension if with_cuda else CppExtension)(
             "lstmkern._C",
             sources,
             depends=headers,
-            define_macros=[("LSTMKERN_VERSION", f'"{VERSION}"')],
-            # No -march: each kernel file names its own instruction set. No -std: torch chooses.
-            extra_compile_args=["-O2", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"],
+            define_macros=macros,
+            extra_compile_args=flags,
             extra_link_args=["-fopenmp"],
         )
     ],

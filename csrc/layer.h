@@ -56,8 +56,11 @@ struct Layer {
   const int64_t* active;  // [T] sequences in step t
   const int64_t* place;   // [T]
   const int64_t* order;   // [N] place in the batch of sequence j; also its row in h0, c0, h_n, c_n
-  View input;             // I columns
-  View resets;            // bool, 1 column: the state is zeroed before this step; may be absent
+  // CUDA only, [N] on the device or null: sequence j ends after lengths[j] steps. The host never learns them (that
+  // would be a synchronisation), so active[t] is N, order[j] is j, and the kernels mask what lies past the end.
+  const int64_t* lengths;
+  View input;   // I columns
+  View resets;  // bool, 1 column: the state is zeroed before this step; may be absent
   Weights weights[2];
   const void* h0;           // [D, N, P]
   const void* c0;           // [D, N, H], LSTM only

@@ -1,0 +1,249 @@
+// Every CUDA primitive that a kernel of this library may use, and nothing else may. The same names have a second
+// meaning on a CPU (tests/simt/simt.h), so that the kernels that ship can be run, in disorder, where there is no GPU.
+//
+// Vocabulary: a grid of blocks, blocks of warps of 32 lanes; blocks may form clusters, which can reach each other's
+// shared memory. Functions named sync_*, shuffle*, ballot and mma_* are collective: all threads of the group call them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+#if defined(LSTMKERN_SIMT)
+#include "simt.h"
+#else
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+// A kernel's definition: `template <...> LSTMKERN_KERNEL(threads) name(parameters)`.
+#define LSTMKERN_KERNEL(threads) __global__ void __launch_bounds__(threads)
+#define LSTMKERN_DEVICE __device__ __forceinline__
+#define LSTMKERN_BOTH __host__ __device__ __forceinline__
+// Shared memory of a block: a fixed number of elements, or what the launch asked for.
+#define LSTMKERN_SHARED(type, name, count) __shared__ __align__(16) type name[count]
+#define LSTMKERN_DYNAMIC_SHARED(type, name)                                \
+  extern __shared__ __align__(16) unsigned char lstmkern_dynamic_shared[]; \
+  type* name = reinterpret_cast<type*>(lstmkern_dynamic_shared)
+
+namespace lstmkern {
+namespace cuda {
+
+typedef void* Stream;  // cudaStream_t, without its header
+
+struct Index {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+// --- where a thread is ---
+
+LSTMKERN_DEVICE Index thread_index() { return {threadIdx.x, threadIdx.y, threadIdx.z}; }
+LSTMKERN_DEVICE Index block_index() { return {blockIdx.x, blockIdx.y, blockIdx.z}; }
+LSTMKERN_DEVICE Index block_size() { return {blockDim.x, blockDim.y, blockDim.z}; }
+LSTMKERN_DEVICE Index grid_size() { return {gridDim.x, gridDim.y, gridDim.z}; }
+LSTMKERN_DEVICE unsigned thread_rank() { return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z); }
+LSTMKERN_DEVICE unsigned lane_index() { return thread_rank() % 32; }
+LSTMKERN_DEVICE unsigned warp_index() { return thread_rank() / 32; }
+
+// --- numbers ---
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+LSTMKERN_BOTH float widen(float v) { return v; }
+LSTMKERN_BOTH double widen(double v) { return v; }
+LSTMKERN_DEVICE float widen(bf16 v) { return __uint_as_float(static_cast<unsigned>(v.bits) << 16); }
+LSTMKERN_DEVICE float widen(f16 v) { return __half2float(__ushort_as_half(v.bits)); }
+LSTMKERN_DEVICE void narrow(float v, float& to) { to = v; }
+LSTMKERN_DEVICE void narrow(double v, double& to) { to = v; }
+LSTMKERN_DEVICE void narrow(float v, bf16& to) { to.bits = __bfloat16_as_ushort(__float2bfloat16_rn(v)); }
+LSTMKERN_DEVICE void narrow(float v, f16& to) { to.bits = __half_as_ushort(__float2half_rn(v)); }
+
+// On both sides, since the cells (cells.h) that call them are.
+LSTMKERN_BOTH float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+LSTMKERN_BOTH double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+LSTMKERN_BOTH float tanh(float x) { return tanhf(x); }
+LSTMKERN_BOTH double tanh(double x) { return ::tanh(x); }
+
+// --- memory, 16 bytes at once (aligned) ---
+
+struct alignas(16) Bytes16 {
+  unsigned word[4];
+};
+
+LSTMKERN_DEVICE Bytes16 load16(const void* p) {
+  const uint4 v = *static_cast<const uint4*>(p);
+  return {{v.x, v.y, v.z, v.w}};
+}
+LSTMKERN_DEVICE void store16(void* p, const Bytes16& v) {
+  *static_cast<uint4*>(p) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
+}
+
+// Global to shared memory without registers. A thread's copies since its last commit form a group; async_wait<N>
+// returns when all of the calling thread's groups but the newest N have landed. A barrier shows them to the others.
+LSTMKERN_DEVICE void async_copy16(void* shared, const void* global) {
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+LSTMKERN_DEVICE void async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N>
+LSTMKERN_DEVICE void async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// --- within a block ---
+
+LSTMKERN_DEVICE void sync_block() { __syncthreads(); }
+
+// --- within a warp; all 32 lanes take part ---
+
+constexpr unsigned kFullWarp = 0xffffffffu;
+LSTMKERN_DEVICE void sync_warp() { __syncwarp(kFullWarp); }
+template <class T>
+LSTMKERN_DEVICE T shuffle(T v, unsigned from) {
+  return __shfl_sync(kFullWarp, v, static_cast<int>(from));
+}
+template <class T>
+LSTMKERN_DEVICE T shuffle_down(T v, unsigned by) {  // lanes past the end keep their own
+  return __shfl_down_sync(kFullWarp, v, by);
+}
+template <class T>
+LSTMKERN_DEVICE T shuffle_up(T v, unsigned by) {
+  return __shfl_up_sync(kFullWarp, v, by);
+}
+template <class T>
+LSTMKERN_DEVICE T shuffle_xor(T v, unsigned mask) {
+  return __shfl_xor_sync(kFullWarp, v, static_cast<int>(mask));
+}
+LSTMKERN_DEVICE unsigned ballot(bool predicate) { return __ballot_sync(kFullWarp, predicate); }
+
+// d += a b for tiles a [16, 16], b [16, 8], d [16, 8] spread over a warp as the PTX manual lays out mma.m16n8k16. With
+// g = lane / 4, q = lane % 4, low half of a register first:
+//   a[0] = a(g, 2q..2q+1), a[1] = a(g+8, 2q..), a[2] = a(g, 2q+8..), a[3] = a(g+8, 2q+8..)
+//   b[0] = b(2q..2q+1, g), b[1] = b(2q+8.., g);   d[0..1] = d(g, 2q..2q+1), d[2..3] = d(g+8, 2q..2q+1)
+LSTMKERN_DEVICE void mma_16816(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], bf16) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+LSTMKERN_DEVICE void mma_16816(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], f16) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// --- between blocks ---
+
+// Integers only: their sums do not depend on the order.
+LSTMKERN_DEVICE unsigned atomic_add(unsigned* p, unsigned v) { return atomicAdd(p, v); }
+LSTMKERN_DEVICE unsigned atomic_max(unsigned* p, unsigned v) { return atomicMax(p, v); }
+LSTMKERN_DEVICE unsigned atomic_exchange(unsigned* p, unsigned v) { return atomicExch(p, v); }
+LSTMKERN_DEVICE unsigned atomic_compare_exchange(unsigned* p, unsigned expected, unsigned v) {
+  return atomicCAS(p, expected, v);
+}
+
+// Flags in global memory. What a thread wrote before a release is seen by whoever acquires the released value; the
+// other threads of its block are included if a sync_block lies between their writes and the release.
+LSTMKERN_DEVICE void store_release(unsigned* flag, unsigned v) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(v) : "memory");
+}
+LSTMKERN_DEVICE void add_release(unsigned* flag, unsigned v) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(flag), "r"(v) : "memory");
+}
+LSTMKERN_DEVICE unsigned load_acquire(const unsigned* flag) {
+  unsigned v;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(flag) : "memory");
+  return v;
+}
+// Until the flag has reached `value`, also across the wrap from 2^32 - 1 to 0. The blocks must be resident together.
+LSTMKERN_DEVICE void wait_flag(const unsigned* flag, unsigned value) {
+  while (static_cast<int>(load_acquire(flag) - value) < 0) {
+  }
+}
+
+// --- within a cluster (compute capability 9.0 and later) ---
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+LSTMKERN_DEVICE unsigned cluster_rank() {
+  unsigned v;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(v));
+  return v;
+}
+LSTMKERN_DEVICE unsigned cluster_size() {
+  unsigned v;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(v));
+  return v;
+}
+LSTMKERN_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+LSTMKERN_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+LSTMKERN_DEVICE void sync_cluster() {
+  cluster_arrive();
+  cluster_wait();
+}
+// The same variable in the shared memory of another block of the cluster. That block must have started (sync_cluster
+// first) and must not have ended (sync_cluster before it returns).
+template <class T>
+LSTMKERN_DEVICE T* remote(T* shared, unsigned rank) {
+  T* p;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(p) : "l"(shared), "r"(rank));
+  return p;
+}
+#endif
+
+// --- launching ---
+
+constexpr int64_t kMostBlocksDown = 65535;  // of grid.y; kernels loop over what is more
+
+inline void check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string("lstmkern: ") + what + ": " + cudaGetErrorString(error));
+}
+
+struct Launch {
+  Index grid, block;
+  Stream stream = nullptr;
+  size_t shared = 0;         // bytes of dynamic shared memory
+  unsigned cluster = 1;      // blocks along x that form a cluster
+  bool cooperative = false;  // all blocks resident at once, or refused
+};
+
+template <class... P, class... A>
+void launch(const char* name, void (*kernel)(P...), const Launch& how, const A&... arguments) {
+  if (how.shared > 48 * 1024)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared)),
+          name);
+  if (how.cluster > 8) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
+  cudaLaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (how.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = how.cluster;
+    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
+    ++count;
+  }
+  if (how.cooperative) {
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count].val.cooperative = 1;
+    ++count;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(how.grid.x, how.grid.y, how.grid.z);
+  config.blockDim = dim3(how.block.x, how.block.y, how.block.z);
+  config.dynamicSmemBytes = how.shared;
+  config.stream = static_cast<cudaStream_t>(how.stream);
+  config.attrs = attributes;
+  config.numAttrs = count;
+  check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...), name);
+}
+
+}  // namespace cuda
+}  // namespace lstmkern
+#endif  // LSTMKERN_SIMT

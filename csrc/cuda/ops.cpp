@@ -1,0 +1,123 @@
+// The operators on CUDA: device guard, the caller's stream, workspace, and the products through ATen (cuBLAS). The one
+// file of this folder that sees torch. Guard and stream are c10's: ATen/cuda would want more of the toolkit's headers.
+#include "../ops.h"
+
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include "dispatch.h"
+
+namespace lstmkern {
+namespace cuda {
+namespace {
+
+at::ScalarType scalar_type(DType dtype) {
+  switch (dtype) {
+    case DType::f32: return at::kFloat;
+    case DType::f64: return at::kDouble;
+    case DType::bf16: return at::kBFloat16;
+    case DType::f16: return at::kHalf;
+  }
+  TORCH_INTERNAL_ASSERT(false);
+}
+
+// Products through ATen's out-variants, so that torch's own settings (TF32, reduced precision) hold here too. In the
+// time loop most operands are the same at every step; a tensor around memory is made only when it changes.
+class AtenProducts final : public Products {
+ public:
+  explicit AtenProducts(c10::Device device) : device_(device) {}
+
+  void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool add) override {
+    Tensor &to = of(out, 0), &left = of(a, 1), &right = of(b, 2);
+    if (add)
+      at::addmm_out(to, to, left, right);
+    else if (out.dtype == a.dtype)
+      at::mm_out(to, left, right);
+    else
+      at::mm_out(to, left, right, at::kFloat);  // 16 bits wide factors, a sum that is not rounded to them
+  }
+
+ private:
+  Tensor& of(const Matrix& m, int slot) {
+    Kept& kept = kept_[slot];
+    const Matrix& k = kept.matrix;
+    if (!kept.tensor.defined() || k.data != m.data || k.rows != m.rows || k.columns != m.columns ||
+        k.stride != m.stride || k.transposed != m.transposed || k.dtype != m.dtype) {
+      const std::array<int64_t, 2> sizes{m.rows, m.columns};
+      const std::array<int64_t, 2> strides{m.transposed ? 1 : m.stride, m.transposed ? m.stride : 1};
+      const auto options = at::TensorOptions().dtype(scalar_type(m.dtype)).device(device_);
+      kept.matrix = m;
+      kept.tensor = at::for_blob(m.data, sizes).strides(strides).options(options).target_device(device_).make_tensor();
+    }
+    return kept.tensor;
+  }
+
+  struct Kept {
+    Matrix matrix;
+    Tensor tensor;
+  };
+  c10::Device device_;
+  Kept kept_[3];
+};
+
+struct CudaBackEnd {
+  static constexpr bool on_device = true;
+
+  template <class L>
+  static void run(const L& layer, const Tensor& like, size_t bytes, void (*body)(const L&, const Call&)) {
+    const Tensor workspace = at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
+    AtenProducts products(like.device());
+    body(layer, {workspace.data_ptr(), &products, c10::cuda::getCurrentCUDAStream(like.device().index()).stream()});
+  }
+  static void forward(const Forward& layer, const Tensor& like) {
+    const Tier& tier = tier_for(layer);
+    run(layer, like, tier.forward_workspace(layer), tier.forward);
+  }
+  static void backward(const Backward& layer, const Tensor& like) {
+    const Tier& tier = tier_for(layer);
+    run(layer, like, tier.backward_workspace(layer), tier.backward);
+  }
+};
+
+// f on the device of its tensors; the products inside are below autograd.
+template <class F>
+auto on_device_of(const Tensor& tensor, F&& f) {
+  const c10::cuda::CUDAGuard guard(tensor.device());
+  const at::AutoDispatchBelowADInplaceOrView below;
+  return f();
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& h0,
+                                                           const OptionalTensor& c0, at::TensorList weights,
+                                                           const OptionalTensor& batch_sizes,
+                                                           const OptionalTensor& lengths, const OptionalTensor& resets,
+                                                           c10::string_view mode, bool batch_first, bool save,
+                                                           bool cells) {
+  return on_device_of(input, [&] {
+    return layer_forward<CudaBackEnd>(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save,
+                                      cells);
+  });
+}
+
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
+    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
+    const OptionalTensor& grad_cells, const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
+    at::TensorList weights, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+    const OptionalTensor& resets, const Tensor& output, const Tensor& cells, const Tensor& gates, c10::string_view mode,
+    bool batch_first, std::array<bool, 3> needs) {
+  return on_device_of(input, [&] {
+    return layer_backward<CudaBackEnd>(grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, batch_sizes,
+                                       lengths, resets, output, cells, gates, mode, batch_first, needs);
+  });
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(lstmkern, CUDA, m) {
+  m.impl("layer_forward", forward);
+  m.impl("layer_backward", backward);
+}
+
+}  // namespace cuda
+}  // namespace lstmkern

@@ -1,0 +1,268 @@
+// What the stepwise kernels share: values and their 16-byte accesses, steps and what is real in them, launches.
+#pragma once
+
+#include "device.h"
+#include "stepwise.h"
+
+namespace lstmkern {
+namespace cuda {
+
+// The cells on scalars; `sigmoid` and `tanh` are device.h's.
+#include "../cells.h"
+
+template <class S>
+struct ComputeOf {
+  using type = float;  // 16-bit values are only stored as such
+};
+template <>
+struct ComputeOf<double> {
+  using type = double;
+};
+template <class S>
+using Compute = typename ComputeOf<S>::type;
+
+template <class S>
+constexpr DType dtype_of();
+template <>
+constexpr DType dtype_of<float>() {
+  return DType::f32;
+}
+template <>
+constexpr DType dtype_of<double>() {
+  return DType::f64;
+}
+template <>
+constexpr DType dtype_of<bf16>() {
+  return DType::bf16;
+}
+template <>
+constexpr DType dtype_of<f16>() {
+  return DType::f16;
+}
+
+// gates_of as device code may use it.
+template <Cell CELL>
+constexpr int kGates = gates_of(CELL);
+
+// Values that one thread handles: 16 bytes of storage.
+template <class S>
+constexpr int kAtOnce = 16 / static_cast<int>(sizeof(S));
+constexpr int kThreads = 128;
+
+// --- values ---
+
+// The first n of V consecutive values, the others 0. In 16-byte pieces where the address allows.
+template <int V, class S, class C>
+LSTMKERN_DEVICE void load(C (&to)[V], const S* from, int n) {
+  constexpr int per = 16 / static_cast<int>(sizeof(S));
+  if (n >= V && V % per == 0 && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+#pragma unroll
+    for (int i = 0; i < V / per; ++i) {
+      const Bytes16 piece = load16(from + i * per);
+      S values[per];
+      memcpy(values, &piece, 16);
+#pragma unroll
+      for (int k = 0; k < per; ++k) to[(i * per + k) % V] = widen(values[k]);  // % V: for the case that never runs
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < V; ++k) to[k] = k < n ? static_cast<C>(widen(from[k])) : C(0);
+  }
+}
+
+template <int V, class S, class C>
+LSTMKERN_DEVICE void store(S* to, const C (&from)[V], int n) {
+  constexpr int per = 16 / static_cast<int>(sizeof(S));
+  if (n >= V && V % per == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+#pragma unroll
+    for (int i = 0; i < V / per; ++i) {
+      S values[per];
+#pragma unroll
+      for (int k = 0; k < per; ++k) narrow(from[(i * per + k) % V], values[k]);
+      Bytes16 piece;
+      memcpy(&piece, values, 16);
+      store16(to + i * per, piece);
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < V; ++k)
+      if (k < n) narrow(from[k], to[k]);
+  }
+}
+
+template <int V, class S, class C>
+LSTMKERN_DEVICE void add(C (&to)[V], const S* from, int n) {
+  C more[V];
+  load(more, from, n);
+#pragma unroll
+  for (int k = 0; k < V; ++k) to[k] += more[k];
+}
+
+template <int V, class C>
+LSTMKERN_DEVICE void clear_if(bool condition, C (&values)[V]) {
+#pragma unroll
+  for (int k = 0; k < V; ++k) values[k] = condition ? C(0) : values[k];
+}
+
+// A View with its type: rows of a tensor by place and sequence. Absent if data is null.
+template <class S>
+struct Rows {
+  S* data;
+  int64_t step, lane;
+  LSTMKERN_DEVICE S* at(int64_t place, int64_t j) const { return data + place * step + j * lane; }
+};
+
+template <class S>
+Rows<S> rows_of(const View& view, int64_t column = 0) {
+  return {view.data ? static_cast<S*>(view.data) + column : nullptr, view.step, view.lane};
+}
+
+template <class S>
+S* offset(void* data, int64_t by) {
+  return data ? static_cast<S*>(data) + by : nullptr;
+}
+template <class S>
+const S* offset(const void* data, int64_t by) {
+  return data ? static_cast<const S*>(data) + by : nullptr;
+}
+
+// --- steps ---
+
+struct Moment {
+  int64_t t, place, active;  // active: 0 before the first and after the last step
+};
+
+// A step and its neighbours in the order in which the direction runs.
+struct Step {
+  Moment before, now, after;
+};
+
+// What tells a sequence's steps apart from its padding.
+struct Mask {
+  const int64_t* lengths;
+  Rows<const bool> resets;
+  // Sequence j takes this step.
+  LSTMKERN_DEVICE bool real(const Moment& m, int64_t j) const {
+    return j < m.active && (lengths == nullptr || m.t < lengths[j]);
+  }
+  // It takes it from a state of zeros.
+  LSTMKERN_DEVICE bool anew(const Moment& m, int64_t j) const {
+    return resets.data != nullptr && real(m, j) && *resets.at(m.place, j);
+  }
+};
+
+inline Mask mask_of(const Layer& layer) { return {layer.lengths, rows_of<const bool>(layer.resets)}; }
+
+inline Moment moment(const Layer& layer, int d, int64_t s) {
+  if (s < 0 || s >= layer.T) return {-1, 0, 0};
+  const int64_t t = d ? layer.T - 1 - s : s;
+  return {t, layer.place[t], layer.active[t]};
+}
+
+inline Step step_of(const Layer& layer, int d, int64_t s) {
+  return {moment(layer, d, s - 1), moment(layer, d, s), moment(layer, d, s + 1)};
+}
+
+inline int64_t rows_of_steps(const Layer& layer) {
+  int64_t rows = 0;
+  for (int64_t t = 0; t < layer.T; ++t) rows += layer.active[t];
+  return rows;
+}
+
+// The numbering of all (step, sequence) pairs as rows of one matrix, the one that the input has in memory.
+struct Numbering {
+  int64_t count, step, lane;  // row of (place, j): place * step + j * lane
+  explicit Numbering(const Layer& layer) : count(rows_of_steps(layer)) {
+    const int64_t columns = layer.input.step < layer.input.lane ? layer.input.step : layer.input.lane;
+    step = layer.input.step / columns;
+    lane = layer.input.lane / columns;
+  }
+  template <class S>
+  Rows<S> rows(S* data, int64_t columns) const {
+    return {data, step * columns, lane * columns};
+  }
+  // The rows of one step, [active, columns], of a matrix with `stride` columns in memory.
+  template <class S>
+  Matrix of(S* data, const Moment& m, int64_t columns, int64_t stride) const {
+    return {data + m.place * step * stride, dtype_of<S>(), m.active, columns, lane * stride, false};
+  }
+};
+
+template <class S>
+Matrix matrix(const S* data, int64_t rows, int64_t columns, int64_t stride) {
+  return {const_cast<S*>(data), dtype_of<S>(), rows, columns, stride, false};
+}
+
+// --- work for a grid ---
+
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Threads for rows x columns values, V columns each.
+inline Launch cover(int64_t rows, int64_t columns, int V, void* stream) {
+  const int64_t groups = (columns + V - 1) / V;
+  unsigned across = 1;
+  while (across < groups && across < kThreads) across *= 2;
+  const unsigned down = kThreads / across;
+  const int64_t tall = (rows + down - 1) / down;
+  Launch how;
+  how.block = {across, down, 1};
+  how.grid.x = static_cast<unsigned>((groups + across - 1) / across);
+  how.grid.y = static_cast<unsigned>(tall < kMostBlocksDown ? tall : kMostBlocksDown);
+  how.stream = stream;
+  return how;
+}
+
+// f(row, first column, columns from there on, at most V) for every piece of rows x columns, under a launch by cover().
+template <int V, class F>
+LSTMKERN_DEVICE void for_pieces(int64_t rows, int64_t columns, const F& f) {
+  const Index block = block_index(), thread = thread_index(), size = block_size();
+  const int64_t column = (static_cast<int64_t>(block.x) * size.x + thread.x) * V;
+  if (column >= columns) return;
+  const int n = columns - column < V ? static_cast<int>(columns - column) : V;
+  const int64_t stride = static_cast<int64_t>(grid_size().y) * size.y;
+  for (int64_t row = static_cast<int64_t>(block.y) * size.y + thread.y; row < rows; row += stride) f(row, column, n);
+}
+
+// Hands out parts of a workspace. First run over a null base to learn the size, then over the real one.
+class Carver {
+ public:
+  explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
+  template <class T>
+  T* take(int64_t count) {
+    const size_t at = used_;
+    used_ += (sizeof(T) * static_cast<size_t>(count > 0 ? count : 0) + 255) / 256 * 256;
+    return count > 0 ? reinterpret_cast<T*>(base_ + at) : nullptr;
+  }
+  size_t used() const { return used_; }
+
+ private:
+  char* base_;
+  size_t used_ = 0;
+};
+
+// f(type tag) for the layer's cell and storage type, as f.template run<CELL, S>().
+template <class F>
+void for_kind(const Layer& layer, F&& f) {
+  auto with = [&](auto tag) {
+    using S = decltype(tag);
+    switch (layer.cell) {
+      case Cell::rnn_tanh: return f.template run<Cell::rnn_tanh, S>();
+      case Cell::rnn_relu: return f.template run<Cell::rnn_relu, S>();
+      case Cell::lstm: return f.template run<Cell::lstm, S>();
+      case Cell::gru: return f.template run<Cell::gru, S>();
+    }
+  };
+  switch (layer.dtype) {
+    case DType::f32: return with(float{});
+#if !defined(LSTMKERN_ONLY_F32)  // the mutation tests compile many copies
+    case DType::f64: return with(double{});
+    case DType::bf16: return with(bf16{});
+    case DType::f16: return with(f16{});
+#else
+    default: return;
+#endif
+  }
+}
+
+}  // namespace cuda
+}  // namespace lstmkern

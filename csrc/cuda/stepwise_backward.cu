@@ -1,0 +1,424 @@
+// Stepwise backward. Per step, from the last to the first: one kernel for the cell's derivative, then dgates W_hh by
+// the caller's product. The gates' derivatives of all steps stay, so that dx and every weight gradient are one
+// product over all rows.
+#include "steps.h"
+
+namespace lstmkern {
+namespace cuda {
+namespace {
+
+// A row of gates' derivatives lies in planes of H. GRU: n r z n_h, so that the input's three (n r z) and the recurrent
+// three (r z n_h) are each contiguous. Everyone else: the gates in their order.
+template <Cell CELL>
+constexpr int kPlanes = CELL == Cell::gru ? 4 : kGates<CELL>;
+template <Cell CELL>
+constexpr int kHiddenPlane = CELL == Cell::gru ? 1 : 0;  // the first of those that W_hh takes
+
+// --- kernels ---
+
+// What reaches a step's h from outside and from the step after it. Without projection it is part of the cell's kernel,
+// with it (h is then the projected one) a kernel of its own.
+template <class S>
+struct Incoming {
+  using C = Compute<S>;
+  int64_t P;
+  Step step;
+  Mask mask;
+  const C* product;           // [after.active, P]: dgates W_hh of the step after
+  const C* direct;            // [N, P]: GRU's part of it that skips the product; null otherwise
+  Rows<const S> grad_output;  // P columns; may be absent
+  const S* grad_h_n;          // [N, P]; may be absent
+  Rows<const S> output;       // P columns
+  const S* h0;                // [N, P]
+  Rows<S> h_before;           // P columns, for dW_hh; may be absent
+  S* grad_h0;                 // [N, P]; may be absent
+
+  // The step after takes what this one left, so its derivative comes back.
+  LSTMKERN_DEVICE bool keeps(int64_t j) const { return mask.real(step.after, j) && !mask.anew(step.after, j); }
+
+  template <int V>
+  LSTMKERN_DEVICE void through(C (&dh)[V], int64_t j, int64_t column, int n) const {
+    if (keeps(j)) {
+      load(dh, product + j * P + column, n);
+      if (direct) add(dh, direct + j * P + column, n);
+    } else {
+#pragma unroll
+      for (int k = 0; k < V; ++k) dh[k] = 0;
+    }
+  }
+
+  template <int V>
+  LSTMKERN_DEVICE void gather(C (&dh)[V], int64_t j, int64_t column, int n) const {
+    through(dh, j, column, n);
+    if (grad_output.data) add(dh, grad_output.at(step.now.place, j) + column, n);
+    if (grad_h_n && !mask.real(step.after, j)) add(dh, grad_h_n + j * P + column, n);
+  }
+
+  // h as the step found it, from the outputs.
+  template <int V>
+  LSTMKERN_DEVICE void before(C (&h)[V], int64_t j, int64_t column, int n) const {
+    const S* from = mask.real(step.before, j) ? output.at(step.before.place, j) : h0 + j * P;
+    if (mask.anew(step.now, j)) n = 0;
+    load(h, from + column, n);
+  }
+
+  // The first step of a sequence is the one after this: what remains is the initial state's.
+  template <int V>
+  LSTMKERN_DEVICE void finish(int64_t j, int64_t column, int n) const {
+    if (!grad_h0 || !mask.real(step.after, j)) return;
+    C dh[V];
+    through(dh, j, column, n);
+    store(grad_h0 + j * P + column, dh, n);
+  }
+};
+
+template <class S>
+LSTMKERN_KERNEL(kThreads)
+incoming(Incoming<S> in, Rows<S> to) {
+  using C = Compute<S>;
+  constexpr int V = kAtOnce<S>;
+  const Moment &now = in.step.now, &after = in.step.after;
+  for_pieces<V>(now.active > after.active ? now.active : after.active, in.P, [&](int64_t j, int64_t column, int n) {
+    C dh[V] = {}, h[V] = {};
+    if (in.mask.real(now, j)) {
+      in.gather(dh, j, column, n);
+      in.before(h, j, column, n);
+    } else {
+      in.template finish<V>(j, column, n);
+      if (j >= now.active) return;
+    }
+    store(to.at(now.place, j) + column, dh, n);
+    if (in.h_before.data) store(in.h_before.at(now.place, j) + column, h, n);
+  });
+}
+
+template <class S>
+struct BackwardStep {
+  using C = Compute<S>;
+  int64_t H, Hp;
+  Incoming<S> in;
+  const C* d_full;           // [active, H]: dh before projection, ready made; null without
+  Rows<const S> gates;       // [4, Hp]
+  Rows<const S> cells;       // H columns
+  const S* c0;               // [N, H]
+  Rows<const S> grad_cells;  // H columns; may be absent
+  const S* grad_c_n;         // [N, H]; may be absent
+  C* carry;                  // [N, H]: LSTM: dc; GRU: what skips the product
+  Rows<S> dgates;            // [planes, H]
+  Rows<S> full;              // H columns: h before projection, for dW_hr; may be absent
+  S* grad_c0;                // [N, H]; may be absent
+};
+
+template <Cell CELL, class S>
+LSTMKERN_KERNEL(kThreads)
+cell_backward(BackwardStep<S> p) {
+  using C = Compute<S>;
+  constexpr int V = kAtOnce<S>, planes = kPlanes<CELL>;
+  const Step& step = p.in.step;
+  const Moment &now = step.now, &after = step.after;
+  const Mask& mask = p.in.mask;
+  for_pieces<V>(now.active > after.active ? now.active : after.active, p.H, [&](int64_t j, int64_t unit, int n) {
+    C* const carried = p.carry + j * p.H + unit;
+    const C zeros[V] = {};
+    if (!mask.real(now, j)) {
+      if (!p.d_full) p.in.template finish<V>(j, unit, n);
+      if (CELL == Cell::lstm && p.grad_c0 && mask.real(after, j)) {
+        C dc[V] = {};
+        if (p.in.keeps(j)) load(dc, carried, n);
+        store(p.grad_c0 + j * p.H + unit, dc, n);
+      }
+      if (j >= now.active) return;  // else padding: zeros, for the products over all rows
+      S* const to = p.dgates.at(now.place, j) + unit;
+#pragma unroll
+      for (int g = 0; g < planes; ++g) store(to + g * p.H, zeros, n);
+      if (!p.d_full && p.in.h_before.data) store(p.in.h_before.at(now.place, j) + unit, zeros, n);
+      if (p.full.data) store(p.full.at(now.place, j) + unit, zeros, n);
+      return;
+    }
+    C dh[V], h_before[V];
+    if (p.d_full) {
+      load(dh, p.d_full + j * p.H + unit, n);
+    } else {
+      p.in.gather(dh, j, unit, n);
+      if (CELL == Cell::gru || p.in.h_before.data) p.in.before(h_before, j, unit, n);
+      if (p.in.h_before.data) store(p.in.h_before.at(now.place, j) + unit, h_before, n);
+    }
+    S* const to = p.dgates.at(now.place, j) + unit;
+    const S* const saved = p.gates.data ? p.gates.at(now.place, j) + unit : nullptr;
+    if constexpr (CELL == Cell::lstm) {
+      C a[4][V], dc[V] = {}, c[V], c_before[V];
+#pragma unroll
+      for (int g = 0; g < 4; ++g) load(a[g], saved + g * p.Hp, V);
+      if (p.in.keeps(j)) load(dc, carried, n);
+      if (p.grad_c_n && !mask.real(after, j)) load(dc, p.grad_c_n + j * p.H + unit, n);
+      if (p.grad_cells.data) add(dc, p.grad_cells.at(now.place, j) + unit, n);
+      load(c, p.cells.at(now.place, j) + unit, n);
+      const S* from = mask.real(step.before, j) ? p.cells.at(step.before.place, j) : p.c0 + j * p.H;
+      load(c_before, from + unit, mask.anew(now, j) ? 0 : n);
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        const C i = a[0][k], f = a[1][k], g = a[2][k], o = a[3][k], tanh_c = tanh(c[k]);
+        cells::lstm_backward(i, f, g, o, c_before[k], tanh_c, dh[k], dc[k], a[0][k], a[1][k], a[2][k], a[3][k]);
+        c[k] = o * tanh_c;
+      }
+#pragma unroll
+      for (int g = 0; g < 4; ++g) store(to + g * p.H, a[g], n);
+      store(carried, dc, n);
+      if (p.full.data) store(p.full.at(now.place, j) + unit, c, n);
+    } else if constexpr (CELL == Cell::gru) {
+      C a[4][V], direct[V];
+#pragma unroll
+      for (int g = 0; g < 4; ++g) load(a[g], saved + g * p.Hp, V);
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        const C r = a[0][k], z = a[1][k], m = a[2][k], n_h = a[3][k];
+        cells::gru_backward(r, z, m, n_h, h_before[k], dh[k], a[1][k], a[2][k], a[0][k], a[3][k], direct[k]);
+      }
+#pragma unroll
+      for (int g = 0; g < 4; ++g) store(to + g * p.H, a[g], n);
+      store(carried, direct, n);
+    } else {
+      C h[V];
+      load(h, p.in.output.at(now.place, j) + unit, n);
+#pragma unroll
+      for (int k = 0; k < V; ++k) dh[k] = cells::rnn_backward<CELL == Cell::rnn_relu>(h[k], dh[k]);
+      store(to, dh, n);
+    }
+  });
+}
+
+// to = from, [rows, columns].
+template <class S>
+LSTMKERN_KERNEL(kThreads)
+copy_rows(S* to, const S* from, int64_t rows, int64_t columns) {
+  constexpr int V = kAtOnce<S>;
+  for_pieces<V>(rows, columns, [&](int64_t row, int64_t column, int n) {
+    Compute<S> v[V];
+    load(v, from + row * columns + column, n);
+    store(to + row * columns + column, v, n);
+  });
+}
+
+// The input with zeros for padding: what lies there may be anything, and zero times NaN is NaN.
+template <class S>
+LSTMKERN_KERNEL(kThreads)
+without_padding(Rows<S> to, Rows<const S> from, int64_t T, int64_t N, int64_t columns, Mask mask) {
+  constexpr int V = kAtOnce<S>;
+  for_pieces<V>(T * N, columns, [&](int64_t row, int64_t column, int n) {
+    const int64_t t = row / N, j = row % N;
+    Compute<S> v[V] = {};
+    if (mask.real({t, t, N}, j)) load(v, from.at(t, j) + column, n);
+    store(to.at(t, j) + column, v, n);
+  });
+}
+
+// Column sums in an order that depends on the sizes alone. First the sums of `chunks` runs of rows, [chunks, columns]:
+// a block takes 32 pieces of columns, its 8 warps take turns at the rows.
+constexpr int kSumWarps = 8;
+
+template <class S>
+LSTMKERN_KERNEL(32 * kSumWarps)
+sum_rows(Compute<S>* sums, const S* from, int64_t rows, int64_t columns, int64_t chunks) {
+  using C = Compute<S>;
+  constexpr int V = kAtOnce<S>, kAcross = 32 * V;
+  LSTMKERN_SHARED(C, shared, kSumWarps * kAcross);
+  const int lane = static_cast<int>(lane_index()), warp = static_cast<int>(warp_index());
+  const int64_t column = (static_cast<int64_t>(block_index().x) * 32 + lane) * V, chunk = block_index().y;
+  const int n = columns - column >= V ? V : columns > column ? static_cast<int>(columns - column) : 0;
+  C sum[V] = {};
+  for (int64_t row = rows * chunk / chunks + warp; row < rows * (chunk + 1) / chunks; row += kSumWarps)
+    add(sum, from + row * columns + column, n);
+  store(shared + warp * kAcross + lane * V, sum, V);
+  sync_block();
+  for (int k = static_cast<int>(thread_rank()); k < kAcross; k += 32 * kSumWarps) {
+    const int64_t at = static_cast<int64_t>(block_index().x) * kAcross + k;
+    if (at >= columns) break;
+    C total = 0;
+    for (int w = 0; w < kSumWarps; ++w) total += shared[w * kAcross + k];
+    sums[chunk * columns + at] = total;
+  }
+}
+
+// Then their sum, to both biases' gradients.
+template <Cell CELL, class S>
+LSTMKERN_KERNEL(kThreads)
+bias_gradients(S* b_ih, S* b_hh, const Compute<S>* sums, int64_t H, int64_t chunks) {
+  using C = Compute<S>;
+  constexpr int planes = kPlanes<CELL>;
+  for_pieces<1>(planes, H, [&](int64_t plane, int64_t unit, int) {
+    C total = 0;
+    for (int64_t i = 0; i < chunks; ++i) total += sums[(i * planes + plane) * H + unit];
+    // GRU: planes n r z n_h are the gates 2 0 1 and 2.
+    const int64_t gate = CELL == Cell::gru ? (plane + 2) % 3 : plane;
+    if (CELL != Cell::gru || plane < 3) narrow(total, b_ih[gate * H + unit]);
+    if (CELL != Cell::gru || plane > 0) narrow(total, b_hh[gate * H + unit]);
+  });
+}
+
+// --- the time loop ---
+
+template <Cell CELL, class S>
+class BackwardLoop {
+  using C = Compute<S>;
+  static constexpr int G = kGates<CELL>, planes = kPlanes<CELL>;
+
+  const Backward& L;
+  const Numbering all;
+  const int64_t chunks;  // of rows, in sums
+  S *dgates, *h_before, *d_output, *full, *input, *w_ih;
+  C *carry, *product, *d_full, *sums;
+
+  static int64_t chunks_of(int64_t rows) { return rows < 128 ? 1 : rows < 64 * 128 ? rows / 128 : 64; }
+
+ public:
+  BackwardLoop(const Backward& layer, Carver& memory) : L(layer), all(layer), chunks(chunks_of(all.count)) {
+    const bool project = L.weights[0].w_hr != nullptr, want = L.want_weights;
+    dgates = memory.take<S>(all.count * planes * L.H);
+    h_before = memory.take<S>(want ? all.count * L.P : 0);
+    d_output = memory.take<S>(project ? all.count * L.P : 0);
+    full = memory.take<S>(project && want ? all.count * L.H : 0);
+    input = memory.take<S>(want && L.lengths ? all.count * L.I : 0);
+    w_ih = memory.take<S>(CELL == Cell::gru && L.grad_input.data ? G * L.H * L.I : 0);
+    carry = memory.take<C>(G > 1 ? L.N * L.H : 0);
+    product = memory.take<C>(L.N * L.P);
+    d_full = memory.take<C>(project ? L.N * L.H : 0);
+    sums = memory.take<C>(want && L.grad_weights[0].b_ih ? chunks * planes * L.H : 0);
+  }
+
+  void run(int d, const Call& call) {
+    steps(d, call);
+    if (L.grad_input.data) input_gradient(d, call);
+    if (L.want_weights) weight_gradients(d, call);
+  }
+
+ private:
+  void steps(int d, const Call& call) {
+    const Weights& w = L.weights[d];
+    const int64_t H = L.H, P = L.P, N = L.N;
+    BackwardStep<S> p = {};
+    p.H = H;
+    p.Hp = padded(H);
+    p.in.P = P;
+    p.in.mask = mask_of(L);
+    p.in.product = product;
+    p.in.direct = CELL == Cell::gru ? carry : nullptr;
+    p.in.grad_output = rows_of<const S>(L.grad_output, d * P);
+    p.in.grad_h_n = offset<S>(L.grad_h_n, d * N * P);
+    p.in.output = rows_of<const S>(L.output, d * P);
+    p.in.h0 = offset<S>(L.h0, d * N * P);
+    p.in.h_before = all.rows<S>(h_before, P);
+    p.in.grad_h0 = offset<S>(L.grad_h0, d * N * P);
+    p.d_full = d_full;
+    p.gates = rows_of<const S>(L.gates, d * L.gates_direction);
+    p.cells = rows_of<const S>(L.cells, d * H);
+    p.c0 = offset<S>(L.c0, d * N * H);
+    p.grad_cells = rows_of<const S>(L.grad_cells, d * H);
+    p.grad_c_n = offset<S>(L.grad_c_n, d * N * H);
+    p.carry = carry;
+    p.dgates = all.rows<S>(dgates, planes * H);
+    p.full = all.rows<S>(full, H);
+    p.grad_c0 = offset<S>(L.grad_c0, d * N * H);
+    const Matrix w_hh = matrix(static_cast<const S*>(w.w_hh), G * H, P, P);
+    const Matrix w_hr = matrix(static_cast<const S*>(w.w_hr), P, H, H);
+    for (int64_t s = L.T - 1; s >= -1; --s) {  // -1: only what reaches the initial state
+      p.in.step = step_of(L, d, s);
+      const Moment& now = p.in.step.now;
+      const int64_t rows = larger(now.active, p.in.step.after.active);
+      if (d_full) {
+        launch("incoming", incoming<S>, cover(rows, P, kAtOnce<S>, call.stream), p.in, all.rows<S>(d_output, P));
+        if (s >= 0) call.products->multiply(matrix(d_full, now.active, H, H), all.of(d_output, now, P, P), w_hr, false);
+      }
+      launch("cell_backward", cell_backward<CELL, S>, cover(rows, H, kAtOnce<S>, call.stream), p);
+      if (s < 0) break;
+      const Matrix recurrent = all.of(dgates + kHiddenPlane<CELL> * H, now, G * H, planes * H);
+      call.products->multiply(matrix(product, now.active, P, P), recurrent, w_hh, false);
+    }
+  }
+
+  // dx = dgates W_ih; the second direction adds to the first.
+  void input_gradient(int d, const Call& call) {
+    const int64_t H = L.H, I = L.I;
+    const S* weights = static_cast<const S*>(L.weights[d].w_ih);
+    if (CELL == Cell::gru) {  // in the planes' order
+      launch("copy_rows", copy_rows<S>, cover(H, I, kAtOnce<S>, call.stream), w_ih, weights + 2 * H * I, H, I);
+      launch("copy_rows", copy_rows<S>, cover(2 * H, I, kAtOnce<S>, call.stream), w_ih + H * I, weights, 2 * H, I);
+      weights = w_ih;
+    }
+    call.products->multiply(matrix(static_cast<S*>(L.grad_input.data), all.count, I, I),
+                            matrix(dgates, all.count, G * H, planes * H), matrix(weights, G * H, I, I), d > 0);
+  }
+
+  // to [rows, columns] = a^T b over all rows, a [count, rows] in memory `a_stride` apart.
+  void over_rows(const Call& call, void* to, const S* a, int64_t rows, int64_t a_stride, const S* b, int64_t columns) {
+    call.products->multiply(matrix(static_cast<S*>(to), rows, columns, columns),
+                            transpose(matrix(a, all.count, rows, a_stride)), matrix(b, all.count, columns, columns),
+                            false);
+  }
+
+  void weight_gradients(int d, const Call& call) {
+    const WeightGrads& w = L.grad_weights[d];
+    const int64_t H = L.H, I = L.I, P = L.P, ld = planes * H;
+    const S* x = static_cast<const S*>(L.input.data);
+    if (L.lengths) {
+      if (d == 0)
+        launch("without_padding", without_padding<S>, cover(all.count, I, kAtOnce<S>, call.stream),
+               all.rows<S>(input, I), rows_of<const S>(L.input), L.T, L.N, I, mask_of(L));
+      x = input;
+    }
+    if (CELL == Cell::gru) {
+      over_rows(call, w.w_ih, dgates + H, 2 * H, ld, x, I);
+      over_rows(call, static_cast<S*>(w.w_ih) + 2 * H * I, dgates, H, ld, x, I);
+    } else {
+      over_rows(call, w.w_ih, dgates, G * H, ld, x, I);
+    }
+    over_rows(call, w.w_hh, dgates + kHiddenPlane<CELL> * H, G * H, ld, h_before, P);
+    if (w.w_hr) over_rows(call, w.w_hr, d_output, P, P, full, H);
+    if (!w.b_ih) return;
+    Launch how;
+    how.block = {32, kSumWarps, 1};
+    const int64_t across = 32 * kAtOnce<S>;
+    how.grid = {static_cast<unsigned>((ld + across - 1) / across), static_cast<unsigned>(chunks), 1};
+    how.stream = call.stream;
+    launch("sum_rows", sum_rows<S>, how, sums, static_cast<const S*>(dgates), all.count, ld, chunks);
+    launch("bias_gradients", bias_gradients<CELL, S>, cover(planes, H, 1, call.stream), static_cast<S*>(w.b_ih),
+           static_cast<S*>(w.b_hh), static_cast<const C*>(sums), H, chunks);
+  }
+};
+
+struct MeasureBackward {
+  const Backward& layer;
+  size_t bytes = 0;
+  template <Cell CELL, class S>
+  void run() {
+    Carver memory(nullptr);
+    BackwardLoop<CELL, S> loop(layer, memory);
+    bytes = memory.used();
+  }
+};
+
+struct RunBackward {
+  const Backward& layer;
+  const Call& call;
+  template <Cell CELL, class S>
+  void run() {
+    Carver memory(call.workspace);
+    BackwardLoop<CELL, S> loop(layer, memory);
+    for (int d = 0; d < layer.D; ++d) loop.run(d, call);
+  }
+};
+
+}  // namespace
+
+namespace stepwise {
+
+size_t backward_workspace(const Backward& layer) {
+  MeasureBackward measure{layer};
+  for_kind(layer, measure);
+  return measure.bytes;
+}
+
+void backward(const Backward& layer, const Call& call) { for_kind(layer, RunBackward{layer, call}); }
+
+}  // namespace stepwise
+}  // namespace cuda
+}  // namespace lstmkern

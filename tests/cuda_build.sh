@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# Builds the complete extension against the CUDA build of torch, on a machine that needs no GPU, and tries what can be
+# tried there: it links, loads, says what it was built for, and a CUDA call ends in torch's own error.
+# PYTHON: the interpreter to make the environment with. CUDA_TORCH: what pip installs. CUDA_VENV: where.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3} torch=${CUDA_TORCH:-torch} venv=${CUDA_VENV:-build/cuda-venv}
+if ! command -v nvcc > /dev/null; then
+  echo "no nvcc: nothing to build"
+  exit 0
+fi
+start=$SECONDS
+if [ ! -e "$venv/.ready" ]; then
+  "$python" -m venv "$venv"
+  "$venv/bin/python" -m pip install --quiet "$torch" setuptools wheel ninja pybind11 numpy
+  touch "$venv/.ready"
+fi
+echo "environment: $((SECONDS - start)) s"
+start=$SECONDS
+# In a copy: an extension for another torch must not come to lie beside the Python sources. Kept, so that ninja can
+# tell what is new.
+root=$PWD copy=build/cuda-source
+mkdir -p "$copy"
+cp -rp csrc lstmkern setup.py pyproject.toml README.md "$copy"
+rm -f "$copy"/lstmkern/_C*.so
+cd "$copy"
+LSTMKERN_CUDA=1 "$root/$venv/bin/python" setup.py --quiet build_ext --inplace
+echo "build: $((SECONDS - start)) s"
+"$root/$venv/bin/python" - << 'EOF'
+import os
+
+import torch
+
+import lstmkern
+from lstmkern import _C
+
+info = _C.build_info()
+print(info, torch.__version__)
+assert info["cuda"] == torch.version.cuda and info["cuda_archs"], info
+layer = lstmkern.LSTM(3, 4)
+layer(torch.randn(2, 1, 3))[0].sum().backward()  # the CPU part of the same extension runs
+for key in ("CUDA", "CPU"):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("lstmkern::layer_forward", key), key
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("lstmkern::layer_backward", key), key
+if torch.cuda.is_available():
+    print("a GPU is here: its tests are tests/test_cuda.py")
+else:
+    try:
+        lstmkern.LSTM(3, 4, device="cuda")
+    except (RuntimeError, AssertionError) as error:
+        print("without a GPU:", str(error).splitlines()[0])
+        assert "NVIDIA" in str(error) or "CUDA" in str(error), error
+    else:
+        raise SystemExit("a CUDA call without a GPU did not fail")
+print("the CUDA build loads")
+EOF

@@ -1,0 +1,193 @@
+// The stepwise tier on the simulator, for tests: one layer, forward or backward, from the caller's plain arrays. Every
+// array is copied to guarded "device" memory first and the results are copied back; the products are plain loops.
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "../../csrc/cuda/stepwise.h"
+#include "simt.h"
+
+using namespace lstmkern;
+
+namespace {
+
+struct HostProducts final : cuda::Products {
+  int64_t calls = 0;
+  static size_t at(const cuda::Matrix& m, int64_t i, int64_t k) {
+    return m.transposed ? k * m.stride + i : i * m.stride + k;
+  }
+  static double get(const cuda::Matrix& m, int64_t i, int64_t k) {
+    const size_t n = at(m, i, k);
+    switch (m.dtype) {
+      case DType::f32: return static_cast<const float*>(m.data)[n];
+      case DType::f64: return static_cast<const double*>(m.data)[n];
+      case DType::bf16: return cuda::widen(static_cast<const cuda::bf16*>(m.data)[n]);
+      default: return cuda::widen(static_cast<const cuda::f16*>(m.data)[n]);
+    }
+  }
+  static void put(const cuda::Matrix& m, int64_t i, int64_t k, double v) {
+    const size_t n = at(m, i, k);
+    switch (m.dtype) {
+      case DType::f32: static_cast<float*>(m.data)[n] = float(v); return;
+      case DType::f64: static_cast<double*>(m.data)[n] = v; return;
+      case DType::bf16: cuda::narrow(float(v), static_cast<cuda::bf16*>(m.data)[n]); return;
+      default: cuda::narrow(float(v), static_cast<cuda::f16*>(m.data)[n]); return;
+    }
+  }
+  void multiply(const cuda::Matrix& out, const cuda::Matrix& a, const cuda::Matrix& b, bool add) override {
+    ++calls;
+    if (out.rows != a.rows || out.columns != b.columns || a.columns != b.rows || a.dtype != b.dtype)
+      throw simt::Error("product of matrices that do not fit");
+    if (out.dtype != a.dtype && !(out.dtype == DType::f32 && (a.dtype == DType::bf16 || a.dtype == DType::f16)))
+      throw simt::Error("product with a result type that ATen does not offer");
+    std::vector<double> left(a.columns), right(b.rows * b.columns);
+    for (int64_t k = 0; k < b.rows; ++k)
+      for (int64_t j = 0; j < b.columns; ++j) right[k * b.columns + j] = get(b, k, j);
+    std::vector<double> sums(out.columns);
+    for (int64_t i = 0; i < out.rows; ++i) {
+      for (int64_t j = 0; j < out.columns; ++j) sums[j] = add ? get(out, i, j) : 0;
+      for (int64_t k = 0; k < a.columns; ++k) {
+        const double v = get(a, i, k);
+        for (int64_t j = 0; j < out.columns; ++j) sums[j] += v * right[k * b.columns + j];
+      }
+      for (int64_t j = 0; j < out.columns; ++j) put(out, i, j, sums[j]);
+    }
+  }
+};
+
+size_t size_of(int64_t dtype) { return dtype == 0 ? 4 : dtype == 1 ? 8 : 2; }
+
+// "Device" copies of the caller's arrays.
+class Memory {
+ public:
+  Memory() { simt::free_all(); }
+  ~Memory() { simt::free_all(); }
+  void* in(const void* from, size_t bytes, const char* name) {
+    if (!from) return nullptr;
+    void* p = simt::allocate(bytes, name);
+    std::memcpy(p, from, bytes);
+    return p;
+  }
+  void* out(void* to, size_t bytes, const char* name) {
+    if (!to) return nullptr;
+    void* p = simt::allocate(bytes, name);
+    results_.push_back({to, p, bytes});
+    return p;
+  }
+  void finish() {
+    simt::check_guards();
+    for (auto& r : results_) std::memcpy(r.to, r.from, r.bytes);
+  }
+
+ private:
+  struct Result {
+    void* to;
+    void* from;
+    size_t bytes;
+  };
+  std::vector<Result> results_;
+};
+
+}  // namespace
+
+extern "C" {
+
+struct Arguments {  // mirrored in simulator.py
+  int64_t cell, dtype, T, N, I, H, P, D, batch_first, packed, rows, seed;
+  int64_t grad_output_columns;  // of its rows in memory; at least D*P
+  const int64_t* batch_sizes;   // packed
+  const int64_t* lengths;
+  const void *resets, *input, *h0, *c0;
+  const void* weights[2][5];  // w_ih w_hh b_ih b_hh w_hr
+  void *output, *h_n, *c_n, *cells, *gates;
+  const void *grad_output, *grad_h_n, *grad_c_n, *grad_cells;
+  void *grad_input, *grad_h0, *grad_c0;
+  void* grad_weights[2][5];
+};
+
+// 0, or 1 with a message.
+int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
+  try {
+    simt::seed(uint64_t(a->seed));
+    Memory memory;
+    const size_t size = size_of(a->dtype);
+    Backward b{};
+    b.cell = static_cast<Cell>(a->cell);
+    b.dtype = static_cast<DType>(a->dtype);
+    b.T = a->T, b.N = a->N, b.I = a->I, b.H = a->H, b.P = a->P, b.D = int(a->D);
+    const int64_t G = gates_of(b.cell), R = a->rows;
+    std::vector<int64_t> active(b.T, b.N), place(b.T);
+    std::iota(place.begin(), place.end(), 0);
+    if (a->packed) {
+      std::copy(a->batch_sizes, a->batch_sizes + b.T, active.begin());
+      for (int64_t t = 1; t < b.T; ++t) place[t] = place[t - 1] + active[t - 1];
+    }
+    b.active = active.data();
+    b.place = place.data();
+    auto view = [&](void* data, int64_t columns) {
+      View v;
+      v.data = data;
+      v.step = a->packed || a->batch_first ? columns : b.N * columns;
+      v.lane = a->packed ? columns : a->batch_first ? b.T * columns : columns;
+      return v;
+    };
+    b.lengths = static_cast<int64_t*>(memory.in(a->lengths, 8 * b.N, "lengths"));
+    b.resets = view(memory.in(a->resets, R, "resets"), 1);
+    b.input = view(memory.in(a->input, R * b.I * size, "input"), b.I);
+    b.h0 = memory.in(a->h0, b.D * b.N * b.P * size, "h0");
+    b.c0 = memory.in(a->c0, b.D * b.N * b.H * size, "c0");
+    const char* names[5] = {"w_ih", "w_hh", "b_ih", "b_hh", "w_hr"};
+    const size_t sizes[5] = {size_t(G * b.H * b.I), size_t(G * b.H * b.P), size_t(G * b.H), size_t(G * b.H),
+                             size_t(b.P * b.H)};
+    for (int d = 0; d < b.D; ++d) {
+      const void* w[5];
+      for (int i = 0; i < 5; ++i) w[i] = memory.in(a->weights[d][i], sizes[i] * size, names[i]);
+      b.weights[d] = {w[0], w[1], w[2], w[3], w[4]};
+    }
+    const int64_t gates_columns = saved_of(b.cell) * padded(b.H);
+    auto take = [&](void* p, size_t bytes, const char* name) {
+      return backward ? memory.in(p, bytes, name) : memory.out(p, bytes, name);
+    };
+    b.output = view(take(a->output, R * b.D * b.P * size, "output"), b.D * b.P);
+    b.cells = view(take(a->cells, R * b.D * b.H * size, "cells"), b.D * b.H);
+    b.gates.data = take(a->gates, b.D * R * gates_columns * size, "gates");
+    b.gates.step = a->packed ? gates_columns : gates_columns * b.N;
+    b.gates.lane = gates_columns;
+    b.gates_direction = R * gates_columns;
+    HostProducts products;
+    cuda::Call call{nullptr, &products, nullptr};
+    if (!backward) {
+      Forward f{};
+      static_cast<Layer&>(f) = b;
+      f.h_n = memory.out(a->h_n, b.D * b.N * b.P * size, "h_n");
+      f.c_n = memory.out(a->c_n, b.D * b.N * b.H * size, "c_n");
+      call.workspace = simt::allocate(cuda::stepwise::forward_workspace(f), "workspace");
+      cuda::stepwise::forward(f, call);
+    } else {
+      b.grad_output =
+          view(memory.in(a->grad_output, R * a->grad_output_columns * size, "grad_output"), a->grad_output_columns);
+      b.grad_h_n = memory.in(a->grad_h_n, b.D * b.N * b.P * size, "grad_h_n");
+      b.grad_c_n = memory.in(a->grad_c_n, b.D * b.N * b.H * size, "grad_c_n");
+      b.grad_cells = view(memory.in(a->grad_cells, R * b.D * b.H * size, "grad_cells"), b.D * b.H);
+      b.grad_input = view(memory.out(a->grad_input, R * b.I * size, "grad_input"), b.I);
+      b.grad_h0 = memory.out(a->grad_h0, b.D * b.N * b.P * size, "grad_h0");
+      b.grad_c0 = memory.out(a->grad_c0, b.D * b.N * b.H * size, "grad_c0");
+      for (int d = 0; d < b.D; ++d) {
+        void* w[5];
+        for (int i = 0; i < 5; ++i) w[i] = memory.out(a->grad_weights[d][i], sizes[i] * size, names[i]);
+        b.grad_weights[d] = {w[0], w[1], w[2], w[3], w[4]};
+        b.want_weights = w[0] != nullptr;
+      }
+      call.workspace = simt::allocate(cuda::stepwise::backward_workspace(b), "workspace");
+      cuda::stepwise::backward(b, call);
+    }
+    memory.finish();
+    return 0;
+  } catch (const std::exception& e) {
+    std::strncpy(message, e.what(), length - 1);
+    message[length - 1] = 0;
+    return 1;
+  }
+}
+
+}  // extern "C"

@@ -1,0 +1,249 @@
+"""The CUDA back end on a real GPU: what the simulator cannot tell. Skipped where there is none."""
+
+import copy
+import threading
+
+import pytest
+import torch
+from simt.layers import Case, check, make, padding, torch_nn
+
+import lstmkern
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
+    pytest.mark.skipif(lstmkern._C.build_info()["cuda"] is None, reason="lstmkern was built without CUDA"),
+]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+MODULES = {"LSTM": {}, "GRU": {}, "RNN": {}}
+ids = lambda v: str(v).removeprefix("torch.")  # noqa: E731
+
+
+@pytest.fixture(autouse=True)
+def exact_products():
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def to_gpu(value):
+    if isinstance(value, torch.Tensor):
+        return value.cuda()
+    return [to_gpu(v) for v in value] if isinstance(value, list) else value
+
+
+def ours(problem):
+    """The ops on the GPU; the results on the CPU, under the names that layers.check knows."""
+    mode, batch_first = problem.case.mode, problem.case.batch_first
+    args = [a if i == 4 else to_gpu(a) for i, a in enumerate(problem.args)]  # batch_sizes stay on the host
+    results = torch.ops.lstmkern.layer_forward(*args, mode, batch_first, True, True)
+    output, h_n, c_n, cells, gates = results
+    grads = [to_gpu(problem.grads.get(f"grad_{k}")) for k in ("output", "h_n", "c_n", "cells")]
+    needs = [True] * 3
+    back = torch.ops.lstmkern.layer_backward(*grads, *args, output, cells, gates, mode, batch_first, needs)
+    out = {"output": output, "h_n": h_n, "c_n": c_n, "cells": cells}
+    out |= {"grad_input": back[0], "grad_h0": back[1], "grad_c0": back[2]}
+    return {k: v.cpu() for k, v in (out | {f"grad_weight_{i}": g for i, g in enumerate(back[3])}).items()}
+
+
+CASES = [
+    Case(mode, T=6, N=5, I=3, H=H, P=3 if mode == "LSTM" else 0, D=2, ragged=ragged, resets=True)
+    for mode in ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
+    for ragged in (None, "packed", "lengths")
+    for H in (7, 64)
+]
+CASES += [
+    Case("LSTM", T=1, N=1, I=1, H=1),
+    Case("LSTM", T=50, N=33, I=40, H=129, D=2),
+    Case("GRU", T=50, N=33, I=40, H=129, D=2, batch_first=True),
+    Case("LSTM", T=20, N=16, I=64, H=256, batch_first=True, ragged="lengths"),
+    Case("GRU", T=5, N=4, I=3, H=8, bias=False),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_parity_with_fp64(case, dtype):
+    problem = make(case, dtype)
+    got = ours(problem)
+    check(problem, got, torch_nn(problem, torch.float64), torch_nn(problem, dtype))
+    if case.ragged == "lengths":
+        assert padding(problem, got["output"]).all_zero()
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_gradcheck(name, bidirectional):
+    module = getattr(lstmkern, name)(3, 4, bidirectional=bidirectional, dtype=torch.float64, device="cuda")
+    x = torch.randn(3, 2, 3, dtype=torch.float64, device="cuda", requires_grad=True)
+    weights = list(module.parameters())
+    names = [n for n, _ in module.named_parameters()]
+
+    def run(x, *values):
+        return torch.func.functional_call(module, dict(zip(names, values, strict=True)), (x,))[0]
+
+    assert torch.autograd.gradcheck(run, (x, *weights))
+
+
+def training_step(module, x, lengths=None):
+    x = x.detach().requires_grad_()
+    output, state = module(x, lengths=lengths)
+    output.float().square().sum().backward()
+    grads = [p.grad for p in module.parameters()]
+    for p in module.parameters():
+        p.grad = None
+    return [output.detach(), x.grad, *grads]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_200_repeats_bit_for_bit(name):
+    module = getattr(lstmkern, name)(96, 200, bidirectional=True, device="cuda", dtype=torch.bfloat16)
+    x = torch.randn(30, 17, 96, device="cuda", dtype=torch.bfloat16)
+    lengths = torch.randint(1, 31, (17,), device="cuda")
+    first = training_step(module, x, lengths)
+    for _ in range(200):
+        for a, b in zip(training_step(module, x, lengths), first, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_own_stream_races_with_the_default_one(name):
+    """Work on a side stream sees what was written on that stream, however busy the default stream is."""
+    module = getattr(lstmkern, name)(64, 128, device="cuda")
+    wanted = []
+    for i in range(8):
+        wanted.append(training_step(module, torch.full((20, 8, 64), 0.1 * i, device="cuda")))
+    torch.cuda.synchronize()
+    side, busy = torch.cuda.Stream(), torch.randn(2048, 2048, device="cuda")
+    x = torch.zeros(20, 8, 64, device="cuda")
+    torch.cuda.synchronize()
+    for i in range(8):
+        for _ in range(10):
+            busy @ busy  # the default stream is behind
+        x_default = x + float("nan")  # noqa: F841 (garbage that the allocator may hand on)
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(2_000_000)
+            x.fill_(0.1 * i)
+            got = training_step(module, x)
+            side.synchronize()
+        for a, b in zip(got, wanted[i], strict=True):
+            assert torch.equal(a, b)
+
+
+def test_threads_with_streams_of_their_own():
+    module = lstmkern.LSTM(32, 64, device="cuda")
+    x = torch.randn(15, 4, 32, device="cuda")
+    with torch.no_grad():
+        wanted = module(x)[0]
+    torch.cuda.synchronize()
+    wrong = []
+
+    def work():
+        with torch.cuda.stream(torch.cuda.Stream()), torch.no_grad():
+            for _ in range(20):
+                if not torch.equal(module(x)[0], wanted):
+                    wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=ids)
+def test_graph_capture_and_replay(name, dtype):
+    module = getattr(lstmkern, name)(40, 72, bidirectional=True, device="cuda", dtype=dtype)
+    x = torch.randn(12, 5, 40, device="cuda", dtype=dtype, requires_grad=True)
+    lengths = torch.tensor([12, 3, 7, 1, 9], device="cuda")
+    parameters = list(module.parameters())
+
+    def step():
+        output, _ = module(x, lengths=lengths)
+        return [output, *torch.autograd.grad(output.float().square().sum(), [x, *parameters])]
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for _ in range(3):
+        with torch.no_grad():
+            x.normal_()
+            lengths.copy_(torch.randint(1, 13, (5,)))
+        graph.replay()
+        torch.cuda.synchronize()
+        for a, b in zip(step(), captured, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_no_synchronisation():
+    module = lstmkern.LSTM(8, 16, bidirectional=True, device="cuda")
+    x, lengths = torch.randn(5, 3, 8, device="cuda"), torch.tensor([5, 2, 4], device="cuda")
+    training_step(module, x, lengths)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training_step(module, x, lengths)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_no_device_memory_per_step():
+    """The workspace is one block: the number of allocations does not depend on T."""
+    module = lstmkern.LSTM(8, 16, device="cuda")
+
+    def allocations(T):
+        x = torch.randn(T, 3, 8, device="cuda")
+        training_step(module, x)
+        before = torch.cuda.memory_stats()["allocation.all.allocated"]
+        training_step(module, x)
+        return torch.cuda.memory_stats()["allocation.all.allocated"] - before
+
+    assert allocations(4) == allocations(64)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+def test_seventy_thousand_steps(name):
+    T = 70_000
+    module = getattr(lstmkern, name)(4, 8, device="cuda", dtype=torch.float64)
+    reference = getattr(torch.nn, name)(4, 8, dtype=torch.float64)
+    reference.load_state_dict(module.state_dict())
+    x = torch.randn(T, 2, 4, dtype=torch.float64)
+    got = training_step(module, x.cuda())
+    x.requires_grad_()
+    output, _ = reference(x)
+    output.square().sum().backward()
+    wanted = [output.detach(), x.grad, *(p.grad for p in reference.parameters())]
+    for a, b in zip(got, wanted, strict=True):
+        assert (a.cpu() - b).abs().max() <= 1e-9 * b.abs().max().clamp(min=1)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_agrees_with_torch_nn(name):
+    """A stack of layers, packed, against torch.nn in fp64."""
+    ours = getattr(lstmkern, name)(24, 40, 2, bidirectional=True, device="cuda")
+    theirs = copy.deepcopy(getattr(torch.nn, name)(24, 40, 2, bidirectional=True))
+    theirs.load_state_dict(ours.state_dict())
+    x, lengths = torch.randn(9, 6, 24), [9, 4, 7, 1, 9, 3]
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+    wanted = theirs.double()(packed.to(torch.float64))[0]
+    got = ours(packed.to("cuda"))[0]
+    assert (got.data.cpu().double() - wanted.data).abs().max() < 1e-5
+
+
+def test_tf32_as_torch_says():
+    module = lstmkern.LSTM(256, 256, device="cuda")
+    x = torch.randn(4, 64, 256, device="cuda")
+    with torch.no_grad():
+        exact = copy.deepcopy(module).double()(x.double())[0]
+        errors = []
+        for allow in (False, True):
+            torch.backends.cuda.matmul.allow_tf32 = allow
+            errors.append((module(x)[0].double() - exact).abs().max().item())
+    assert errors[0] < 1e-5 < errors[1] < 1e-2
