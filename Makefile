@@ -1,5 +1,5 @@
-# make demo | test | lint | build | test-cuda-build | mutations | gpu. Overridable: PYTHON, TORCH (what pip installs), VENV (empty: the active environment,
-# which must have torch, is used as it is).
+# make demo | test | test-fastai | lint | build | test-cuda-build | mutations | gpu. Overridable: PYTHON, TORCH (what pip
+# installs), VENV (empty: the active environment, which must have torch, is used as it is).
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
