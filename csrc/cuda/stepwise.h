@@ -37,9 +37,8 @@ struct Call {
 
 namespace stepwise {
 
-// Of Layer, `order` is not looked at (it is 0..N-1), and the rows of `input` and `grad_input` lie evenly spaced, in the
-// same way, in
-// memory: [T, N, I] or [N, T, I] contiguous, or packed. `gates` is time-major.
+// Of Layer, `order` is not looked at (it is 0..N-1). The rows of `input` and `grad_input` lie evenly spaced in memory,
+// in the same way: [T, N, I] or [N, T, I] contiguous, or packed. `gates` is time-major.
 size_t forward_workspace(const Forward& layer);
 void forward(const Forward& layer, const Call& call);
 size_t backward_workspace(const Backward& layer);
