@@ -1,5 +1,5 @@
-# make demo | test | test-fastai | lint | build | test-cuda-build | mutations | gpu. Overridable: PYTHON, TORCH (what pip
-# installs), VENV (empty: the active environment, which must have torch, is used as it is).
+# make demo | test | test-fastai | test-asan | lint | build | test-cuda-build | mutations | gpu. Overridable: PYTHON,
+# TORCH (what pip installs), VENV (empty: the active environment, which must have torch, is used as it is).
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
@@ -16,7 +16,7 @@ endif
 # One stamp per interpreter: an extension built for one torch does not load in another.
 COMPILED := build/.compiled-$(subst /,_,$(PY))
 
-.PHONY: demo test test-fastai lint build test-cuda-build mutations gpu gpu-build gpu-test gpu-test-rest \
+.PHONY: demo test test-fastai test-asan lint build test-cuda-build mutations gpu gpu-build gpu-test gpu-test-rest \
   gpu-sanitize gpu-bench clean
 
 demo: $(COMPILED)
@@ -57,6 +57,22 @@ $(VENV)/.ready: requirements-dev.txt
 # The complete extension against the CUDA build of torch, on a machine without a GPU (tests/cuda_build.sh).
 test-cuda-build:
 	PYTHON=$(PYTHON) tests/cuda_build.sh
+
+# The kernel part of the tests on an extension built with AddressSanitizer and UndefinedBehaviorSanitizer. The libraries
+# must be there before Python is, which is not built with them; its own leaks are not our business. The sanitizers do
+# not see what tile instructions read, so bf16 runs on every variant.
+ASAN := build/asan
+ASAN_TESTS := test_elementwise.py test_parity.py test_varlen.py test_beyond.py test_cells.py test_threads.py
+test-asan: $(ASAN)/.built
+	for variant in "" avx512_bf16 avx2 baseline; do \
+	  cd $(ASAN) && LSTMKERN_CPU_CAPABILITY=$$variant ASAN_OPTIONS=detect_leaks=0:use_sigaltstack=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	    LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" OMP_NUM_THREADS=2 \
+	    $(if $(READY),$(abspath $(PY)),$(PY)) -m pytest -q -x -p no:cacheprovider -W ignore $(addprefix tests/,$(ASAN_TESTS)) || exit 1; cd - > /dev/null; done
+
+$(ASAN)/.built: $(SOURCES) $(shell find lstmkern tests -name '*.py') | $(READY)
+	mkdir -p $(ASAN) && cp -r lstmkern tests pyproject.toml $(ASAN) && rm -f $(ASAN)/lstmkern/_C*.so
+	LSTMKERN_SANITIZE=1 LSTMKERN_CUDA=0 $(PY) setup.py build_ext --build-temp $(ASAN)/temp --build-lib $(ASAN)
+	@touch $@
 
 # Faults put into the CUDA kernels, one at a time: the simulator's tests must notice each.
 mutations: $(READY)

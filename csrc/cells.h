@@ -17,15 +17,26 @@
 namespace cells {
 
 // Hochreiter & Schmidhuber 1997 with forget gate, as in torch.nn.LSTM. In: values before the nonlinearity in i f g o.
-// Out: the gates in i f g o, and c, h.
+// Out: the gates in i f g o, and c, h. In two halves for who has many cells at hand: each is a long chain of dependent
+// operations, and a processor fills its pipeline with the same half of other cells.
 template <class V>
-LSTMKERN_CELL void lstm_forward(V& i, V& f, V& g, V& o, const V& c_prev, V& c, V& h) {
+LSTMKERN_CELL void lstm_state(V& i, V& f, V& g, V& o, const V& c_prev, V& c) {
   i = sigmoid(i);
   f = sigmoid(f);
   g = tanh(g);
   o = sigmoid(o);
   c = f * c_prev + i * g;
-  h = o * tanh(c);
+}
+
+template <class V>
+LSTMKERN_CELL V lstm_output(const V& o, const V& c) {
+  return o * tanh(c);
+}
+
+template <class V>
+LSTMKERN_CELL void lstm_forward(V& i, V& f, V& g, V& o, const V& c_prev, V& c, V& h) {
+  lstm_state(i, f, g, o, c_prev, c);
+  h = lstm_output(o, c);
 }
 
 // dc: in, what reaches c from the next step (and from outside); out, what reaches c_prev.
@@ -41,13 +52,24 @@ LSTMKERN_CELL void lstm_backward(const V& i, const V& f, const V& g, const V& o,
 }
 
 // Cho et al. 2014 in torch.nn.GRU's form: n = tanh(n_x + r * n_h), n_x and n_h each with its own bias.
-// In: r, z before the nonlinearity, n = n_x. Out: the gates in r z n, and h.
+// In: r, z before the nonlinearity, n = n_x. Out: the gates in r z n, and h. In two halves, as above.
 template <class V>
-LSTMKERN_CELL void gru_forward(V& r, V& z, V& n, const V& n_h, const V& h_prev, V& h) {
+LSTMKERN_CELL void gru_gates(V& r, V& z, V& n, const V& n_h) {  // n: before its nonlinearity still
   r = sigmoid(r);
   z = sigmoid(z);
-  n = tanh(n + r * n_h);
-  h = n + z * (h_prev - n);
+  n = n + r * n_h;
+}
+
+template <class V>
+LSTMKERN_CELL V gru_output(const V& z, V& n, const V& h_prev) {
+  n = tanh(n);
+  return n + z * (h_prev - n);
+}
+
+template <class V>
+LSTMKERN_CELL void gru_forward(V& r, V& z, V& n, const V& n_h, const V& h_prev, V& h) {
+  gru_gates(r, z, n, n_h);
+  h = gru_output(z, n, h_prev);
 }
 
 // dh_prev: only the part through z * h_prev; the part through the product is the caller's.

@@ -91,7 +91,8 @@ struct Backward : Layer {  // output, cells and gates are the forward's
 namespace cpu {
 void forward(const Forward& layer);
 void backward(const Backward& layer);
-const char* capability();  // "avx512", "avx2" or "baseline": the instruction set in use
+const char* capability(DType dtype);  // the instruction set in use: "baseline", "avx2", "avx512", for bf16 also
+                                      // "avx512_bf16" and "amx"
 }  // namespace cpu
 
 }  // namespace lstmkern

@@ -31,5 +31,9 @@ PYBIND11_MODULE(_C, m) {
         return info;
       },
       "version, compiler, cuda (version or None), cuda_archs, openmp of this build");
-  m.def("cpu_capability", &lstmkern::cpu::capability, "The instruction set in use: avx512, avx2 or baseline");
+  m.def(
+      "cpu_capability",
+      [](bool bf16) { return lstmkern::cpu::capability(bf16 ? lstmkern::DType::bf16 : lstmkern::DType::f32); },
+      pybind11::arg("bf16") = false,
+      "The instruction set in use: baseline, avx2 or avx512; for bf16 also avx512_bf16 or amx");
 }

@@ -4,6 +4,7 @@ from . import _extension, functional, onnx, ops, reference  # noqa: F401 (ops re
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import replace_modules, restore_modules
 from .modules import GRU, LSTM, RNN
+from .recomputing import recompute
 
 __version__ = _extension.build_info()["version"]
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "RNNCell",
     "functional",
     "onnx",
+    "recompute",
     "reference",
     "replace_modules",
     "restore_modules",

@@ -105,7 +105,7 @@ def run_info(args: argparse.Namespace) -> int:
         "lstmkern": built["version"],
         "compiler": built["compiler"],
         "OpenMP": "yes" if built["openmp"] else "no",
-        "CPU instruction set in use": _extension.cpu_capability(),
+        "CPU instruction set in use": f"{_extension.cpu_capability()}, for bf16 {_extension.cpu_capability(bf16=True)}",
         "CUDA kernels": f"built with CUDA {built['cuda']}" if built["cuda"] else "not built",
         "CUDA architectures": ", ".join(built["cuda_archs"]) or "none",
         "GPU": ", ".join(gpus) or "none seen",

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import _extension, onnx, reference  # noqa: F401 (loading the extension registers the ops)
+from . import _extension, onnx, recomputing, reference  # noqa: F401 (loading the extension registers the ops)
 
 forward_op = torch.ops.lstmkern.layer_forward.default
 backward_op = torch.ops.lstmkern.layer_backward.default
@@ -31,9 +31,11 @@ class LayerFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights):
+        ctx.recompute = recomputing.is_active() and mode in ("LSTM", "GRU")
         results = call_below_autograd(
-            forward_op, input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, True, cells
-        )
+            forward_op, input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, not ctx.recompute,
+            cells or ctx.recompute,
+        )  # fmt: skip
         output, h_n, c_n, every_c, gates = results
         ctx.set_materialize_grads(False)
         if mode != "LSTM":
@@ -55,16 +57,30 @@ class LayerFunction(torch.autograd.Function):
         grads, primals = (grad_output, grad_h_n, grad_c_n, grad_cells), (input, h0, c0, weights)
         ragged, saved = (batch_sizes, lengths, resets), (output, cells, gates)
         wanted = (needs[0], needs[1] or needs[2], any(needs[9:]))
+        if ctx.recompute and not torch.is_grad_enabled():
+            with _below_autograd():
+                results = recomputing.layer_backward(
+                    forward_op, backward_op, grads, *primals, ragged, output, cells, ctx.mode, ctx.batch_first, wanted
+                )
+            return _layer_grads(needs, *results)
+        if ctx.recompute:
+            with torch.no_grad():
+                saved = recomputing.saved_again(forward_op, *primals, ragged, ctx.mode, ctx.batch_first)
         grad_input, grad_h0, grad_c0, grad_weights = layer_backward(
             *grads, *primals, *ragged, *saved, ctx.mode, ctx.batch_first, wanted
         )
-        return (
-            grad_input if needs[0] else None,
-            grad_h0 if needs[1] else None,
-            grad_c0 if needs[2] else None,
-            *(None,) * 6,
-            *(g if need else None for g, need in zip(grad_weights, needs[9:], strict=True)),
-        )
+        return _layer_grads(needs, grad_input, grad_h0, grad_c0, grad_weights)
+
+
+def _layer_grads(needs, grad_input, grad_h0, grad_c0, grad_weights):
+    """The gradients in the order of LayerFunction.forward's arguments."""
+    return (
+        grad_input if needs[0] else None,
+        grad_h0 if needs[1] else None,
+        grad_c0 if needs[2] else None,
+        *(None,) * 6,
+        *(g if need else None for g, need in zip(grad_weights, needs[9:], strict=True)),
+    )
 
 
 class LayerBackward(torch.autograd.Function):

@@ -78,6 +78,22 @@ def test_16_bit_training_step(kind, bidirectional, dtype, pair, as_good_as_torch
     as_good_as_torch(run(ours, x, hx), peer, exact)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("size", [(40, 37, 45, 83), (9, 130, 96, 64), (60, 17, 33, 20)], ids=str)
+def test_many_tiles_and_chunks(kind, size, dtype, pair, as_good_as_torch):
+    T, N, features, H = size
+    theirs, ours = pair(kind, features, H, bidirectional=True, dtype=dtype)
+    x, hx = torch.randn(T, N, features).to(dtype), [h.to(dtype) for h in state_for(theirs, N, torch.float32)]
+    if kind == "rnn-relu":  # as above; and small, so that many steps do not overflow
+        x, hx = x.abs(), [h.abs() for h in hx]
+        for p in [*theirs.parameters(), *ours.parameters()]:
+            p.data.abs_().mul_(0.1)
+    exact = run(copy.deepcopy(theirs).double(), x.double(), [h.double() for h in hx])
+    with torch.backends.mkldnn.flags(enabled=False):
+        peer = run(theirs, x, hx)
+    as_good_as_torch(run(ours, x, hx), peer, exact)
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_without_initial_state(kind, batch_first, pair, as_good_as_torch):
     theirs, ours = pair(kind, 4, 6, 2, batch_first=batch_first, bidirectional=True)

@@ -6,10 +6,10 @@ import torch
 import lstmkern
 
 
-def results(cell, N, threads, **options):
+def results(cell, N, threads, dtype, **options):
     torch.manual_seed(0)
-    module = getattr(lstmkern, cell)(40, 50, **options)
-    x = torch.randn(30, N, 40, requires_grad=True)
+    module = getattr(lstmkern, cell)(40, 50, dtype=dtype, **options)
+    x = torch.randn(30, N, 40, dtype=dtype, requires_grad=True)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -22,11 +22,12 @@ def results(cell, N, threads, **options):
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"proj_size": 20}], ids=str)
 @pytest.mark.parametrize("N", [1, 5, 70])  # hidden units shared with a barrier per step, and rows shared
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
-def test_same_bits(cell, N, options):
+def test_same_bits(cell, dtype, N, options):
     if "proj_size" in options and cell != "LSTM":
         options = {"bias": False}
-    expected = results(cell, N, 1, **options)
+    expected = results(cell, N, 1, dtype, **options)
     for threads in (1, 2, 2, 3, 5):
-        for a, b in zip(results(cell, N, threads, **options), expected, strict=True):
+        for a, b in zip(results(cell, N, threads, dtype, **options), expected, strict=True):
             assert torch.equal(a, b)

@@ -1,5 +1,6 @@
 // The kernels for AVX2 with FMA and F16C.
 #define LSTMKERN_VECTOR_BYTES 32
+#define LSTMKERN_BF16 0
 #include "variant.h"
 
 // After every header: nothing from outside may be compiled for this target (see simd.h).

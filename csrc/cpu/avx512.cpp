@@ -1,5 +1,6 @@
 // The kernels for AVX-512 (F, BW, DQ, VL).
 #define LSTMKERN_VECTOR_BYTES 64
+#define LSTMKERN_BF16 0
 #include "variant.h"
 
 // After every header: nothing from outside may be compiled for this target (see simd.h).

@@ -4,9 +4,10 @@
 
 template <Cell CELL, class S>
 class BackwardKernel {
-  using C = typename ComputeOf<S>::type;
-  static constexpr int G = gates_of(CELL);
-  static constexpr bool kStaged = sizeof(S) != sizeof(C);
+  using C = typename Types<S>::Sum;
+  using X = typename Types<S>::Operand;
+  static constexpr int G = gates_of(CELL), W = width<C>, down = kDown<X>;
+  static constexpr bool kNarrow = sizeof(S) != sizeof(C);  // the weight gradients' sums are not in the result's type
   // dgates of a row lie in planes of `plane` columns, whole registers. GRU: n r z n_h, so that the input's three and
   // the recurrent three are each contiguous. Everyone else: the gates in their order.
   static constexpr int kPlanes = CELL == Cell::gru ? 4 : G;
@@ -17,18 +18,17 @@ class BackwardKernel {
   const Backward& L;
   const int d;
   const Steps steps;
-  const Columns<C, kWide> state, hidden, inputs;  // P, H and I columns
-  const Columns<C, 3> by_x, by_h, by_full;        // the same as columns of the weight gradients
-  const bool project;
-  const int64_t Hp, plane, dgates_ld, chunk_rows;
+  const Columns<C, kWide> state, hidden, inputs;     // P, H and I columns
+  const Columns<C, kAcross<X>> by_x, by_h, by_full;  // the same as columns of the weight gradients
+  const bool project, direct;
+  const int64_t Hp, plane, dgates_ld, projected_ld, chunk_rows;
 
-  C *w_hh, *w_ih, *w_hr;                          // panels: [G*plane] by P, [G*plane] by I, [P] by H
-  C* dgates[2];                                   // [chunk_rows, dgates_ld], chunks take turns
-  C *dprojected[2], *full[2];                     // [chunk_rows, P padded], [chunk_rows, Hp]: projection only
-  C* zeros;                                       // [G*plane]
+  X *w_hh, *w_ih, *w_hr;                          // panels: [G*plane] by P, [G*plane] by I, [P] by H
+  X* dgates[2];                                   // [chunk_rows, dgates_ld], chunks take turns
+  X *dprojected[2], *full[2];                     // [chunk_rows, projected_ld], [chunk_rows, Hp]: projection only
   C* carry;                                       // [N, Hp]: dc, or GRU's direct part of dh
-  C *packed_x[2], *packed_h[2], *packed_full[2];  // a chunk's x, h_prev and h before projection as panels
-  C* packed_gates;                                // [ranks, 8 tiles, chunk_rows, kDown]
+  X *packed_x[2], *packed_h[2], *packed_full[2];  // a chunk's x, h_prev and h before projection as panels
+  X* packed_gates;                                // [ranks, kRun tiles]: gradients transposed
   C* sums[5];   // w_ih w_hh b_ih b_hh w_hr: running sums, the result itself where types agree
   S** row_out;  // [chunk_rows]
   Barrier barrier;
@@ -45,9 +45,11 @@ class BackwardKernel {
         by_h{layer.P},
         by_full{layer.H},
         project(layer.weights[direction].w_hr != nullptr),
+        direct(too_few_to_pack(layer, all_rows)),
         Hp(padded(layer.H)),
-        plane(hidden.vectors() * width<C>),
-        dgates_ld(spread<C>(kPlanes * plane)),
+        plane(hidden.vectors() * W),
+        dgates_ld(spread<X>(kHiddenPlane * plane + depth<X>((kPlanes - kHiddenPlane) * plane))),
+        projected_ld(depth<X>(padded(layer.P))),
         chunk_rows(rows_at_once(layer, all_rows)) {}
 
   // The depth of one weight gradient product: deep enough to be worth reading and writing its sums once. It must not
@@ -59,25 +61,25 @@ class BackwardKernel {
 
   void carve(Carver& memory) {
     const int ranks = L.threads;
-    w_hh = memory.take<C>(state.packed(G * plane));
-    w_ih = memory.take<C>(L.grad_input.data ? inputs.packed(G * plane) : 0);
-    w_hr = memory.take<C>(project ? hidden.packed(L.P) : 0);
-    zeros = memory.take<C>(G * plane);
+    const bool want = L.want_weights;
+    w_hh = memory.take<X>(direct ? 0 : state.template packed<X>(G * plane));
+    w_ih = memory.take<X>(L.grad_input.data && !direct ? inputs.template packed<X>(G * plane) : 0);
+    w_hr = memory.take<X>(project ? hidden.template packed<X>(L.P) : 0);
     carry = memory.take<C>(L.N * Hp);
     for (int half = 0; half < 2; ++half) {
-      dgates[half] = memory.take<C>(chunk_rows * dgates_ld);
-      dprojected[half] = memory.take<C>(project ? chunk_rows * padded(L.P) : 0);
-      full[half] = memory.take<C>(project ? chunk_rows * Hp : 0);
-      packed_x[half] = memory.take<C>(L.want_weights ? by_x.packed(chunk_rows) : 0);
-      packed_h[half] = memory.take<C>(L.want_weights ? by_h.packed(chunk_rows) : 0);
-      packed_full[half] = memory.take<C>(L.want_weights && project ? by_full.packed(chunk_rows) : 0);
+      dgates[half] = memory.take<X>((chunk_rows + kSlack) * dgates_ld);
+      dprojected[half] = memory.take<X>(project ? (chunk_rows + kSlack) * projected_ld : 0);
+      full[half] = memory.take<X>(project ? chunk_rows * Hp : 0);
+      packed_x[half] = memory.take<X>(want ? by_x.template packed<X>(chunk_rows) : 0);
+      packed_h[half] = memory.take<X>(want ? by_h.template packed<X>(chunk_rows) : 0);
+      packed_full[half] = memory.take<X>(want && project ? by_full.template packed<X>(chunk_rows) : 0);
     }
-    packed_gates = memory.take<C>(L.want_weights ? ranks * 8 * chunk_rows * kDown : 0);
+    packed_gates = memory.take<X>(want ? ranks * kRun * down * depth<X>(chunk_rows) : 0);
     row_out = memory.take<S*>(chunk_rows);
     const WeightGrads& w = L.grad_weights[d];
     void* results[5] = {w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr};
     for (int i = 0; i < 5; ++i)
-      sums[i] = kStaged ? memory.take<C>(results[i] ? size_of(i) : 0) : static_cast<C*>(results[i]);
+      sums[i] = kNarrow ? memory.take<C>(results[i] ? size_of(i) : 0) : static_cast<C*>(results[i]);
   }
 
   static void body(void* self, int rank, int size) { static_cast<BackwardKernel*>(self)->run(rank, size); }
@@ -88,13 +90,16 @@ class BackwardKernel {
     return sizes[i];
   }
 
+  static constexpr int kRun = 64 / down;  // tiles of gradients transposed at a time
+
   void run(int rank, int size) {
+    [[maybe_unused]] Products<X> scope;
     prepare(rank, size);
     barrier.wait(size);
     const Share share(L, rank, size);
     const int64_t j0 = share.first_row(L, share.group), j1 = share.first_row(L, share.group + 1);
     int half = 0;
-    const C* after = nullptr;  // dgates of the step after the one at hand
+    const X* after = nullptr;  // dgates of the step after the one at hand
     for (int64_t end = L.T; end > 0;) {
       const int64_t begin = steps.chunk_begin(end, chunk_rows);
       int64_t count = 0;
@@ -113,7 +118,7 @@ class BackwardKernel {
       half ^= 1;
       end = begin;
     }
-    if (kStaged && L.want_weights) {
+    if (kNarrow && L.want_weights) {
       barrier.wait(size);
       write_results(rank, size);
     }
@@ -123,21 +128,31 @@ class BackwardKernel {
   void prepare(int rank, int size) {
     const S *ih = static_cast<const S*>(L.weights[d].w_ih), *hh = static_cast<const S*>(L.weights[d].w_hh),
             *hr = static_cast<const S*>(L.weights[d].w_hr);
-    const int64_t K = G * plane;
-    if (rank == 0)
-      for (int64_t k = 0; k < K; ++k) zeros[k] = 0;
-    for (int64_t k = part(K, rank, size); k < part(K, rank + 1, size); ++k) {
-      const int64_t which = k / plane, unit = k % plane;
-      const bool inside = unit < L.H;
-      int in_gate = 0;
+    const int64_t K = G * plane, all = words<X>(K);
+    auto gate_of = [](int64_t in_plane) {  // of the input product
+      int gate = 0;
       for (int g = 0; g < G; ++g)
-        if (input_plane(g) == which) in_gate = g;
-      pack_row(w_hh, state, K, k, inside ? hh + (which * L.H + unit) * L.P : nullptr);
-      if (L.grad_input.data) pack_row(w_ih, inputs, K, k, inside ? ih + (in_gate * L.H + unit) * L.I : nullptr);
+        if (input_plane(g) == in_plane) gate = g;
+      return gate;
+    };
+    for (int64_t k = part(all, rank, size); !direct && k < part(all, rank + 1, size); ++k) {
+      pack_word(w_hh, state, K, k, [&](int64_t row) {
+        return row % plane < L.H ? hh + (row / plane * L.H + row % plane) * L.P : nullptr;
+      });
+      if (L.grad_input.data)
+        pack_word(w_ih, inputs, K, k, [&](int64_t row) {
+          return row % plane < L.H ? ih + (gate_of(row / plane) * L.H + row % plane) * L.I : nullptr;
+        });
     }
     if (project)
-      for (int64_t k = part(L.P, rank, size); k < part(L.P, rank + 1, size); ++k)
-        pack_row(w_hr, hidden, L.P, k, hr + k * L.H);
+      for (int64_t k = part(words<X>(L.P), rank, size); k < part(words<X>(L.P), rank + 1, size); ++k)
+        pack_word(w_hr, hidden, L.P, k, [&](int64_t row) { return hr + row * L.H; });
+    // Where tiles read past a row's values, into what no one writes.
+    for (int half = 0; on_tiles<X> && half < 2; ++half)
+      for (int64_t row = part(chunk_rows, rank, size); row < part(chunk_rows, rank + 1, size); ++row) {
+        for (int64_t k = kPlanes * plane; k < dgates_ld; ++k) dgates[half][row * dgates_ld + k] = X{};
+        for (int64_t k = L.P; project && k < projected_ld; ++k) dprojected[half][row * projected_ld + k] = X{};
+      }
   }
 
   bool is_reset(int64_t s, int64_t j) const { return L.resets.data && *at<const bool>(L.resets, L, steps.t(s), j); }
@@ -162,63 +177,93 @@ class BackwardKernel {
 
   // x and h_prev of a chunk as panels for the weight gradients.
   void pack_operands(int half, int64_t begin, int64_t count, int rank, int size) {
-    for_rows(begin, part(count, rank, size), part(count, rank + 1, size), [&](int64_t row, int64_t s, int64_t j) {
-      pack_row(packed_x[half], by_x, count, row, at<const S>(L.input, L, steps.t(s), j));
-      pack_row(packed_h[half], by_h, count, row, before(L.output, L.h0, L.P, s, j));
+    const int64_t all = words<X>(count), w0 = part(all, rank, size), w1 = part(all, rank + 1, size);
+    const S *x[per_word<X>], *h[per_word<X>];  // of the rows that make a word
+    const int64_t last = w1 * per_word<X> < count ? w1 * per_word<X> : count;
+    int64_t word = w0;
+    auto pack = [&](int64_t row) {
+      pack_word(packed_x[half], by_x, count, word, [&](int64_t k) { return x[k - row]; });
+      pack_word(packed_h[half], by_h, count, word, [&](int64_t k) { return h[k - row]; });
+      ++word;
+    };
+    for_rows(begin, w0 * per_word<X>, last, [&](int64_t row, int64_t s, int64_t j) {
+      const int64_t i = row % per_word<X>;
+      x[i] = at<const S>(L.input, L, steps.t(s), j);
+      h[i] = before(L.output, L.h0, L.P, s, j);
+      if (i + 1 == per_word<X> || row + 1 == count) pack(row - i);
     });
+    while (word < w1) pack(word * per_word<X>);  // zeros
   }
 
   // Step s (or -1: only what reaches the initial state) for the rows j0..j1 and a member's share of the units.
-  void step(int64_t s, int half, int64_t row, const C* after, int64_t j0, int64_t j1, const Share& share) {
+  void step(int64_t s, int half, int64_t row, const X* after, int64_t j0, int64_t j1, const Share& share) {
     const int64_t now = steps.active(s), later = steps.active(s + 1);
     auto low = [&](int64_t j) { return j < j0 ? j0 : j; };
     auto high = [&](int64_t j) { return j > j1 ? j1 : j; };
-    // A sequence that ends here has no step after this one; a row of zeros stands for its gates' derivatives.
-    auto after_row = [&](int64_t j) { return j < later ? after + kHiddenPlane * plane + j * dgates_ld : zeros; };
-    auto share_of = [&](int64_t panels, auto&& f) {
+    auto after_row = [&](int64_t j) { return after + kHiddenPlane * plane + j * dgates_ld; };
+    auto share_of = [&](int64_t panels, auto&& f) {  // f(panel, the one after it)
       const int64_t p0 = part(panels, share.member, share.members), p1 = part(panels, share.member + 1, share.members);
-      for (int64_t i = p0; i < p1; ++i) f(s & 1 ? p0 + p1 - 1 - i : i);
+      for (int64_t i = p0; i < p1; ++i)
+        s & 1 ? f(p0 + p1 - 1 - i, p0 + p1 - 1 - (i + 1 < p1 ? i + 1 : i)) : f(i, i + 1 < p1 ? i + 1 : i);
     };
-    share_of(state.panels(), [&](int64_t i) {
-      const Panel p = state.panel(i, G * plane);
+    auto hidden_gate = [](int gate) { return hidden_plane(gate) - kHiddenPlane; };
+    share_of(state.panels(), [&](int64_t i, int64_t next) {
+      const Panel p = state.panel(i);
       auto receive = [&](int64_t j, int64_t column, Vec<C> sum) {
         const Vec<C> dh = incoming(sum, s, j, column);
         if (project)
-          store(dprojected[half] + (row + j) * padded(L.P) + column, dh);
+          store(dprojected[half] + (row + j) * projected_ld + column, dh);
         else
           cell(dh, s, half, row + j, j, column);
       };
-      multiply_rows(low(0), high(now), G * plane, w_hh, p, after_row, receive);
-      multiply_rows(low(now), high(later), G * plane, w_hh, p, after_row,
-                    [&](int64_t j, int64_t column, Vec<C> sum) { to_h0(sum, s, j, column); });
+      const int64_t both = now < later ? now : later;
+      multiply_gates(low(0), high(both), w_hh, L.weights[d].w_hh, L.P, hidden_gate, p, state.panel(next), after_row,
+                     receive);
+      // A sequence that ends here has no step after this one, and one that begins after it has none before.
+      for (int64_t j = low(both); j < high(now); ++j)
+        for (int v = 0; v < p.nv; ++v) receive(j, p.first + v * W, Vec<C>{});
+      multiply_gates(low(both), high(later), w_hh, L.weights[d].w_hh, L.P, hidden_gate, p, state.panel(next), after_row,
+                     [&](int64_t j, int64_t column, Vec<C> sum) { to_h0(sum, s, j, column); });
     });
     if (project) {
       barrier.wait(share.members);
-      auto row_of = [&](int64_t j) { return dprojected[half] + (row + j) * padded(L.P); };
-      share_of(hidden.panels(), [&](int64_t i) {
-        multiply_rows(low(0), high(now), L.P, w_hr, hidden.panel(i, L.P), row_of,
+      auto row_of = [&](int64_t j) { return dprojected[half] + (row + j) * projected_ld; };
+      share_of(hidden.panels(), [&](int64_t i, int64_t next) {
+        multiply_rows(low(0), high(now), L.P, w_hr, hidden.panel(i), hidden.panel(next), row_of,
                       [&](int64_t j, int64_t column, Vec<C> sum) { cell(sum, s, half, row + j, j, column); });
       });
     }
     if (CELL == Cell::lstm && L.grad_c0)
-      share_of(hidden.vectors(), [&](int64_t v) {
-        for (int64_t j = low(now); j < high(later); ++j) to_c0(s, j, v * width<C>);
+      share_of(hidden.vectors(), [&](int64_t v, int64_t) {
+        for (int64_t j = low(now); j < high(later); ++j) to_c0(s, j, v * W);
       });
     barrier.wait(share.members);
   }
 
   // receive(j, column, sum) for the product of rows a_row(j) with a panel, K deep.
   template <class A, class F>
-  void multiply_rows(int64_t j0, int64_t j1, int64_t K, const C* packed, const Panel& p, A&& a_row, F&& receive) {
-    for_tiles(j0, j1, tile_rows(p.nv), [&](int64_t j, int tall) {
-      const C* a[kMaxRows];
-      for (int r = 0; r < tall; ++r) a[r] = a_row(j + r);
-      Tile<C> tile;
-      multiply(tall, p.nv, a, packed + p.offset, K, tile);
-      for (int r = 0; r < tall; ++r)
-        for (int v = 0; v < p.nv; ++v)
-          receive(j + r, p.first + v * width<C>, load(tile.sums + (r * p.nv + v) * width<C>));
-    });
+  INLINE void multiply_rows(int64_t j0, int64_t j1, int64_t K, const X* packed, const Panel& p, const Panel& next,
+                            A&& a_row, F&& receive) {
+    multiply_panel<C>(j0, j1, p.nv, K, packed + p.offset<X>(K), packed + next.offset<X>(K), a_row,
+                      [&](int64_t j, int tall, const C* sums) {
+                        for (int r = 0; r < tall; ++r)
+                          for (int v = 0; v < p.nv; ++v, sums += W) receive(j + r, p.first + v * W, load(sums));
+                      });
+  }
+
+  // The same for rows of gate gradients and the weights w [G*H, ld] of all gates, packed or as they lie. Gate g is in
+  // plane plane_of(g) of a row.
+  template <class P, class A, class F>
+  INLINE void multiply_gates(int64_t j0, int64_t j1, const X* packed, const void* w, int64_t ld, P&& plane_of,
+                             const Panel& p, const Panel& next, A&& a_row, F&& receive) {
+    if (!direct) return multiply_rows(j0, j1, G * plane, packed, p, next, a_row, receive);
+    for (int64_t j = j0; j < j1; ++j) {
+      Vec<C> sums[kWide] = {};
+      for (int g = 0; g < G; ++g)
+        add_times_columns<C>(sums, a_row(j) + plane_of(g) * plane, static_cast<const S*>(w) + g * L.H * ld + p.first,
+                             ld, L.H, p.nv, ld - p.first);
+      for (int v = 0; v < p.nv; ++v) receive(j, p.first + v * W, sums[v]);
+    }
   }
 
   bool cut(int64_t s, int64_t j) const { return j < steps.active(s + 1) && is_reset(s + 1, j); }
@@ -249,12 +294,13 @@ class BackwardKernel {
   INLINE void cell(Vec<C> dh, int64_t s, int half, int64_t row, int64_t j, int64_t unit) {
     const int64_t t = steps.t(s), n = L.H - unit;
     const bool ends = j >= steps.ended(s), keep = !ends && !cut(s, j);
-    C *carried = carry + j * Hp + unit, *to = dgates[half] + row * dgates_ld + unit;
+    C* carried = carry + j * Hp + unit;
+    X* to = dgates[half] + row * dgates_ld + unit;
     const S* saved = saved_of(CELL) ? at<const S>(L.gates, L, t, j) + d * L.gates_direction + unit : nullptr;
     auto put = [&](int which, Vec<C> v) {
       // The planes' padding takes part in products (with weights of zero), so it must be finite.
-      if (__builtin_expect(n < width<C>, 0))
-        for (int64_t k = n; k < width<C>; ++k) v[k] = 0;
+      if (__builtin_expect(n < W, 0))
+        for (int64_t k = n; k < W; ++k) v[k] = 0;
       store(to + which * plane, v);
     };
     auto state_before = [&](const View& view, const void* initial) {
@@ -298,87 +344,91 @@ class BackwardKernel {
              [&](int64_t row, int64_t s, int64_t j) { out[row] = at<S>(L.grad_input, L, steps.t(s), j); });
     auto row_of = [&](int64_t row) { return dgates[half] + row * dgates_ld; };
     for (int64_t i = 0; i < inputs.panels(); ++i)
-      multiply_rows(r0, r1, G * plane, w_ih, inputs.panel(i, G * plane), row_of,
-                    [&](int64_t row, int64_t column, Vec<C> sum) {
-                      S* to = out[row] + column;
-                      if (d) sum += load(to, L.I - column);
-                      store(to, sum, L.I - column);
-                    });
+      multiply_gates(r0, r1, w_ih, L.weights[d].w_ih, L.I, input_plane, inputs.panel(i),
+                     inputs.panel(i + 1 < inputs.panels() ? i + 1 : 0), row_of,
+                     [&](int64_t row, int64_t column, Vec<C> sum) {
+                       S* to = out[row] + column;
+                       if (d) sum += load(to, L.I - column);
+                       store(to, sum, L.I - column);
+                     });
   }
 
   // Adds a chunk's part to dW_ih, dW_hh, db and dW_hr. Their rows are divided among the team.
   void weight_gradients(int half, int64_t count, bool first, int rank, int size) {
-    const int64_t down = (L.H + kDown - 1) / kDown;  // tiles of one gate
-    for (int64_t tile = part(G * down, rank, size), last = part(G * down, rank + 1, size); tile < last;) {
-      const int gate = static_cast<int>(tile / down);
-      int64_t tiles = (gate + 1) * down < last ? (gate + 1) * down - tile : last - tile;
-      if (tiles > 8) tiles = 8;
-      const int64_t unit = (tile - gate * down) * kDown;
-      const C* x_part = dgates[half] + input_plane(gate) * plane + unit;
-      const C* h_part = dgates[half] + hidden_plane(gate) * plane + unit;
-      C* biases = sums[2] ? sums[2] + gate * L.H : nullptr;
-      C* packed = pack_gradient(x_part, dgates_ld, tiles, unit, L.H, count, biases, first, rank);
+    const int64_t tall = (L.H + down - 1) / down;  // tiles of one gate
+    for (int64_t tile = part(G * tall, rank, size), last = part(G * tall, rank + 1, size), tiles; tile < last;
+         tile += tiles) {
+      const int gate = static_cast<int>(tile / tall);
+      tiles = (gate + 1) * tall < last ? (gate + 1) * tall - tile : last - tile;
+      if (tiles > kRun) tiles = kRun;
+      const int64_t unit = (tile - gate * tall) * down;
+      const X* x_part = dgates[half] + input_plane(gate) * plane + unit;
+      const X* h_part = dgates[half] + hidden_plane(gate) * plane + unit;
+      X* packed = packed_gates + rank * kRun * down * depth<X>(chunk_rows);
+      pack_down<X, C>(packed, x_part, dgates_ld, tiles, count);
       add_product(packed, tiles, unit, L.H, by_x, packed_x[half], count, sums[0] + gate * L.H * L.I, first);
-      biases = sums[3] ? sums[3] + gate * L.H : nullptr;
-      if (x_part != h_part)
-        packed = pack_gradient(h_part, dgates_ld, tiles, unit, L.H, count, biases, first, rank);
-      else if (biases)
-        for (int64_t u = unit; u < unit + tiles * kDown && u < L.H; ++u) biases[u] = sums[2][gate * L.H + u];
+      if (x_part != h_part) pack_down<X, C>(packed, h_part, dgates_ld, tiles, count);
       add_product(packed, tiles, unit, L.H, by_h, packed_h[half], count, sums[1] + gate * L.H * L.P, first);
-      tile += tiles;
+    }
+    const int64_t vectors = hidden.vectors();
+    for (int64_t v = part(G * vectors, rank, size); sums[2] && v < part(G * vectors, rank + 1, size); ++v) {
+      const int gate = static_cast<int>(v / vectors);
+      const int64_t unit = v % vectors * W, x_column = input_plane(gate) * plane + unit,
+                    h_column = hidden_plane(gate) * plane + unit;
+      Vec<C> sum = add_rows(dgates[half] + x_column, count, sums[2] + gate * L.H + unit, L.H - unit, first);
+      if (x_column == h_column)
+        store(sums[3] + gate * L.H + unit, sum, L.H - unit);
+      else
+        add_rows(dgates[half] + h_column, count, sums[3] + gate * L.H + unit, L.H - unit, first);
     }
     if (!project) return;
-    for (int64_t row = part(count, rank, size); row < part(count, rank + 1, size); ++row)
-      pack_row(packed_full[half], by_full, count, row, full[half] + row * Hp);
+    for (int64_t word = part(words<X>(count), rank, size); word < part(words<X>(count), rank + 1, size); ++word)
+      pack_word(packed_full[half], by_full, count, word, [&](int64_t row) { return full[half] + row * Hp; });
     barrier.wait(size);
-    const int64_t across = (L.P + kDown - 1) / kDown;
-    for (int64_t tile = part(across, rank, size), last = part(across, rank + 1, size); tile < last;) {
-      const int64_t tiles = last - tile > 8 ? 8 : last - tile, unit = tile * kDown;
-      const C* packed =
-          pack_gradient(dprojected[half] + unit, padded(L.P), tiles, unit, L.P, count, nullptr, first, rank);
-      add_product(packed, tiles, unit, L.P, by_full, packed_full[half], count, sums[4], first);
-      tile += tiles;
+    const int64_t across = (L.P + down - 1) / down;
+    for (int64_t tile = part(across, rank, size), last = part(across, rank + 1, size), tiles; tile < last;
+         tile += tiles) {
+      tiles = last - tile > kRun ? kRun : last - tile;
+      X* packed = packed_gates + rank * kRun * down * depth<X>(chunk_rows);
+      pack_down<X, C>(packed, dprojected[half] + tile * down, projected_ld, tiles, count);
+      add_product(packed, tiles, tile * down, L.P, by_full, packed_full[half], count, sums[4], first);
     }
   }
 
-  // Columns of the gradients as tiles [k][kDown], k over the chunk's rows; their sums, over k, go to the biases.
-  C* pack_gradient(const C* from, int64_t ld, int64_t tiles, int64_t unit, int64_t units, int64_t count, C* biases,
-                   bool first, int rank) {
-    C* packed = packed_gates + rank * 8 * chunk_rows * kDown;
-    C sum[8 * kDown] = {};
-    for (int64_t k = 0; k < count; ++k) {
-      const C* row = from + k * ld;
-      for (int64_t i = 0; i < tiles; ++i) {
-        C* to = packed + (i * count + k) * kDown;
-#pragma GCC unroll 8
-        for (int r = 0; r < kDown; ++r) {
-          to[r] = row[i * kDown + r];
-          sum[i * kDown + r] += row[i * kDown + r];
-        }
-      }
+  // into[0..n) (+)= the sums over the chunk's rows of a register of gradients, by runs of 16 rows: one chain over
+  // hundreds of them would round at its full height every time.
+  INLINE Vec<C> add_rows(const X* from, int64_t count, C* into, int64_t n, bool first) const {
+    Vec<C> sum = first ? Vec<C>{} : load(into, n);
+    for (int64_t begin = 0; begin < count; begin += 16) {
+      Vec<C> run{};
+      for (int64_t k = begin; k < begin + 16 && k < count; ++k) run += load(from + k * dgates_ld);
+      sum += run;
     }
-    if (biases)
-      for (int64_t i = 0; i < tiles * kDown && unit + i < units; ++i)
-        biases[unit + i] = first ? sum[i] : biases[unit + i] + sum[i];
-    return packed;
+    store(into, sum, n);
+    return sum;
   }
 
   // into[unit.., columns] (+)= packed^T B for a run of tiles.
-  void add_product(const C* packed, int64_t tiles, int64_t unit, int64_t units, const Columns<C, 3>& columns,
-                   const C* panels, int64_t count, C* into, bool first) {
+  template <class Across>
+  void add_product(const X* packed, int64_t tiles, int64_t unit, int64_t units, const Across& columns, const X* panels,
+                   int64_t count, C* into, bool first) {
+    const int64_t size = down * depth<X>(count);
     for (int64_t q = 0; q < columns.panels(); ++q) {
-      const Panel p = columns.panel(q, count);
+      const Panel p = columns.panel(q);
+      const X* panel = panels + p.offset<X>(count);
+      const X* next = panel + p.nv * W * depth<X>(count);
       for (int64_t i = 0; i < tiles; ++i) {
         Tile<C> tile;
-        multiply_packed(p.nv, packed + i * count * kDown, panels + p.offset, count, tile);
-        for (int64_t r = 0; r < kDown && unit + i * kDown + r < units; ++r)
-          for (int v = 0; v < p.nv; ++v) {
-            const int64_t at = p.first + v * width<C>, n = columns.count - at;
-            C* to = into + (unit + i * kDown + r) * columns.count + at;
-            Vec<C> sum = load(tile.sums + (r * p.nv + v) * width<C>);
-            if (!first) sum += load(to, n);
-            store(to, sum, n);
+        multiply_packed(p.nv, packed + i * size, panel, count, tile, next);
+        next += p.nv * W * depth<X>(count) / tiles;
+        const C* sum = tile.sums;
+        for (int64_t r = 0; r < down && unit + i * down + r < units; ++r) {
+          C* to = into + (unit + i * down + r) * columns.count + p.first;
+          for (int v = 0; v < p.nv; ++v, sum += W, to += W) {
+            const int64_t n = columns.count - p.first - v * W;
+            store(to, first ? load(sum) : load(sum) + load(to, n), n);
           }
+        }
       }
     }
   }
@@ -390,7 +440,7 @@ class BackwardKernel {
     for (int i = 0; i < 5; ++i) {
       if (!results[i]) continue;
       const int64_t last = part(size_of(i), rank + 1, size);
-      for (int64_t k = part(size_of(i), rank, size); k < last; k += width<C>)
+      for (int64_t k = part(size_of(i), rank, size); k < last; k += W)
         store(static_cast<S*>(results[i]) + k, load(sums[i] + k, last - k), last - k);
     }
   }

@@ -1,5 +1,6 @@
 // The kernels for every machine: 16-byte registers through the compiler (SSE2, NEON, ...).
 #define LSTMKERN_VECTOR_BYTES 16
+#define LSTMKERN_BF16 0
 #include "variant.h"
 
 namespace lstmkern {

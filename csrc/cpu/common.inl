@@ -1,13 +1,23 @@
 // What the forward and the backward kernel share: types, places in tensors, the division of work among threads.
 // Included once per instruction set, after simd.h and gemm.h.
 
+// For values stored as S: what sums, states and cells are computed in, and what products read.
 template <class S>
-struct ComputeOf {
-  using type = float;  // 16-bit values are only stored as such
+struct Types {
+  using Sum = float;
+  using Operand = float;  // 16-bit values are only stored as such,
 };
+#if LSTMKERN_BF16
 template <>
-struct ComputeOf<double> {
-  using type = double;
+struct Types<bf16> {  // unless there are products of them
+  using Sum = float;
+  using Operand = bf16;
+};
+#endif
+template <>
+struct Types<double> {
+  using Sum = double;
+  using Operand = double;
 };
 
 template <class T>
@@ -45,6 +55,8 @@ struct Steps {
     return s;
   }
 };
+
+constexpr int64_t kDirectRows = 4;
 
 // How a team shares a layer: by rows of the batch, which needs no barrier inside the time loop, or by hidden units
 // with a barrier per step, where there are too few rows for that.
@@ -85,36 +97,89 @@ inline int64_t count_rows(const Layer& layer) {
   return rows;
 }
 
+// Rows of the kernel's own buffers that may be read past the last one: a tile (gemm.h) is 16 rows high, always.
+constexpr int64_t kSlack = LSTMKERN_BF16 == 2 ? 16 : 0;
+
 // Row length in a buffer of the kernel's own: rows a multiple of 1 KiB apart would fall on the same lines of the
 // first-level cache, so such lengths get one more line.
-template <class C>
+template <class X>
 constexpr int64_t spread(int64_t columns) {
-  return columns * sizeof(C) % 1024 == 0 ? columns + 64 / sizeof(C) : columns;
+  return columns * sizeof(X) % 1024 == 0 ? columns + 64 / sizeof(X) : columns;
 }
 
 // Panels of the gate products: all gates of the same units side by side, so that the cell is finished in registers.
 // Gated cells take one register of units for each gate; the RNN, with one gate, several registers of units.
-template <Cell CELL, class C>
+template <Cell CELL, class X, class C>
 struct UnitPanels {
   static constexpr int G = gates_of(CELL);
   int64_t H;
   int64_t panels() const { return G > 1 ? (H + width<C> - 1) / width<C> : Columns<C, kWide>{H}.panels(); }
-  int64_t packed(int64_t K) const { return (H + width<C> - 1) / width<C> * width<C> * G * K; }
-  Panel panel(int64_t index, int64_t K) const {  // nv: G times the registers of units
+  int64_t packed(int64_t K) const { return (H + width<C> - 1) / width<C> * width<C> * G * depth<X>(K); }
+  int64_t offset(const Panel& p, int64_t K) const { return p.offset<X>(K, G); }
+  Panel panel(int64_t index) const {  // nv: G times the registers of units
     if constexpr (G == 1)
-      return Columns<C, kWide>{H}.panel(index, K);
+      return Columns<C, kWide>{H}.panel(index);
     else
-      return {index * width<C>, index * width<C> * G * K, G};
+      return {index * width<C>, G};
   }
   // w [G*H, K] into its panels [k][gate][units], one panel.
   template <class S>
-  void pack(C* packed, int64_t index, const S* w, int64_t K) const {
-    const Panel p = panel(index, K);
+  void pack(X* packed, int64_t index, const S* w, int64_t K) const {
+    const Panel p = panel(index);
+    constexpr int64_t lanes = width<C> * per_word<X>;
     for (int g = 0; g < G; ++g)
       for (int v = 0; v < p.nv / G; ++v) {
         const int64_t unit = p.first + v * width<C>;
-        pack_transposed<C>(packed + p.offset + (g * (p.nv / G) + v) * width<C>, p.nv * width<C>, w + (g * H + unit) * K,
-                           K, H - unit, K);
+        pack_transposed<X, C>(packed + offset(p, K) + (g * (p.nv / G) + v) * lanes, p.nv * lanes,
+                              w + (g * H + unit) * K, K, H - unit, K);
       }
   }
 };
+
+// Prepares a thread for products of X while it lives.
+template <class X>
+struct Products {};
+#if LSTMKERN_BF16 == 2
+template <>
+struct Products<bf16> : TileScope {};
+#endif
+
+// So few rows in all that packing the weights would cost more than it saves: they are multiplied where they lie.
+inline bool too_few_to_pack(const Layer& layer, int64_t all_rows) {
+  return all_rows <= kDirectRows && layer.P == layer.H;
+}
+
+// A vector times rows of a matrix: lane l becomes the sum over k of a[k] * w[l * ld + k], zero from row `rows` on.
+template <class C, class X, class S>
+Vec<C> times_rows(const X* a, const S* w, int64_t ld, int64_t rows, int64_t K) {
+  constexpr int W = width<C>;
+  Vec<C> sums[W] = {};
+  for (int64_t k = 0; k < K; k += W) {
+    const Vec<C> x = load(a + k, K - k);
+#pragma GCC unroll 16
+    for (int l = 0; l < W; ++l) sums[l] += x * load(w + (l < rows ? l : 0) * ld + k, K - k);
+  }
+  exchange<1, C>(sums);
+  Vec<C> sum = sums[0];
+#pragma GCC unroll 16
+  for (int l = 1; l < W; ++l) sum += sums[l];
+  typename Register<C>::bits lane;
+  for (int l = 0; l < W; ++l) lane[l] = l;
+  return lane < static_cast<decltype(lane[0] + 0)>(rows < W ? rows : W) ? sum : Vec<C>{};
+}
+
+// Adds a[k] times row k of w, K rows, to nv registers of columns of which n are inside.
+template <class C, class X, class S>
+void add_times_columns(Vec<C> (&sums)[kWide], const X* a, const S* w, int64_t ld, int64_t K, int nv, int64_t n) {
+  constexpr int W = width<C>;
+  if (nv == kWide && n >= kWide * W) {
+    for (int64_t k = 0; k < K; ++k) {
+      const Vec<C> x = broadcast(C(value(a[k])));
+#pragma GCC unroll 4
+      for (int v = 0; v < kWide; ++v) sums[v] += x * load(w + k * ld + v * W);
+    }
+    return;
+  }
+  for (int64_t k = 0; k < K; ++k)
+    for (int v = 0; v < nv; ++v) sums[v] += broadcast(C(value(a[k]))) * load(w + k * ld + v * W, n - v * W);
+}

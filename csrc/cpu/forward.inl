@@ -4,25 +4,25 @@
 
 template <Cell CELL, class S>
 class ForwardKernel {
-  using C = typename ComputeOf<S>::type;
-  static constexpr int G = gates_of(CELL);
-  static constexpr bool kStaged = sizeof(S) != sizeof(C);
+  using C = typename Types<S>::Sum;
+  using X = typename Types<S>::Operand;
+  static constexpr int G = gates_of(CELL), W = width<C>;
 
   const Forward& L;
   const int d;
   const Steps steps;
-  const UnitPanels<CELL, C> units;
+  const UnitPanels<CELL, X, C> units;
   const Columns<C, kWide> projected;
-  const bool project;
-  const int64_t Hp, gates_ld, h_ld, chunk_rows;
+  const bool project, direct, staging;
+  const int64_t Hp, gates_ld, h_ld, full_ld, chunk_rows;
 
-  C *w_ih, *w_hh, *w_hr;  // panels
+  X *w_ih, *w_hh, *w_hr;  // panels
   C *bias, *bias_hn;      // [G*Hp], [Hp]: what the input product adds; GRU's b_hn, which the cell adds
-  C *h[2], *c, *full;     // [N, h_ld] twice, [N, Hp], [N, Hp] before projection: the state of two steps
-  C* zeros;               // a row of zeros: the state after a reset
+  X *h[2], *full;         // [N, h_ld] twice: the state before a step and after it; [N, full_ld]: before projection
+  C* c;                   // [N, Hp]
   C* gates;               // [chunk_rows, gates_ld]: x W_ih^T + b
-  C* staged;              // [ranks, chunk_rows, I]: input rows as C
-  const C** rows;         // [ranks, chunk_rows]
+  X* staged;              // [ranks, chunk_rows, depth of I]: input rows as operands
+  const X** rows;         // [ranks, chunk_rows]
   C** outs;               // [ranks, chunk_rows]
   Barrier barrier;
 
@@ -34,9 +34,12 @@ class ForwardKernel {
         units{layer.H},
         projected{layer.P},
         project(layer.weights[direction].w_hr != nullptr),
+        direct(too_few_to_pack(layer, all_rows)),
+        staging(!std::is_same<X, S>::value || depth<X>(layer.I) != layer.I || on_tiles<X>),
         Hp(padded(layer.H)),
         gates_ld(spread<C>(G * padded(layer.H))),
-        h_ld(spread<C>(padded(layer.P))),
+        h_ld(spread<X>(depth<X>(padded(layer.P)))),
+        full_ld(spread<X>(depth<X>(padded(layer.H)))),
         chunk_rows(rows_at_once(layer, all_rows)) {}
 
   // Rows whose gates fit the second-level cache beside the weights, but enough to make use of each panel.
@@ -49,19 +52,18 @@ class ForwardKernel {
 
   void carve(Carver& memory) {
     const int ranks = L.threads;
-    w_ih = memory.take<C>(units.packed(L.I));
-    w_hh = memory.take<C>(units.packed(L.P));
-    w_hr = memory.take<C>(project ? projected.packed(L.H) : 0);
+    w_ih = memory.take<X>(direct ? 0 : units.packed(L.I));
+    w_hh = memory.take<X>(direct ? 0 : units.packed(L.P));
+    w_hr = memory.take<X>(project ? projected.template packed<X>(L.H) : 0);
     bias = memory.take<C>(G * Hp);
     bias_hn = memory.take<C>(Hp);
-    h[0] = memory.take<C>(L.N * h_ld);
-    h[1] = memory.take<C>(L.N * h_ld);
+    h[0] = memory.take<X>((L.N + kSlack) * h_ld);
+    h[1] = memory.take<X>((L.N + kSlack) * h_ld);
+    full = memory.take<X>(project ? (L.N + kSlack) * full_ld : 0);
     c = memory.take<C>(CELL == Cell::lstm ? L.N * Hp : 0);
-    full = memory.take<C>(project ? L.N * Hp : 0);
-    zeros = memory.take<C>(Hp);
     gates = memory.take<C>(chunk_rows * gates_ld);
-    staged = memory.take<C>(kStaged ? ranks * chunk_rows * L.I : 0);
-    rows = memory.take<const C*>(ranks * chunk_rows);
+    staged = memory.take<X>(staging ? (ranks * chunk_rows + kSlack) * depth<X>(L.I) : 0);
+    rows = memory.take<const X*>(ranks * chunk_rows);
     outs = memory.take<C*>(ranks * chunk_rows);
   }
 
@@ -69,6 +71,7 @@ class ForwardKernel {
 
  private:
   void run(int rank, int size) {
+    [[maybe_unused]] Products<X> scope;
     prepare(rank, size);
     barrier.wait(size);
     Share share(L, rank, size);
@@ -81,15 +84,16 @@ class ForwardKernel {
       int64_t row = 0;  // of the chunk's gates
       for (; s < end; ++s) {
         const int64_t n = steps.active(s), last = n < j1 ? n : j1;
+        // There and back, so that the panels at the turn are still in the cache.
         if (s & 1)
-          for (int64_t p = p1 - 1; p >= p0; --p) step(s, row, j0, last, p);
-        else  // there and back, so that the panels at the turn are still in the cache
-          for (int64_t p = p0; p < p1; ++p) step(s, row, j0, last, p);
+          for (int64_t p = p1 - 1; p >= p0; --p) step(s, row, j0, last, p, p > p0 ? p - 1 : p);
+        else
+          for (int64_t p = p0; p < p1; ++p) step(s, row, j0, last, p, p + 1 < p1 ? p + 1 : p);
         barrier.wait(share.members);
         if (project) {
           const int64_t q0 = part(projected.panels(), share.member, share.members),
                         q1 = part(projected.panels(), share.member + 1, share.members);
-          for (int64_t q = q0; q < q1; ++q) project_step(s, j0, last, q);
+          for (int64_t q = q0; q < q1; ++q) project_step(s, j0, last, q, q + 1 < q1 ? q + 1 : q);
           barrier.wait(share.members);
         }
         row += n;
@@ -103,163 +107,237 @@ class ForwardKernel {
     const S *ih = static_cast<const S*>(w.w_ih), *hh = static_cast<const S*>(w.w_hh),
             *hr = static_cast<const S*>(w.w_hr), *b_ih = static_cast<const S*>(w.b_ih),
             *b_hh = static_cast<const S*>(w.b_hh);
-    for (int64_t p = part(units.panels(), rank, size); p < part(units.panels(), rank + 1, size); ++p) {
+    for (int64_t p = part(units.panels(), rank, size); !direct && p < part(units.panels(), rank + 1, size); ++p) {
       units.pack(w_ih, p, ih, L.I);
       units.pack(w_hh, p, hh, L.P);
     }
     if (project)
       for (int64_t q = part(projected.panels(), rank, size); q < part(projected.panels(), rank + 1, size); ++q) {
-        const Panel p = projected.panel(q, L.H);
+        const Panel p = projected.panel(q);
         for (int v = 0; v < p.nv; ++v) {
-          const int64_t row = p.first + v * width<C>;
-          pack_transposed<C>(w_hr + p.offset + v * width<C>, p.nv * width<C>, hr + row * L.H, L.H, L.P - row, L.H);
+          constexpr int64_t lanes = W * per_word<X>;
+          const int64_t row = p.first + v * W;
+          pack_transposed<X, C>(w_hr + p.offset<X>(L.H) + v * lanes, p.nv * lanes, hr + row * L.H, L.H, L.P - row, L.H);
         }
       }
-    if (rank == 0) {
-      auto value = [&](const S* b, int64_t i) { return b ? load(b + i, 1)[0] : C(0); };
+    if (rank == 0)
       for (int g = 0; g < G; ++g)
-        for (int64_t u = 0; u < Hp; ++u) {
-          const bool inside = u < L.H, apart = CELL == Cell::gru && g == 2;
-          const int64_t i = g * L.H + u;
-          bias[g * Hp + u] = inside ? value(b_ih, i) + (apart ? C(0) : value(b_hh, i)) : C(0);
-          if (apart) bias_hn[u] = inside ? value(b_hh, i) : C(0);
+        for (int64_t u = 0; u < Hp; u += W) {
+          const bool apart = CELL == Cell::gru && g == 2;
+          const int64_t n = L.H - u;
+          Vec<C> of_x = b_ih ? load(b_ih + g * L.H + u, n) : Vec<C>{},
+                 of_h = b_hh ? load(b_hh + g * L.H + u, n) : Vec<C>{};
+          store(bias + g * Hp + u, apart ? of_x : of_x + of_h);
+          if (apart) store(bias_hn + u, of_h);
         }
-      for (int64_t u = 0; u < Hp; ++u) zeros[u] = 0;
-    }
     for (int64_t j = part(L.N, rank, size); j < part(L.N, rank + 1, size); ++j) {
+      int64_t first = 0;  // step
+      if (L.resets.data)
+        while (first < L.T && steps.active(first) <= j) ++first;
+      const bool anew = is_reset(first, j);
       const S* h0 = static_cast<const S*>(L.h0) + (d * L.N + L.order[j]) * L.P;
-      for (int64_t u = 0; u < L.P; u += width<C>) {
-        Vec<C> v = load(h0 + u, L.P - u);
+      for (int64_t u = 0; u < h_ld; u += W) {
+        Vec<C> v = anew || u >= L.P ? Vec<C>{} : load(h0 + u, L.P - u);
         store(h[0] + j * h_ld + u, v);
         store(h[1] + j * h_ld + u, v);
+        if (project && u < full_ld) store(full + j * full_ld + u, Vec<C>{});
       }
       if constexpr (CELL == Cell::lstm) {
         const S* c0 = static_cast<const S*>(L.c0) + (d * L.N + L.order[j]) * L.H;
-        for (int64_t u = 0; u < L.H; u += width<C>) store(c + j * Hp + u, load(c0 + u, L.H - u));
+        for (int64_t u = 0; u < L.H; u += W) store(c + j * Hp + u, anew ? Vec<C>{} : load(c0 + u, L.H - u));
       }
     }
   }
 
   // gates = x W_ih^T + bias for the rows j0..j1 and the panels p0..p1 of the steps [s, end).
   void multiply_inputs(int rank, int64_t s, int64_t end, int64_t j0, int64_t j1, int64_t p0, int64_t p1) {
-    const C** in = rows + rank * chunk_rows;
+    const X** in = rows + rank * chunk_rows;
     C** out = outs + rank * chunk_rows;
     int64_t count = 0, base = 0;
     for (; s < end; base += steps.active(s), ++s) {
       const int64_t t = steps.t(s), last = steps.active(s) < j1 ? steps.active(s) : j1;
       for (int64_t j = j0; j < last; ++j, ++count) {
         const S* x = at<const S>(L.input, L, t, j);
-        if constexpr (kStaged) {
-          C* copy = staged + (rank * chunk_rows + count) * L.I;
-          for (int64_t k = 0; k < L.I; k += width<C>) store(copy + k, load(x + k, L.I - k), L.I - k);
+        if (staging) {
+          X* copy = staged + (rank * chunk_rows + count) * depth<X>(L.I);
+          for (int64_t k = 0; k < depth<X>(L.I); k += W) store(copy + k, load(x + k, L.I - k), depth<X>(L.I) - k);
           in[count] = copy;
         } else {
-          in[count] = x;
+          in[count] = reinterpret_cast<const X*>(x);
         }
         out[count] = gates + (base + j) * gates_ld;
       }
     }
     for (int64_t i = p0; i < p1; ++i) {
-      const Panel p = units.panel(i, L.I);
+      const Panel p = units.panel(i);
       Vec<C> add[kWide > G ? kWide : G];
-      for (int v = 0; v < p.nv; ++v) add[v] = load(bias + column_of(p, v));
-      for_tiles(0, count, tile_rows(p.nv), [&](int64_t row, int tall) {
-        Tile<C> tile;
-        multiply(tall, p.nv, in + row, w_ih + p.offset, L.I, tile);
-        for (int r = 0; r < tall; ++r)
-          for (int v = 0; v < p.nv; ++v)
-            store(out[row + r] + column_of(p, v), load(tile.sums + (r * p.nv + v) * width<C>) + add[v]);
-      });
+      int64_t column[kWide > G ? kWide : G];
+      for (int v = 0; v < p.nv; ++v) {
+        column[v] = column_of(p, v);
+        add[v] = load(bias + column[v]);
+      }
+      multiply_gates(
+          0, count, p, units.panel(i + 1 < p1 ? i + 1 : p0), L.I, w_ih, L.weights[d].w_ih,
+          [&](int64_t row) { return in[row]; },
+          [&](int64_t row, int tall, const C* sums) {
+            for (int r = 0; r < tall; ++r) {
+              C* to = out[row + r];
+              for (int v = 0; v < p.nv; ++v, sums += W) store(to + column[v], load(sums) + add[v]);
+            }
+          });
+    }
+  }
+
+  // Rows j0..j1 times one panel of gates, as multiply_panel(): from the packed weights, or from w [G*H, K] itself.
+  template <class A, class F>
+  INLINE void multiply_gates(int64_t j0, int64_t j1, const Panel& p, const Panel& next, int64_t K, const X* packed,
+                             const void* w, A&& row, F&& receive) {
+    if (!direct)
+      return multiply_panel<C>(j0, j1, p.nv, K, packed + units.offset(p, K), packed + units.offset(next, K), row,
+                               receive);
+    for (int64_t j = j0; j < j1; ++j) {
+      const X* a = row(j);
+      Tile<C> tile;
+      for (int v = 0; v < p.nv; ++v) {
+        const int64_t unit = p.first + v % (p.nv / G) * W;
+        store(tile.sums + v * W,
+              times_rows<C>(a, static_cast<const S*>(w) + (v / (p.nv / G) * L.H + unit) * K, K, L.H - unit, K));
+      }
+      receive(j, 1, tile.sums);
     }
   }
 
   // Where register v of a panel of gates belongs in a row of gates.
   int64_t column_of(const Panel& p, int v) const {
     const int across = p.nv / G;
-    return v / across * Hp + p.first + v % across * width<C>;
+    return v / across * Hp + p.first + v % across * W;
   }
 
-  bool is_reset(int64_t t, int64_t j) const { return L.resets.data && *at<const bool>(L.resets, L, t, j); }
+  // Whether the state of sequence j is zeroed before step s.
+  bool is_reset(int64_t s, int64_t j) const {
+    return L.resets.data && j < steps.active(s) && *at<const bool>(L.resets, L, steps.t(s), j);
+  }
+
+  // Where h of one sequence's step goes: to the user, to the next step (zeroed if that begins anew), and to h_n if
+  // the step is the sequence's last.
+  struct Place {
+    S *out, *h_n;
+    X* next;
+    bool anew;
+    INLINE void put(Vec<C> value, int64_t column, int64_t n) const {
+      store(out + column, value, n);
+      Vec<C> read = std::is_same<X, S>::value ? value : rounded<S, C>(value);
+      store(next + column, anew ? Vec<C>{} : read);
+      if (__builtin_expect(h_n != nullptr, 0)) store(h_n + column, value, n);
+    }
+  };
+  INLINE Place place(int64_t s, int64_t t, int64_t j) const {
+    return {at<S>(L.output, L, t, j) + d * L.P,
+            j >= steps.ended(s) ? static_cast<S*>(L.h_n) + (d * L.N + L.order[j]) * L.P : nullptr,
+            h[(s + 1) & 1] + j * h_ld, is_reset(s + 1, j)};
+  }
 
   // Step s for the rows j0..j1 and one panel of units; `row` is the step's first row in the chunk's gates.
-  void step(int64_t s, int64_t row, int64_t j0, int64_t j1, int64_t panel) {
-    const int64_t t = steps.t(s), ended = steps.ended(s);
-    const C* before = h[s & 1];
-    const Panel p = units.panel(panel, L.P);
-    for_tiles(j0, j1, tile_rows(p.nv), [&](int64_t j, int tall) {
-      const C* a[kMaxRows];
-      for (int r = 0; r < tall; ++r) a[r] = is_reset(t, j + r) ? zeros : before + (j + r) * h_ld;
-      Tile<C> tile;
-      multiply(tall, p.nv, a, w_hh + p.offset, L.P, tile);
-      for (int r = 0; r < tall; ++r)
-        for (int v = 0; v < p.nv / G; ++v) {
-          Vec<C> pre[G];
+  void step(int64_t s, int64_t row, int64_t j0, int64_t j1, int64_t panel, int64_t next) {
+    const X* before = h[s & 1];
+    const Panel p = units.panel(panel);
+    const int64_t hp = Hp;
+    multiply_gates(
+        j0, j1, p, units.panel(next), L.P, w_hh, L.weights[d].w_hh,
+        [&](int64_t j) {
+          // What the cell will need when the product is done.
+          const C* x_gates = gates + (row + j) * gates_ld + p.first;
 #pragma GCC unroll 4
-          for (int g = 0; g < G; ++g) pre[g] = load(tile.sums + (r * p.nv + g * (p.nv / G) + v) * width<C>);
-          finish(pre, a[r], s, t, j + r, gates + (row + j + r) * gates_ld, p.first + v * width<C>, j + r >= ended);
-        }
-    });
+          for (int g = 0; g < G; ++g) __builtin_prefetch(x_gates + g * hp);
+          if (CELL == Cell::lstm) __builtin_prefetch(c + j * hp + p.first, 1);
+          if (saved_of(CELL) && L.gates.data) {
+            const S* saved = at<S>(L.gates, L, steps.t(s), j) + d * L.gates_direction + p.first;
+#pragma GCC unroll 4
+            for (int g = 0; g < 4; ++g) __builtin_prefetch(saved + g * hp, 1);
+            if (CELL == Cell::lstm) __builtin_prefetch(at<S>(L.cells, L, steps.t(s), j) + d * L.H + p.first, 1);
+          }
+          return before + j * h_ld;
+        },
+        [&](int64_t j, int tall, C* sums) { finish(s, row + j, j, tall, p, sums); });
   }
 
-  // The cell for one register of units at `unit` of sequence j; pre are the sums of the recurrent product.
-  INLINE void finish(Vec<C> (&pre)[G], const C* h_before, int64_t s, int64_t t, int64_t j, const C* x_gates,
-                     int64_t unit, bool last) {
-    const int64_t n = L.H - unit;
-    S* saved = L.gates.data ? at<S>(L.gates, L, t, j) + d * L.gates_direction + unit : nullptr;
-    Vec<C> h_now;
-    if constexpr (CELL == Cell::lstm) {
-      C* state = c + j * Hp + unit;
+  // The cell for a tile of the recurrent product: `tall` sequences from j on, the units of panel p. Two passes: the
+  // tile's cells fill the pipeline together, each pass a shorter chain of dependent operations than the whole cell.
+  INLINE void finish(int64_t s, int64_t row, int64_t j, int tall, const Panel& p, C* const sums) {
+    const int64_t t = steps.t(s), hp = Hp;
+    const int across = G > 1 ? 1 : p.nv;
+    const bool save = L.gates.data != nullptr, keep = L.cells.data != nullptr, projecting = project;
+    for (int r = 0; r < tall; ++r) {
+      C* const pre = sums + r * p.nv * W;
+      const C* x_gates = gates + (row + r) * gates_ld + p.first;
+      S* saved = save ? at<S>(L.gates, L, t, j + r) + d * L.gates_direction + p.first : nullptr;
+      if constexpr (CELL == Cell::lstm) {
+        Vec<C> gate[4], c_now;
 #pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) pre[g] += load(x_gates + g * Hp + unit);
-      Vec<C> c_now;
-      cells::lstm_forward(pre[0], pre[1], pre[2], pre[3], load(h_before == zeros ? zeros : state), c_now, h_now);
-      store(state, c_now);
-      if (L.cells.data) store(at<S>(L.cells, L, t, j) + d * L.H + unit, c_now, n);
-      if (last) store(static_cast<S*>(L.c_n) + (d * L.N + L.order[j]) * L.H + unit, c_now, n);
-      if (saved) {
+        for (int g = 0; g < 4; ++g) gate[g] = load(pre + g * W) + load(x_gates + g * hp);
+        C* state = c + (j + r) * hp + p.first;
+        cells::lstm_state(gate[0], gate[1], gate[2], gate[3], load(state), c_now);
+        store(state, c_now);
+        store(pre, c_now);
+        store(pre + W, gate[3]);
+        if (save) {
 #pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) store(saved + g * Hp, pre[g]);
+          for (int g = 0; g < 4; ++g) store(saved + g * hp, gate[g]);
+        }
+      } else if constexpr (CELL == Cell::gru) {
+        Vec<C> reset = load(pre) + load(x_gates), update = load(pre + W) + load(x_gates + hp),
+               n = load(x_gates + 2 * hp), n_h = load(pre + 2 * W) + load(bias_hn + p.first);
+        cells::gru_gates(reset, update, n, n_h);
+        store(pre, update);
+        store(pre + W, n);
+        if (save) {
+          store(saved, reset);
+          store(saved + hp, update);
+          store(saved + 3 * hp, n_h);
+        }
+      } else {
+        for (int v = 0; v < across; ++v) store(pre + v * W, load(pre + v * W) + load(x_gates + v * W));
       }
-    } else if constexpr (CELL == Cell::gru) {
-      Vec<C> r = pre[0] + load(x_gates + unit), z = pre[1] + load(x_gates + Hp + unit),
-             new_ = load(x_gates + 2 * Hp + unit), n_h = pre[2] + load(bias_hn + unit);
-      cells::gru_forward(r, z, new_, n_h, load(h_before + unit), h_now);
-      if (saved) {
-        store(saved, r);
-        store(saved + Hp, z);
-        store(saved + 2 * Hp, new_);
-        store(saved + 3 * Hp, n_h);
-      }
-    } else {
-      h_now = cells::rnn_forward<CELL == Cell::rnn_relu>(Vec<C>(pre[0] + load(x_gates + unit)));
     }
-    if (project)
-      store(full + j * Hp + unit, h_now);
-    else
-      emit(h_now, s, t, j, unit, n, last);
-  }
-
-  // A register of the step's output: to the user, to the next step, and to h_n if it is the sequence's last.
-  INLINE void emit(Vec<C> value, int64_t s, int64_t t, int64_t j, int64_t column, int64_t n, bool last) {
-    store(at<S>(L.output, L, t, j) + d * L.P + column, value, n);
-    store(h[(s + 1) & 1] + j * h_ld + column, rounded<S, C>(value));
-    if (last) store(static_cast<S*>(L.h_n) + (d * L.N + L.order[j]) * L.P + column, value, n);
-  }
-
-  void project_step(int64_t s, int64_t j0, int64_t j1, int64_t panel) {
-    const int64_t t = steps.t(s), ended = steps.ended(s);
-    const Panel p = projected.panel(panel, L.H);
-    for_tiles(j0, j1, tile_rows(p.nv), [&](int64_t j, int tall) {
-      const C* a[kMaxRows];
-      for (int r = 0; r < tall; ++r) a[r] = full + (j + r) * Hp;
-      Tile<C> tile;
-      multiply(tall, p.nv, a, w_hr + p.offset, L.H, tile);
-      for (int r = 0; r < tall; ++r)
-        for (int v = 0; v < p.nv; ++v) {
-          const int64_t column = p.first + v * width<C>;
-          emit(load(tile.sums + (r * p.nv + v) * width<C>), s, t, j + r, column, L.P - column, j + r >= ended);
+    for (int r = 0; r < tall; ++r, ++j) {
+      const Place to = place(s, t, j);
+      for (int v = 0; v < across; ++v) {
+        const C* pre = sums + (r * p.nv + v) * W;
+        const int64_t unit = p.first + v * W, n = L.H - unit;
+        Vec<C> h_now;
+        if constexpr (CELL == Cell::lstm) {
+          const Vec<C> c_now = load(pre);
+          h_now = cells::lstm_output(load(pre + W), c_now);
+          if (keep) store(at<S>(L.cells, L, t, j) + d * L.H + unit, c_now, n);
+          if (__builtin_expect(to.h_n != nullptr, 0))
+            store(static_cast<S*>(L.c_n) + (d * L.N + L.order[j]) * L.H + unit, c_now, n);
+          if (__builtin_expect(to.anew, 0)) store(c + j * hp + unit, Vec<C>{});
+        } else if constexpr (CELL == Cell::gru) {
+          Vec<C> n_now = load(pre + W);
+          h_now = cells::gru_output(load(pre), n_now, load(h[s & 1] + j * h_ld + unit));
+          if (save) store(at<S>(L.gates, L, t, j) + d * L.gates_direction + 2 * hp + unit, n_now);
+        } else {
+          h_now = cells::rnn_forward<CELL == Cell::rnn_relu, Vec<C>>(load(pre));
         }
-    });
+        if (projecting)
+          store(full + j * full_ld + unit, h_now);
+        else
+          to.put(h_now, unit, n);
+      }
+    }
+  }
+
+  void project_step(int64_t s, int64_t j0, int64_t j1, int64_t panel, int64_t next) {
+    const Panel p = projected.panel(panel);
+    multiply_panel<C>(
+        j0, j1, p.nv, L.H, w_hr + p.offset<X>(L.H), w_hr + projected.panel(next).template offset<X>(L.H),
+        [&](int64_t j) { return full + j * full_ld; },
+        [&](int64_t j, int tall, const C* sums) {
+          for (int r = 0; r < tall; ++r, ++j) {
+            const Place to = place(s, steps.t(s), j);
+            for (int v = 0; v < p.nv; ++v, sums += W) to.put(load(sums), p.first + v * W, L.P - p.first - v * W);
+          }
+        });
   }
 };
 

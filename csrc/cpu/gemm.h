@@ -1,27 +1,83 @@
-// Products on packed panels: the microkernel that every product of the library runs on, and the packing for it.
+// Products on packed panels: the microkernel that every product of the library runs on.
 //
-// A panel holds nv registers' worth of columns for all K: panel[k][nv * W]. The microkernel multiplies a few rows of A,
-// wherever they lie, with one panel and leaves the sums in a tile on the stack, where its caller's epilogue (bias,
-// cell, store) picks them up: 24 stores against thousands of multiplications, and one microkernel serves every product.
-// Each sum is one chain over k in rising order whatever the height of the tile, so results do not depend on how rows
-// are cut into tiles or shared between threads.
+// Operands are made of words: a float, a double, or a pair of bf16 that neighbour along k, where the instruction set
+// multiplies those. A panel holds nv registers' worth of columns for all K words: panel[k][nv * W]. The microkernel
+// multiplies a few rows of A with one panel and leaves the sums in a tile on the stack, where its caller's epilogue
+// (bias, cell, store) picks them up: 24 stores against thousands of multiplications, and one microkernel serves every
+// product. Each sum is one chain over k in rising order whatever the height of the tile, so results do not depend on
+// how rows are cut into tiles or shared between threads.
+//
+// Weights that have left the second-level cache would stall the first tile of every panel, so each tile asks for a
+// share of the next panel while it works on this one (`ahead`: K lines from there; worth 3 to 30 % of a product).
+
+template <class X>
+struct WordOf {
+  using type = X;
+  static constexpr int ks = 1;
+};
+#if LSTMKERN_BF16
+struct __attribute__((packed, aligned(2), may_alias)) Pair {
+  uint32_t bits;
+};
+template <>
+struct WordOf<bf16> {
+  using type = Pair;
+  static constexpr int ks = 2;
+};
+INLINE Words load(const Pair* p) {
+  typedef uint32_t Loose __attribute__((vector_size(LSTMKERN_VECTOR_BYTES), aligned(2), may_alias));
+  return *reinterpret_cast<const Loose*>(p);
+}
+INLINE Words broadcast(Pair x) { return x.bits + Words{}; }
+INLINE Vec<float> add_product(Vec<float> sum, Words x, Words b) {
+  return (Vec<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)b);
+}
+#endif
+INLINE Vec<float> add_product(Vec<float> sum, Vec<float> x, Vec<float> b) { return sum + x * b; }
+INLINE Vec<double> add_product(Vec<double> sum, Vec<double> x, Vec<double> b) { return sum + x * b; }
+
+template <class X>
+using Word = typename WordOf<X>::type;
+template <class X>
+constexpr int per_word = WordOf<X>::ks;
+template <class X>
+constexpr bool is_pair = per_word<X> == 2;
+// Whether this operand goes through AMX's tiles, 16 rows by 16 words.
+template <class X>
+constexpr bool on_tiles = is_pair<X> && LSTMKERN_BF16 == 2;
+// K in words; tiles take 16 of them at a time, the rest is zeros.
+template <class X>
+constexpr int64_t words(int64_t K) {
+  const int64_t n = (K + per_word<X> - 1) / per_word<X>;
+  return on_tiles<X> ? (n + 15) / 16 * 16 : n;
+}
+template <class X>
+constexpr int64_t depth(int64_t K) {  // of a row of A in elements, its padding included
+  return words<X>(K) * per_word<X>;
+}
 
 // 32 registers (AVX-512) take 24 sums and leave the rest for A and the panel; 16 (AVX2, and the safe guess elsewhere)
 // take 12.
 constexpr int kSums = LSTMKERN_VECTOR_BYTES == 64 ? 24 : 12;
 constexpr int kWide = LSTMKERN_VECTOR_BYTES == 64 ? 4 : 2;  // registers a row in products without gates
-constexpr int kMaxRows = 12;
-constexpr int tile_rows(int nv) { return kSums / nv < kMaxRows ? kSums / nv : kMaxRows; }
+constexpr int kMaxRows = 16;
+template <class X>
+constexpr int tile_rows(int nv) {
+  return on_tiles<X> ? 16 : kSums / nv < 12 ? kSums / nv : 12;
+}
 
 template <class C>
 struct Tile {  // [rows][nv * W]
-  alignas(LSTMKERN_VECTOR_BYTES) C sums[kSums * width<C>];
+  alignas(64) C sums[(LSTMKERN_BF16 == 2 ? 64 : kSums) * width<C>];
 };
 
+constexpr int kSoon = 12;  // k's between the request for a line of this panel and its use
+
 // tile[r][v] = sum over k of a[r][k * Stride] * panel[k][v].
-template <int Stride, int MR, int NV, class C>
-void kernel(const C* const* rows, const C* panel, int64_t K, C* tile) {
-  const C* a[MR];
+template <int Stride, int MR, int NV, class W, class C>
+void kernel(const W* const* rows, const W* panel, int64_t K, C* tile, const W* ahead) {
+  constexpr int across = width<C>;
+  const W* a[MR];
   Vec<C> sums[MR][NV];
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r) {
@@ -30,54 +86,75 @@ void kernel(const C* const* rows, const C* panel, int64_t K, C* tile) {
     for (int v = 0; v < NV; ++v) sums[r][v] = Vec<C>{};
   }
   for (int64_t k = 0; k < K; ++k) {
-    Vec<C> b[NV];
+    decltype(load(panel)) b[NV];
 #pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) b[v] = load(panel + v * width<C>);
+    for (int v = 0; v < NV; ++v) {
+      b[v] = load(panel + v * across);
+      __builtin_prefetch(panel + (kSoon * NV + v) * across);
+    }
+    __builtin_prefetch(ahead + k * across, 0, 2);
 #pragma GCC unroll 16
     for (int r = 0; r < MR; ++r) {
-      Vec<C> x = broadcast(a[r][k * Stride]);
+      auto x = broadcast(a[r][k * Stride]);
 #pragma GCC unroll 16
-      for (int v = 0; v < NV; ++v) sums[r][v] += x * b[v];
+      for (int v = 0; v < NV; ++v) sums[r][v] = add_product(sums[r][v], x, b[v]);
     }
-    panel += NV * width<C>;
+    panel += NV * across;
   }
 #pragma GCC unroll 16
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) store(tile + (r * NV + v) * width<C>, sums[r][v]);
+    for (int v = 0; v < NV; ++v) store(tile + (r * NV + v) * across, sums[r][v]);
 }
 
-template <class C>
-using Kernel = void (*)(const C* const*, const C*, int64_t, C*);
+template <class W, class C>
+using Kernel = void (*)(const W* const*, const W*, int64_t, C*, const W*);
 
-template <int NV, class C, int MR = tile_rows(NV)>
-INLINE Kernel<C> kernel_for(int rows) {
+template <int NV, class W, class C, int MR = (kSums / NV < 12 ? kSums / NV : 12)>
+INLINE Kernel<W, C> kernel_for(int rows) {
   if constexpr (MR > 1) {
-    if (rows < MR) return kernel_for<NV, C, MR - 1>(rows);
+    if (rows < MR) return kernel_for<NV, W, C, MR - 1>(rows);
   }
-  return kernel<1, MR, NV, C>;
+  return kernel<1, MR, NV, W, C>;
 }
 
-// Rows of A wherever they lie: a[r][k].
-template <class C>
-INLINE void multiply(int rows, int nv, const C* const* a, const C* panel, int64_t K, Tile<C>& tile) {
-  Kernel<C> f = nv == 1   ? kernel_for<1, C>(rows)
-                : nv == 2 ? kernel_for<2, C>(rows)
-                : nv == 3 ? kernel_for<3, C>(rows)
-                          : kernel_for<4, C>(rows);
-  f(a, panel, K, tile.sums);
+// Rows of A: a[r][k]. On tiles they must be equally far apart, with 16 of them readable.
+template <class X, class C>
+INLINE void multiply(int rows, int nv, const X* const* a, const X* panel, int64_t K, Tile<C>& tile, const X* ahead) {
+#if LSTMKERN_BF16 == 2
+  if constexpr (on_tiles<X>) return multiply_tiles(rows, nv, a, panel, words<X>(K), tile.sums, ahead);
+#endif
+  using W = Word<X>;
+  Kernel<W, C> f = nv == 1   ? kernel_for<1, W, C>(rows)
+                   : nv == 2 ? kernel_for<2, W, C>(rows)
+                   : nv == 3 ? kernel_for<3, W, C>(rows)
+                             : kernel_for<4, W, C>(rows);
+  f(reinterpret_cast<const W* const*>(a), reinterpret_cast<const W*>(panel), words<X>(K), tile.sums,
+    reinterpret_cast<const W*>(ahead));
 }
 
-// kDown rows of A packed side by side: a[k * kDown + r]. Panels of at most three registers.
-constexpr int kDown = tile_rows(3);
-template <class C>
-INLINE void multiply_packed(int nv, const C* a, const C* panel, int64_t K, Tile<C>& tile) {
-  const C* rows[kDown];
-  for (int r = 0; r < kDown; ++r) rows[r] = a + r;
-  Kernel<C> f = nv == 1   ? kernel<kDown, kDown, 1, C>
-                : nv == 2 ? kernel<kDown, kDown, 2, C>
-                          : kernel<kDown, kDown, 3, C>;
-  f(rows, panel, K, tile.sums);
+// A whose rows are columns of something that lies row by row (the weight gradients): kDown of them packed side by
+// side, a[k * kDown + r], or on tiles one after the other. Panels of at most kAcross registers.
+template <class X>
+constexpr int kDown = on_tiles<X> ? 16 : kSums / 3;
+template <class X>
+constexpr int kAcross = on_tiles<X> ? 4 : 3;
+
+template <class X, class C>
+INLINE void multiply_packed(int nv, const X* a, const X* panel, int64_t K, Tile<C>& tile, const X* ahead) {
+  using W = Word<X>;
+  constexpr int down = kDown<X>;
+  const X* rows[down];
+  for (int r = 0; r < down; ++r) rows[r] = a + r * (on_tiles<X> ? depth<X>(K) : per_word<X>);
+  if constexpr (on_tiles<X>) {
+    multiply(down, nv, rows, panel, K, tile, ahead);
+  } else {
+    Kernel<W, C> f = nv == 1   ? kernel<down, down, 1, W, C>
+                     : nv == 2 ? kernel<down, down, 2, W, C>
+                               : kernel<down, down, 3, W, C>;
+    f(reinterpret_cast<const W* const*>(rows), reinterpret_cast<const W*>(panel), words<X>(K), tile.sums,
+      reinterpret_cast<const W*>(ahead));
+  }
 }
 
 // Cuts rows [first, last) into tiles of nearly equal height, at most `most`: f(first row, rows).
@@ -93,71 +170,20 @@ INLINE void for_tiles(int64_t first, int64_t last, int most, F&& f) {
   }
 }
 
-struct Panel {
-  int64_t first;   // column
-  int64_t offset;  // of the panel's values among the packed
-  int nv;          // registers across
-};
-
-// Columns cut into panels of at most Max registers, widths differing by one at most (13 registers: 4 3 3 3).
-template <class C, int Max>
-struct Columns {
-  int64_t count;  // columns
-  int64_t vectors() const { return (count + width<C> - 1) / width<C>; }
-  int64_t panels() const { return (vectors() + Max - 1) / Max; }
-  int64_t packed(int64_t K) const { return vectors() * width<C> * K; }
-  Panel panel(int64_t index, int64_t K) const {
-    const int64_t first = vectors() * index / panels(), next = vectors() * (index + 1) / panels();
-    return {first * width<C>, first * width<C> * K, static_cast<int>(next - first)};
-  }
-};
-
-// One row of B, from src, into its place k of every panel; zeros for a null src and past the end.
-template <class C, int Max, class S>
-void pack_row(C* packed, const Columns<C, Max>& columns, int64_t K, int64_t k, const S* src) {
-  constexpr int W = width<C>;
-  for (int64_t i = 0, panels = columns.panels(); i < panels; ++i) {
-    const Panel p = columns.panel(i, K);
-    C* to = packed + p.offset + k * p.nv * W;
-    for (int64_t v = 0; v < p.nv; ++v) {
-      const int64_t column = p.first + v * W;
-      store(to + v * W, src ? load(src + column, columns.count - column) : Vec<C>{});
-    }
-  }
-}
-
-// W x W transpose in registers: the butterfly exchanges blocks of 1, 2, 4, ... elements.
-template <int Step, class C>
-INLINE void exchange(Vec<C> (&v)[width<C>]) {
-  constexpr int W = width<C>;
-  typename Register<C>::bits low, high;
-#pragma GCC unroll 16
-  for (int l = 0; l < W; ++l) {
-    low[l] = (l & Step) ? l - Step + W : l;
-    high[l] = (l & Step) ? l + W : l + Step;
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < W; ++r) {
-    if (r & Step) continue;
-    Vec<C> a = v[r], b = v[r + Step];
-    v[r] = __builtin_shuffle(a, b, low);
-    v[r + Step] = __builtin_shuffle(a, b, high);
-  }
-  if constexpr (Step * 2 < W) exchange<Step * 2, C>(v);
-}
-
-// Rows of a weight matrix become lanes: to[k * stride + lane] = from[lane * ld + k], lanes < rows, zero beyond.
-template <class C, class S>
-void pack_transposed(C* to, int64_t stride, const S* from, int64_t ld, int64_t rows, int64_t K) {
-  constexpr int W = width<C>;
-  for (int64_t k = 0; k < K; k += W) {
-    Vec<C> block[W];
-#pragma GCC unroll 16
-    for (int r = 0; r < W; ++r) block[r] = r < rows ? load(from + r * ld + k, K - k) : Vec<C>{};
-    exchange<1, C>(block);
-    int64_t n = K - k < W ? K - k : W;
-#pragma GCC unroll 16
-    for (int r = 0; r < W; ++r)
-      if (r < n) store(to + (k + r) * stride, block[r]);
-  }
+// Rows [j0, j1) times one panel, tile by tile: row(j) is where row j of A lies (and the place to ask for what will be
+// needed with it), receive(j, rows, sums) takes a tile's sums [rows][nv * W], its own to change. `next` is the panel
+// that will be multiplied after this one.
+template <class C, class X, class A, class F>
+INLINE void multiply_panel(int64_t j0, int64_t j1, int nv, int64_t K, const X* panel, const X* next, A&& row,
+                           F&& receive) {
+  const int most = tile_rows<X>(nv);
+  const int64_t shared = words<X>(K) * nv * width<C> * per_word<X> / (j1 > j0 ? (j1 - j0 + most - 1) / most : 1);
+  for_tiles(j0, j1, most, [&](int64_t j, int tall) {
+    const X* a[kMaxRows];
+    for (int r = 0; r < tall; ++r) a[r] = row(j + r);
+    Tile<C> tile;
+    multiply(tall, nv, a, panel, K, tile, next);
+    next += shared;
+    receive(j, tall, tile.sums);
+  });
 }

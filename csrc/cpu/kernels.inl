@@ -1,8 +1,12 @@
-// All kernels of one instruction set: included by baseline.cpp, avx2.cpp and avx512.cpp inside their own namespaces.
+// All kernels of one instruction set: included by baseline.cpp, avx2.cpp, avx512.cpp, ... inside their own namespaces.
 // clang-format off: each builds on those before it
 #include "simd.h"
 #include "../cells.h"
+#if LSTMKERN_BF16 == 2
+#include "tiles.h"
+#endif
 #include "gemm.h"
+#include "pack.h"
 #include "common.inl"
 #include "forward.inl"
 #include "backward.inl"
@@ -28,6 +32,10 @@ void backward_typed(const Backward& layer) {
   }
 }
 
+#if LSTMKERN_BF16  // a variant for bf16 alone: everything else is as fast in its plain sibling
+void forward(const Forward& layer) { forward_typed<bf16>(layer); }
+void backward(const Backward& layer) { backward_typed<bf16>(layer); }
+#else
 void forward(const Forward& layer) {
   switch (layer.dtype) {
     case DType::f32: return forward_typed<float>(layer);
@@ -45,3 +53,4 @@ void backward(const Backward& layer) {
     case DType::f16: return backward_typed<f16>(layer);
   }
 }
+#endif

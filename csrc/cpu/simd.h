@@ -1,8 +1,9 @@
 // Registers and elementary functions of one instruction set, through the compiler's own vector types.
 //
-// Included once per instruction set (avx512.cpp, avx2.cpp, baseline.cpp) inside that file's own namespace and under
-// its target pragma; LSTMKERN_VECTOR_BYTES is the width of a register. No standard library function may be called
-// from here: compiled under a wider target it could be picked by the linker for everyone.
+// Included once per instruction set (avx512.cpp, avx2.cpp, baseline.cpp, ...) inside that file's own namespace and
+// under its target pragma; LSTMKERN_VECTOR_BYTES is the width of a register, LSTMKERN_BF16 whether there are products
+// of bf16 pairs (1: in registers, 2: on AMX's tiles too). No standard library function may be called from here:
+// compiled under a wider target it could be picked by the linker for everyone.
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -33,6 +34,15 @@ struct f16 {
   uint16_t bits;
 };
 
+INLINE float value(float x) { return x; }
+INLINE double value(double x) { return x; }
+INLINE float value(bf16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float v;
+  __builtin_memcpy(&v, &bits, sizeof v);
+  return v;
+}
+
 template <class C>
 INLINE Vec<C> load(const C* p) {
   return *reinterpret_cast<const typename Register<C>::loose*>(p);
@@ -52,10 +62,14 @@ typedef uint32_t Words __attribute__((vector_size(LSTMKERN_VECTOR_BYTES)));
 
 INLINE Vec<float> widen(Halves h, bf16) { return (Vec<float>)(__builtin_convertvector(h, Words) << 16); }
 INLINE Halves narrow(Vec<float> v, bf16) {  // round to nearest, ties to even; NaN stays NaN
+#if LSTMKERN_BF16
+  return (Halves)_mm512_cvtneps_pbh((__m512)v);
+#else
   Words bits = (Words)v;
   Words rounded = (bits + (((bits >> 16) & 1) + 0x7fff)) >> 16;
   Words kept = (bits >> 16) | 0x40;
   return __builtin_convertvector((Words)(v == v ? rounded : kept), Halves);
+#endif
 }
 
 #if LSTMKERN_VECTOR_BYTES == 64
@@ -123,9 +137,31 @@ INLINE void store(S* p, V v, int64_t n) {
     store_end(p, v, n);
 }
 
+template <class C>
+using Bits = typename Register<C>::bits;
+
+#if LSTMKERN_BF16
+// bf16 as bits. Two that neighbour along k make a word; so do two rows, lane by lane.
+INLINE Halves load_bits(const bf16* p) { return *reinterpret_cast<const LooseHalves*>(p); }
+INLINE Halves load_bits(const bf16* p, int64_t n) {
+  return (Halves)_mm256_maskz_loadu_epi16(n >= 16 ? 0xffff : (1 << (n > 0 ? n : 0)) - 1, p);
+}
+INLINE Words load_pairs(const bf16* p, int64_t n) {
+  return (Words)_mm512_maskz_loadu_epi16(n >= 32 ? ~0u : (1u << n) - 1, p);
+}
+INLINE Words interleave(Halves low, Halves high) {
+  return __builtin_convertvector(low, Words) | __builtin_convertvector(high, Words) << 16;
+}
+INLINE void store_words(bf16* p, Words v) {
+  typedef uint32_t Loose __attribute__((vector_size(LSTMKERN_VECTOR_BYTES), aligned(2), may_alias));
+  *reinterpret_cast<Loose*>(p) = v;
+}
+#endif
+
 // exp(x) - 1 and the power of two it was scaled by: x = n ln2 + r, |r| <= ln2 / 2, exp(x) = scale * (1 + p).
-// p is accurate relative to itself, so that neither exp nor expm1 loses digits. Polynomials: float from Cephes expf,
-// double the Taylor series, whose first omitted term is below 2^-57 of the sum.
+// p = expm1(r) is accurate relative to itself, so that neither exp nor expm1 loses digits. Polynomials: float a fit by
+// reweighted least squares that leaves 1.3e-8 of p (a ninth of an ulp); double the Taylor series, whose first omitted
+// term is below 2^-57 of the sum.
 template <class C>
 struct Exponential {
   Vec<C> scale, p;
@@ -137,14 +173,12 @@ INLINE Exponential<float> exponential(Vec<float> x) {
   Vec<float> n = shifted - magic;
   Vec<float> r = n * -0x1.62e4p-1f + x;
   r = n * -0x1.7f7d1cp-20f + r;
-  Vec<float> q = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  q = q * r + 8.3334519073e-3f;
-  q = q * r + 4.1665795894e-2f;
-  q = q * r + 1.6666665459e-1f;
-  q = q * r + 5.0000001201e-1f;
+  Vec<float> q = r * 0x1.6bebfep-10f + 0x1.1227b0p-7f;
+  q = q * r + 0x1.555674p-5f;
+  q = q * r + 0x1.5554b0p-3f;
+  q = q * r + 0x1.fffffep-2f;
   Vec<float> p = q * (r * r) + r;
-  typename Register<float>::bits scale = ((typename Register<float>::bits)shifted << 23) + 0x3f800000;
-  return {(Vec<float>)scale, p};
+  return {(Vec<float>)(((Bits<float>)shifted << 23) + 0x3f800000), p};
 }
 
 INLINE Exponential<double> exponential(Vec<double> x) {
@@ -165,38 +199,60 @@ INLINE Exponential<double> exponential(Vec<double> x) {
   q = q * r + 1.0 / 6;
   q = q * r + 0.5;
   Vec<double> p = q * (r * r) + r;
-  typename Register<double>::bits scale = ((typename Register<double>::bits)shifted << 52) + ((int64_t)1023 << 52);
-  return {(Vec<double>)scale, p};
+  return {(Vec<double>)(((Bits<double>)shifted << 52) + ((int64_t)1023 << 52)), p};
 }
 
-// Past the limits the scale would leave its exponent field. The comparisons are false for NaN, which passes.
-INLINE Vec<float> limit(Vec<float> x) {
-  x = x > 88.0f ? broadcast(88.0f) : x;
-  return x < -87.0f ? broadcast(-87.0f) : x;
+// Arguments past these would push the scale, or one over it, out of the normal numbers. NaN passes.
+template <class C>
+constexpr C kLimit = sizeof(C) == 4 ? C(87.3) : C(708);
+
+INLINE Vec<double> at_least(Vec<double> x, double low) { return x < low ? broadcast(low) : x; }
+INLINE Vec<double> at_most(Vec<double> x, double top) { return x > top ? broadcast(top) : x; }
+INLINE Vec<double> reciprocal(Vec<double> x) { return 1.0 / x; }
+#if LSTMKERN_VECTOR_BYTES == 64
+INLINE Vec<float> at_least(Vec<float> x, float low) {
+  return (Vec<float>)_mm512_max_ps((__m512)broadcast(low), (__m512)x);
 }
-INLINE Vec<double> limit(Vec<double> x) {
-  x = x > 709.0 ? broadcast(709.0) : x;
-  return x < -708.0 ? broadcast(-708.0) : x;
+INLINE Vec<float> at_most(Vec<float> x, float top) {
+  return (Vec<float>)_mm512_min_ps((__m512)broadcast(top), (__m512)x);
 }
+// A division keeps the divider of an Intel core busy for 16 cycles; 14 bits of the reciprocal and a Newton step, which
+// leave less than one ulp, take three.
+INLINE Vec<float> reciprocal(Vec<float> x) {
+  Vec<float> y = (Vec<float>)_mm512_rcp14_ps((__m512)x);
+  return y + y * (1.0f - x * y);
+}
+#elif LSTMKERN_VECTOR_BYTES == 32
+INLINE Vec<float> at_least(Vec<float> x, float low) {
+  return (Vec<float>)_mm256_max_ps((__m256)broadcast(low), (__m256)x);
+}
+INLINE Vec<float> at_most(Vec<float> x, float top) {
+  return (Vec<float>)_mm256_min_ps((__m256)broadcast(top), (__m256)x);
+}
+INLINE Vec<float> reciprocal(Vec<float> x) { return 1.0f / x; }
+#else
+INLINE Vec<float> at_least(Vec<float> x, float low) { return x < low ? broadcast(low) : x; }
+INLINE Vec<float> at_most(Vec<float> x, float top) { return x > top ? broadcast(top) : x; }
+INLINE Vec<float> reciprocal(Vec<float> x) { return 1.0f / x; }
+#endif
 
 // sigmoid(x) = 1 / (1 + exp(-x))
-INLINE Vec<float> sigmoid(Vec<float> x) {
-  Exponential<float> e = exponential(limit(-x));
-  return 1.0f / (e.scale * e.p + e.scale + 1.0f);
-}
-INLINE Vec<double> sigmoid(Vec<double> x) {
-  Exponential<double> e = exponential(limit(-x));
-  return 1.0 / (e.scale * e.p + e.scale + 1.0);
+template <class C>
+INLINE Vec<C> sigmoid_of(Vec<C> x) {
+  Exponential<C> e = exponential(at_most(at_least(-x, -kLimit<C>), kLimit<C>));
+  return reciprocal(e.scale * e.p + (e.scale + 1));
 }
 
 // tanh(|x|) = -m / (2 + m) with m = expm1(-2|x|), which keeps its relative accuracy near zero
 template <class C>
 INLINE Vec<C> tanh_of(Vec<C> x) {
-  typedef typename Register<C>::bits Bits;
-  const Bits minus = (Bits)broadcast(C(-0.0));
-  Exponential<C> e = exponential(limit((Vec<C>)((Bits)(x * 2) | minus)));
+  const Bits<C> minus = (Bits<C>)broadcast(C(-0.0));
+  Exponential<C> e = exponential(at_least((Vec<C>)((Bits<C>)(x * 2) | minus), -kLimit<C>));
   Vec<C> m = e.scale * e.p + (e.scale - 1);
-  return (Vec<C>)(((Bits)(m / (m + 2)) & ~minus) | ((Bits)x & minus));
+  return (Vec<C>)(((Bits<C>)(m * reciprocal(m + 2)) & ~minus) | ((Bits<C>)x & minus));
 }
+
+INLINE Vec<float> sigmoid(Vec<float> x) { return sigmoid_of<float>(x); }
+INLINE Vec<double> sigmoid(Vec<double> x) { return sigmoid_of<double>(x); }
 INLINE Vec<float> tanh(Vec<float> x) { return tanh_of<float>(x); }
 INLINE Vec<double> tanh(Vec<double> x) { return tanh_of<double>(x); }

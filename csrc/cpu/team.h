@@ -4,6 +4,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace lstmkern {
 namespace cpu {
 
@@ -68,8 +72,11 @@ class Carver {
   explicit Carver(char* base) : base_(base) {}
   template <class T>
   T* take(int64_t count) {
-    size_t at = used_;
-    used_ += (sizeof(T) * static_cast<size_t>(count > 0 ? count : 0) + 127) / 128 * 128 + 128;
+    const size_t at = used_, bytes = sizeof(T) * static_cast<size_t>(count > 0 ? count : 0);
+    used_ += (bytes + 127) / 128 * 128 + 128;
+#if defined(__SANITIZE_ADDRESS__)  // what lies between two parts is nobody's
+    if (base_) __asan_poison_memory_region(base_ + at + bytes, used_ - at - bytes);
+#endif
     return reinterpret_cast<T*>(base_ + at);
   }
   size_t used() const { return used_; }

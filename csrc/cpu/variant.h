@@ -2,8 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #if defined(__x86_64__) || defined(__i386__)
+#if defined(__GNUC__) && !defined(__clang__)  // GCC 12 warns of its own _mm512_undefined
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 #endif
 
@@ -24,5 +29,13 @@ namespace avx512 {
 void forward(const Forward& layer);
 void backward(const Backward& layer);
 }  // namespace avx512
+namespace avx512_bf16 {  // bf16 only
+void forward(const Forward& layer);
+void backward(const Backward& layer);
+}  // namespace avx512_bf16
+namespace amx {  // bf16 only
+void forward(const Forward& layer);
+void backward(const Backward& layer);
+}  // namespace amx
 }  // namespace cpu
 }  // namespace lstmkern

@@ -1,0 +1,129 @@
+// Operands brought into the form that gemm.h multiplies: panels of columns, and transposed rows.
+
+struct Panel {
+  int64_t first;  // column
+  int nv;         // registers across
+  // Where the panel's values begin among the packed, in elements, for K rows.
+  template <class X>
+  int64_t offset(int64_t K, int per_column = 1) const {
+    return first * per_column * depth<X>(K);
+  }
+};
+
+// Columns cut into panels of at most Max registers of sums of type C, widths differing by one at most (13 registers:
+// 4 3 3 3).
+template <class C, int Max>
+struct Columns {
+  int64_t count;  // columns
+  int64_t vectors() const { return (count + width<C> - 1) / width<C>; }
+  int64_t panels() const { return (vectors() + Max - 1) / Max; }
+  template <class X>
+  int64_t packed(int64_t K) const {
+    return vectors() * width<C> * depth<X>(K);
+  }
+  Panel panel(int64_t index) const {
+    const int64_t first = vectors() * index / panels(), next = vectors() * (index + 1) / panels();
+    return {first * width<C>, static_cast<int>(next - first)};
+  }
+};
+
+// Word `word` of every panel, from the rows of B that it is made of: source(k) is where row k lies, null for zeros.
+// K rows in all; beyond them, and past a row's end, the panels hold zeros.
+template <class X, class C, int Max, class F>
+void pack_word(X* packed, const Columns<C, Max>& columns, int64_t K, int64_t word, F&& source) {
+  constexpr int W = width<C>;
+  const int64_t k = word * per_word<X>;
+  const auto* first = k < K ? source(k) : nullptr;
+  decltype(first) second = per_word<X> == 2 && k + 1 < K ? source(k + 1) : nullptr;
+  for (int64_t i = 0, panels = columns.panels(); i < panels; ++i) {
+    const Panel p = columns.panel(i);
+    X* to = packed + p.offset<X>(K) + word * p.nv * W * per_word<X>;
+    for (int64_t v = 0; v < p.nv; ++v) {
+      const int64_t column = p.first + v * W, n = columns.count - column;
+      if constexpr (is_pair<X>)
+        store_words(to + v * W * 2, interleave(first ? load_bits(first + column, n) : Halves{},
+                                               second ? load_bits(second + column, n) : Halves{}));
+      else
+        store(to + v * W, first ? load(first + column, n) : Vec<C>{});
+    }
+  }
+}
+
+// W x W transpose in registers: the butterfly exchanges blocks of 1, 2, 4, ... elements.
+template <int Step, class C>
+INLINE void exchange(Vec<C> (&v)[width<C>]) {
+  constexpr int W = width<C>;
+  typename Register<C>::bits low, high;
+#pragma GCC unroll 16
+  for (int l = 0; l < W; ++l) {
+    low[l] = (l & Step) ? l - Step + W : l;
+    high[l] = (l & Step) ? l + W : l + Step;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < W; ++r) {
+    if (r & Step) continue;
+    Vec<C> a = v[r], b = v[r + Step];
+    v[r] = __builtin_shuffle(a, b, low);
+    v[r + Step] = __builtin_shuffle(a, b, high);
+  }
+  if constexpr (Step * 2 < W) exchange<Step * 2, C>(v);
+}
+
+// Rows of a weight matrix become lanes: word k of lane l, at to + k * stride + l words, is from row l; zeros beyond
+// `rows` and K. stride in elements.
+template <class X, class C, class S>
+void pack_transposed(X* to, int64_t stride, const S* from, int64_t ld, int64_t rows, int64_t K) {
+  constexpr int W = width<C>;
+  const int64_t all = words<X>(K);
+  for (int64_t k = 0; k < all; k += W) {
+    Vec<C> block[W];
+#pragma GCC unroll 16
+    for (int r = 0; r < W; ++r) {
+      if constexpr (is_pair<X>)
+        block[r] = r < rows && k * 2 < K ? (Vec<C>)load_pairs(from + r * ld + k * 2, K - k * 2) : Vec<C>{};
+      else
+        block[r] = r < rows ? load(from + r * ld + k, K - k) : Vec<C>{};
+    }
+    exchange<1, C>(block);
+    const int64_t n = all - k < W ? all - k : W;
+#pragma GCC unroll 16
+    for (int r = 0; r < W; ++r)
+      if (r < n) store(reinterpret_cast<C*>(to + (k + r) * stride), block[r]);
+  }
+}
+
+// `tiles` tiles of kDown columns each, from K rows that lie ld apart: packed as multiply_packed reads them.
+template <class X, class C>
+void pack_down(X* packed, const X* from, int64_t ld, int64_t tiles, int64_t K) {
+  constexpr int down = kDown<X>;
+  const int64_t size = down * depth<X>(K);
+  if constexpr (on_tiles<X>) {
+    const int64_t all = words<X>(K);
+    for (int64_t i = 0; i < tiles; ++i)
+      for (int64_t k = 0; k < all; k += 16) {
+        Vec<C> block[16];
+#pragma GCC unroll 16
+        for (int r = 0; r < 16; ++r) {
+          const X* row = from + (k + r) * 2 * ld + i * down;
+          block[r] = (Vec<C>)interleave((k + r) * 2 < K ? load_bits(row) : Halves{},
+                                        (k + r) * 2 + 1 < K ? load_bits(row + ld) : Halves{});
+        }
+        exchange<1, C>(block);
+#pragma GCC unroll 16
+        for (int r = 0; r < 16; ++r) store(reinterpret_cast<C*>(packed + i * size + r * 2 * all + k * 2), block[r]);
+      }
+  } else {
+    for (int64_t k = 0; k < K; k += per_word<X>)
+      for (int64_t i = 0; i < tiles; ++i) {
+        X* to = packed + i * size + k * down;
+        const X* row = from + k * ld + i * down;
+        if constexpr (is_pair<X>)
+          for (int r = 0; r < down; ++r) {
+            to[r * 2] = row[r];
+            to[r * 2 + 1] = k + 1 < K ? row[ld + r] : X{};
+          }
+        else
+          __builtin_memcpy(to, row, sizeof(X) * down);
+      }
+  }
+}

@@ -1,0 +1,67 @@
+// Products of bf16 on AMX's tile registers: sums of 16 rows by 16 columns, 16 words (32 values) of k at a time.
+// Intel, Architecture Instruction Set Extensions, "Intel AMX": row i of the second operand holds the pair (2i, 2i+1)
+// of every column, which is just how panels of pairs lie.
+
+struct alignas(64) TileConfig {
+  uint8_t palette, start_row, reserved[14];
+  uint16_t row_bytes[16];
+  uint8_t rows[16];
+};
+
+// Tile registers belong to a thread that has said how it uses them.
+struct TileScope {
+  TileScope() {
+    TileConfig config{};
+    config.palette = 1;
+    for (int i = 0; i < 8; ++i) {
+      config.row_bytes[i] = 64;
+      config.rows[i] = 16;
+    }
+    _tile_loadconfig(&config);
+  }
+  ~TileScope() { _tile_release(); }
+};
+
+template <int NV>
+INLINE void tile_sums(const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* sums, const bf16* ahead) {
+  constexpr int64_t ldb = NV * 64;  // bytes
+  _tile_zero(0);
+  if constexpr (NV > 1) _tile_zero(1);
+  if constexpr (NV > 2) _tile_zero(2);
+  if constexpr (NV > 3) _tile_zero(3);
+  for (int64_t k = 0; k < K; k += 16) {
+    for (int i = 0; i < 16; ++i) __builtin_prefetch(ahead + (k + i) * 32, 0, 2);
+    const bf16* b = panel + k * NV * 32;
+    _tile_loadd(4, a + k * 2, lda);
+    _tile_loadd(5, b, ldb);
+    _tile_dpbf16ps(0, 4, 5);
+    if constexpr (NV > 1) {
+      _tile_loadd(6, b + 32, ldb);
+      _tile_dpbf16ps(1, 4, 6);
+    }
+    if constexpr (NV > 2) {
+      _tile_loadd(7, b + 64, ldb);
+      _tile_dpbf16ps(2, 4, 7);
+    }
+    if constexpr (NV > 3) {
+      _tile_loadd(5, b + 96, ldb);
+      _tile_dpbf16ps(3, 4, 5);
+    }
+  }
+  _tile_stored(0, sums, ldb);
+  if constexpr (NV > 1) _tile_stored(1, sums + 16, ldb);
+  if constexpr (NV > 2) _tile_stored(2, sums + 32, ldb);
+  if constexpr (NV > 3) _tile_stored(3, sums + 48, ldb);
+}
+
+// As multiply() in gemm.h. All 16 rows are computed, whatever `rows` says.
+INLINE void multiply_tiles(int rows, int nv, const bf16* const* a, const bf16* panel, int64_t K, float* sums,
+                           const bf16* ahead) {
+  const int64_t lda = rows > 1 ? (a[1] - a[0]) * int64_t(sizeof(bf16)) : 0;
+  switch (nv) {
+    case 1: return tile_sums<1>(a[0], lda, panel, K, sums, ahead);
+    case 2: return tile_sums<2>(a[0], lda, panel, K, sums, ahead);
+    case 3: return tile_sums<3>(a[0], lda, panel, K, sums, ahead);
+    default: return tile_sums<4>(a[0], lda, panel, K, sums, ahead);
+  }
+}

@@ -1,0 +1,73 @@
+"""The kernels' own sigmoid and tanh, seen through layers that compute nothing else: below 4 ulp in fp32."""
+
+import pytest
+import torch
+
+import lstmkern
+
+H = 64
+
+
+def probes() -> torch.Tensor:
+    """fp32 values [n, H]: random bit patterns that stay finite, a fine grid, and the places where methods switch."""
+    g = torch.Generator().manual_seed(0)
+    bits = torch.randint(-(2**31), 2**31 - 1, (64 * H,), generator=g, dtype=torch.int64).to(torch.int32)
+    values = bits.view(torch.float32)
+    values = values[values.isfinite() & (values.abs() < 1e30) & (values.abs() > 1e-30)]
+    grid = torch.linspace(-40, 40, 512 * H)
+    near = torch.cat([torch.linspace(-1e-3, 1e-3, 32 * H), torch.linspace(-87, -80, 32 * H)])
+    x = torch.cat([values, grid, near])
+    return x[: len(x) // H * H].view(-1, H)
+
+
+def ulps(result: torch.Tensor, exact: torch.Tensor) -> float:
+    rounded = exact.float().abs()
+    ulp = (torch.nextafter(rounded, torch.tensor(float("inf"))) - rounded).double()
+    return float(((result.double() - exact).abs() / ulp).max())
+
+
+def tanh(x: torch.Tensor) -> torch.Tensor:
+    """h = tanh(x I^T + 0): the product with the identity is exact."""
+    rnn = lstmkern.RNN(H, H, bias=False).to(x.dtype)
+    with torch.no_grad():
+        rnn.weight_ih_l0.copy_(torch.eye(H))
+        rnn.weight_hh_l0.zero_()
+        return rnn(x.unsqueeze(0))[0][0]
+
+
+def sigmoid(x: torch.Tensor) -> torch.Tensor:
+    """c = sigmoid(f) c_0 + sigmoid(0) tanh(0) with f = x and c_0 = 1."""
+    lstm = lstmkern.LSTM(H, H, bias=False).to(x.dtype)
+    ones, zeros = torch.ones(1, len(x), H, dtype=x.dtype), torch.zeros(1, len(x), H, dtype=x.dtype)
+    with torch.no_grad():
+        lstm.weight_ih_l0.zero_()
+        lstm.weight_ih_l0[H : 2 * H] = torch.eye(H)
+        lstm.weight_hh_l0.zero_()
+        return lstm(x.unsqueeze(0), (zeros, ones))[1][1][0]
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(0, 2)], ids=["packed weights", "weights in place"])
+def test_tanh(rows):
+    x = probes()[rows]
+    assert ulps(tanh(x), x.double().tanh()) < 4
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(0, 2)], ids=["packed weights", "weights in place"])
+def test_sigmoid(rows):
+    x = probes()[rows]
+    x = x.clamp_min(-87)  # where the result is a normal number
+    assert ulps(sigmoid(x), x.double().sigmoid()) < 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_saturation_and_nan(dtype):
+    limits = torch.tensor([float("inf"), 1000.0, 100.0, 0.0, -0.0, -100.0, -1000.0, float("-inf"), float("nan")])
+    # One value to a sequence: a product with the identity turns 0 * inf into NaN elsewhere in its row.
+    for value in limits.to(dtype):
+        x = torch.zeros(1, H, dtype=dtype)
+        x[0, 0] = value if value.abs() < float("inf") else value.sign() * torch.finfo(dtype).max
+        if value.isnan():
+            assert tanh(x.fill_(value)).isnan().all() and sigmoid(x).isnan().all()
+        else:
+            torch.testing.assert_close(tanh(x)[0, 0], x[0, 0].tanh(), rtol=1e-6, atol=0)
+            torch.testing.assert_close(sigmoid(x)[0, 0], x[0, 0].sigmoid(), rtol=1e-6, atol=2e-38)

@@ -1,0 +1,42 @@
+"""Every instruction set that this machine can run computes what torch.nn computes: the kernel tests, once for each."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNEL_TESTS = ["tests/test_elementwise.py", "tests/test_parity.py", "tests/test_gradients.py"]
+
+
+def python(*args, **environment):
+    env = {**os.environ, "OMP_NUM_THREADS": "2", **environment}
+    return subprocess.run([sys.executable, *args], capture_output=True, text=True, env=env, cwd=ROOT)
+
+
+def used(variant: str) -> set[str]:
+    """The variants in use where this one is asked for: for fp32 and for bf16."""
+    code = "from lstmkern import _extension as e; print(e.cpu_capability(), e.cpu_capability(bf16=True))"
+    return set(python("-c", code, LSTMKERN_CPU_CAPABILITY=variant).stdout.split())
+
+
+@pytest.mark.parametrize("variant", ["baseline", "avx2", "avx512", "avx512_bf16", "amx"])
+def test_variant(variant):
+    in_use = used(variant)
+    assert in_use
+    if variant not in in_use:
+        pytest.skip(f"this machine has no {variant}: {' and '.join(sorted(in_use))} would run")
+    if in_use == used(""):
+        pytest.skip(f"{variant} is what all the other tests run on")
+    only = ["-k", "bfloat16 or bf16"] if variant in ("avx512_bf16", "amx") else []
+    result = python(
+        "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *only, *KERNEL_TESTS, LSTMKERN_CPU_CAPABILITY=variant
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert " passed" in result.stdout
+
+
+def test_unknown_name_means_the_best():
+    assert used("no-such-set") == used("")
