@@ -6,6 +6,7 @@
 #include "common.inl"
 #include "forward.inl"
 #include "backward.inl"
+#include "peak.inl"
 // clang-format on
 
 template <class S>

@@ -1,0 +1,30 @@
+"""Implementations other than torch.nn, each skipped with a reason where it is missing (requirements-bench.txt).
+
+ratio: the peer's time over ours.
+"""
+
+import pytest
+import torch
+
+from benchmarks.peers import PEERS, Unavailable
+from lstmkern.bench.cases import Case, modules_for, step_of
+
+SHAPES = [(1, 1, 256, 256, 1), (16, 64, 64, 64, 2), (64, 1, 512, 512, 1), (128, 32, 256, 256, 1)]
+
+
+@pytest.mark.parametrize("train", [False, True], ids=["infer", "train"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: ",".join(map(str, s)))
+@pytest.mark.parametrize("peer", PEERS)
+def test_peer(contest, peer, shape, cell, train):
+    threads, case = 1, Case(cell, *shape, train=train)  # how many is not everyone's to choose
+    torch.manual_seed(0)
+    ours, theirs = modules_for(case)
+    x = torch.randn(case.T, case.N, case.I)
+    try:
+        run, values = PEERS[peer](case, theirs, x, threads)
+    except Unavailable as reason:
+        pytest.skip(f"{peer}: {reason}")
+    with torch.no_grad():
+        torch.testing.assert_close(values(), ours(x)[0], atol=1e-5, rtol=1e-4)  # fp32, sums of up to 1024 products
+    contest(case, step_of(ours, x, train), run, threads=threads, peer=peer, goal=None)
