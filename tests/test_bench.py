@@ -2,16 +2,21 @@
 
 import json
 import statistics
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
-from benchmarks import guard, peers, readme
+import lstmkern
+from benchmarks import growth, guard, peers, readme
 from lstmkern.__main__ import main
 from lstmkern.bench import goals, measure, report, roofline
 from lstmkern.bench.cases import COLUMNS, SHAPES, Case, Contest, goal, modules_for, step_of
+
+ROOT = Path(lstmkern.__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -186,10 +191,12 @@ def test_floor_by_hand():
     case = Case("RNN", 3, 1000, 1, 4)  # 24,000 operations for x, 96,000 for h; memory: (4 + 15,000) * 4 bytes at 1 a s
     assert limits.floor(case) == roofline.Floor(960 + 60016, "bytes")
     assert limits.floor(case, 0.1) == roofline.Floor(960000 + 240000, "operations")
-    one = Case("RNN", 3, 1, 1, 4)  # w_hh: 64 bytes, three times, 19.2 s against 0.96 s for its 96 operations
-    assert limits.floor(one).seconds == pytest.approx(19.2 + (4 + 15) * 4)
+    one = Case("RNN", 3, 1, 1, 4)  # w_hh: 64 bytes, three times at 10 a second, against 0.96 s for its 96 operations
+    once = (4 + 3 * (1 + 4)) * 4  # bytes
+    assert limits.floor(one).seconds == pytest.approx(19.2 + once / limits.read_rate(once))
+    assert limits.floor(one, read=5).seconds == pytest.approx(38.4 + once / limits.read_rate(once))
     twice = limits.floor(Case("RNN", 3, 1, 1, 4, train=True)).seconds
-    assert twice == pytest.approx(2 * 19.2 + 3 * (4 + 15) * 4)
+    assert twice == pytest.approx(2 * 19.2 + 3 * once / limits.read_rate(3 * once))
 
 
 def test_measured_rates():
@@ -303,7 +310,35 @@ def test_readme_is_filled_between_its_markers(tmp_path):
     assert readme.main(args) == 1
 
 
-# ---- peers and guard ----
+# ---- the benchmark files, peers and guard ----
+
+
+@pytest.mark.slow
+def test_benchmark_files_run(tmp_path):
+    """One case of each kind through pytest-benchmark, in a process of its own, and what it leaves."""
+    chosen = ["bench_cells.py::test_cell[1,64,64-GRU-train]", "bench_models.py::test_train_step[LMModel6-lstm]"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(f"benchmarks/{name}" for name in chosen)]
+    command += ["--threads", "1", "--case-seconds", "0.01", "--results", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench_cells.json", "bench_models.json"]
+    found = json.loads((tmp_path / "bench_models.json").read_text())
+    assert {"command", "machine", "commit", "versions", "date", "skipped"} <= set(found)
+    (case,) = found["cases"]
+    assert case["case"] == "test_train_step[LMModel6-lstm]"
+    assert case["goal"] == 1.5
+    assert case["tokens_per_s"] == pytest.approx(1024 / case["ours_ms"] * 1e3, rel=1e-3)
+
+
+def test_growth_measures_memory_in_a_fresh_process():
+    """What nn.LSTM and ours keep for backward, by hand for ours: output, every c, and four gates of padded width."""
+    case = Case("LSTM", 8, 4, 16, 16, train=True)
+    (found,) = growth.measure_memory([case]) or pytest.skip("needs Linux's /proc/self/clear_refs")
+    rows = 8 * 4
+    kept = 4 * (rows * 16 + rows * 16 + rows * 16 + rows * 4 * 16)  # input, output, cells, gates, in fp32
+    assert kept <= found["ours"]["saved"] <= kept + 4 * (2 * 4 * 16)  # h0, c0
+    assert found["torch"]["saved"] > 0
+    assert found["ours"]["peak"] >= 0
 
 
 @pytest.mark.parametrize("name", [p for p in peers.PEERS if p != "torch without oneDNN"])

@@ -54,10 +54,7 @@ def measure_case(case: Case, roofline: Roofline, seconds: float) -> dict:
 
 
 def summarize_case(case: Case, roofline: Roofline, pairs: Pairs) -> dict:
-    """The result of ``pairs`` whose work is that of ``case``. Every round is held against the rate measured in it."""
-    shares = [
-        roofline.floor(case, fma).seconds / seconds for fma, seconds in zip(pairs.probed, pairs.ours, strict=True)
-    ]
+    """The result of ``pairs`` whose work is that of ``case`` and whose probe is roofline.probe(case)."""
     result = pairs.result()
     return {
         "cell": case.cell,
@@ -67,8 +64,8 @@ def summarize_case(case: Case, roofline: Roofline, pairs: Pairs) -> dict:
         "threads": roofline.threads,
         **result,
         "gflops": case.flops() / result["ours_ms"] / 1e6,
-        "share": statistics.median(shares),
-        "bound": roofline.floor(case, statistics.median(pairs.probed)).bound,
+        "share": statistics.median(floor / ours for floor, ours in zip(pairs.probed, pairs.ours, strict=True)),
+        "bound": roofline.floor(case).bound,
         "goal": goal(case),
     }
 

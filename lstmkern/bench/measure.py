@@ -54,7 +54,7 @@ class Pairs:
     ours, theirs: functions without arguments that do the same work.
     warm_up: called before anything is timed; must leave both ready. Default: call both once.
     estimate: seconds of one call of (ours, theirs) as warm_up knows them; measured by one more call each without it.
-    probe: called in every round; what it returns (the rate of the roofline at that moment) is kept beside the times.
+    probe: called in every round; what it returns (what the machine can do at that moment) is kept beside the times.
     """
 
     def __init__(

@@ -95,24 +95,34 @@ class Roofline:
         return max(UNITS[dtype], key=self.fma.__getitem__)
 
     def probe(self, case: Case) -> Callable[[], float]:
-        """A function that measures the rate which bounds the products of ``case``, now."""
-        rate = self.unit(case.dtype)
-        return lambda: fma_rate(rate, self.threads)
+        """A function that gives the floor of ``case`` in seconds at the rates of that moment: of FMAs and, for a case
+        bound by bytes, of reading the recurrent weights. The best of a few slices: an interrupted one says nothing."""
+        rate, size = self.unit(case.dtype), case.recurrent_bytes()
+        streams = self.floor(case).bound == "bytes"
 
-    def floor(self, case: Case, fma: float | None = None) -> Floor:
+        def now() -> float:
+            fma = max(fma_rate(rate, self.threads, seconds=SLICE / 2) for _ in range(3))
+            read = max(read_rate(size, self.threads, SLICE / 2) for _ in range(3)) if streams else None
+            return self.floor(case, fma, read).seconds
+
+        return now
+
+    def floor(self, case: Case, fma: float | None = None, read: float | None = None) -> Floor:
         """The least seconds for ``case``: every product at the rate of FMAs (``fma``, or the one measured before), or
         at the pace at which its bytes arrive, whichever is slower.
 
-        The recurrent product waits at every step for the one before, so that its weights are read at every step, from
-        whatever level of memory holds them; the input product reads its own once, from memory.
+        The recurrent product waits at every step for the one before, so that its weights are read at every step (at
+        ``read`` bytes per second, or the rate measured before), from whatever level of memory holds them; what else a
+        call touches crosses once.
         """
         fma = fma or self.fma[self.unit(case.dtype)]
-        steps = case.sweeps() * case.recurrent_bytes() / self.read_rate(case.recurrent_bytes())
-        memory = case.input_bytes() / self.bandwidth[-1][1] * (3 if case.train else 1)
+        read = read or self.read_rate(case.recurrent_bytes())
+        once = case.input_bytes() * (3 if case.train else 1)
+        steps, stream = case.sweeps() * case.recurrent_bytes() / read, once / self.read_rate(once)
         recurrent = case.recurrent_flops() / fma * (2 if case.train else 1)
         rest = case.flops() / fma - recurrent
-        seconds = max(steps, recurrent) + max(memory, rest)
-        return Floor(seconds, "operations" if max(recurrent, rest) >= max(steps, memory) else "bytes")
+        seconds = max(steps, recurrent) + max(stream, rest)
+        return Floor(seconds, "operations" if max(recurrent, rest) >= max(steps, stream) else "bytes")
 
     def as_json(self) -> dict:
         found = {
