@@ -1,33 +1,31 @@
 """How cost grows with T, N, H and threads: time and memory of a call, ours beside torch.nn's.
 
-    python -m benchmarks.growth [--seconds 90] [--out benchmarks/results]
+    python -m benchmarks.growth [--seconds 75] [--out benchmarks/results]
 
 Writes growth.json and the plots growth-time.png and growth-memory.png. Time: interleaved pairs. Memory: every point is
-a process of its own that does one call; peak is how far its resident memory rises above what modules and input take,
-saved what autograd keeps between forward and backward.
+a process of its own (memory.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks.memory import measure_memory
 from lstmkern.bench import goals, report, roofline
-from lstmkern.bench.cases import Case, Contest
+from lstmkern.bench.cases import Case
 from lstmkern.bench.measure import quiet
 
 CURVES = {  # name: (the case around which one size varies, the values of that size)
     "T": (Case("LSTM", 0, 16, 128, 128), (16, 64, 256, 1024, 4096)),
-    "N": (Case("LSTM", 32, 0, 256, 256), (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)),
+    "N": (Case("LSTM", 32, 0, 256, 256), (1, 4, 16, 64, 256, 512)),
     "H": (Case("LSTM", 16, 16, 0, 0), (32, 64, 128, 256, 512, 1024, 2048)),
 }
 CELLS = ("LSTM", "GRU")
@@ -57,57 +55,6 @@ def points(curves: dict, threads: int) -> list[tuple[str, int, Case, int]]:
     ]
 
 
-# ---- memory ----
-
-
-def _resident(field: str) -> int:
-    """VmRSS or VmHWM of this process, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"no {field} in /proc/self/status")
-
-
-def memory_of(case: Case, ours: bool) -> dict[str, int]:
-    """{"peak", "saved"} bytes of one call in this process, which must not have run any kernel before."""
-    with quiet(1):
-        contest = Contest(case)
-        run = contest.ours if ours else contest.theirs
-        own = {p.untyped_storage().data_ptr() for module in contest.modules for p in module.parameters()}
-        saved = {}
-
-        def keep(tensor):
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                saved[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        before = _resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
-        run()
-        peak = _resident("VmHWM") - before
-        if case.train:
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                run()
-    return {"peak": peak, "saved": sum(saved.values())}
-
-
-def _memory_job(job: tuple[Case, bool]) -> dict[str, int]:
-    return memory_of(*job)
-
-
-def measure_memory(cases: Sequence[Case]) -> list[dict]:
-    """[{"ours": memory_of, "torch": memory_of}] for ``cases``, each call in a fresh process; [] but on Linux."""
-    if not Path("/proc/self/clear_refs").exists():
-        return []
-    server = multiprocessing.get_context("forkserver")  # forked from a process that has torch and has run nothing
-    server.set_forkserver_preload(["benchmarks.growth"])
-    jobs = [(case, ours) for case in cases for ours in (True, False)]
-    with server.Pool(1, maxtasksperchild=1) as pool:
-        found = list(track(pool.imap(_memory_job, jobs, chunksize=1), "memory", len(jobs), transient=True))
-    return [{"ours": ours, "torch": theirs} for ours, theirs in zip(found[::2], found[1::2], strict=True)]
-
-
 # ---- time ----
 
 
@@ -125,73 +72,95 @@ def measure_time(work: Sequence[tuple[str, int, Case, int]], seconds: float) -> 
 
 # ---- plots ----
 
+COLOURS = {"LSTM": "tab:blue", "GRU": "tab:orange"}
+WHO = {"ours": ("lstmkern", "-"), "torch": ("torch.nn", ":")}
+
+
+def _panel(axis, results: Sequence[dict], size: str, ylabel: str, lines: Sequence[tuple], log: bool) -> None:
+    """One plot over ``size``: lines are (label, linestyle, train, value of a result or None) for each cell."""
+    mine = [r for r in results if r["size"] == size]
+    for label, style, train, value in lines:
+        for cell in CELLS:
+            found = [(r["value"], value(r)) for r in mine if (r["cell"], r["train"]) == (cell, train)]
+            found = [(x, y) for x, y in found if y is not None]
+            if found:
+                axis.plot(*zip(*found, strict=True), style, marker=".", color=COLOURS[cell], label=f"{cell} {label}")
+    axis.set_xscale("log", base=2)
+    values = sorted({r["value"] for r in mine})
+    axis.set_xticks(values, map(str, values))
+    axis.minorticks_off()
+    if log:
+        axis.set_yscale("log")
+    else:
+        axis.set_ylim(0, None)
+    axis.set(xlabel=size, ylabel=ylabel)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="x-small")
+
 
 def plot(results: Sequence[dict], folder: Path) -> None:
-    """growth-time.png: microseconds per token and ratio; growth-memory.png: peak and saved bytes in training."""
+    """growth-time.png: time per token, ratio and share of the roofline; growth-memory.png: peak and saved bytes."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    sizes = list(dict.fromkeys(r["size"] for r in results))
-    colours = dict(zip(CELLS, ("tab:blue", "tab:orange"), strict=True))
+    def tokens(r):
+        T, N = map(int, r["shape"].split(",")[:2])
+        return T * N
 
-    def lines(axis, size, train, value, **style):
-        for cell in CELLS:
-            mine = [r for r in results if (r["size"], r["cell"], r["train"]) == (size, cell, train)]
-            found = [(r["value"], v) for r in mine if (v := value(r)) is not None]
-            if found:
-                mode = "train" if train else "infer"
-                label = f"{cell} {mode}{style.get('label', '')}"
-                axis.plot(*zip(*found, strict=True), color=colours[cell], **{"marker": ".", **style, "label": label})
+    def pages(what):
+        return [
+            (name, style, True, lambda r, who=who: (r.get("memory", {}).get(who, {}).get(what) or 0) / 2**20 or None)
+            for who, (name, style) in WHO.items()
+        ]
 
-    def finish(figure, name):
+    modes = (("infer", ":", False), ("train", "-", True))
+    both = (("ours_ms", *WHO["ours"]), ("peer_ms", *WHO["torch"]))
+    figures = {
+        "growth-time.png": [
+            (
+                "training, microseconds per token",
+                [(name, style, True, lambda r, key=key: 1e3 * r[key] / tokens(r)) for key, name, style in both],
+                True,
+            ),
+            ("ratio to torch.nn", [(*mode, lambda r: r["ratio"]) for mode in modes], False),
+            ("share of the roofline", [(*mode, lambda r: r["share"]) for mode in modes], False),
+        ],
+        "growth-memory.png": [
+            ("training, peak MiB", pages("peak"), True),
+            ("training, saved MiB", pages("saved"), True),
+        ],
+    }
+    for name, rows in figures.items():
+        sizes = list(dict.fromkeys(r["size"] for r in results if "memory" in r or name == "growth-time.png"))
+        if not sizes:
+            continue
+        figure, axes = pyplot.subplots(
+            len(rows), len(sizes), figsize=(4.5 * len(sizes), 3.5 * len(rows)), squeeze=False
+        )
+        for line, (label, lines, log) in zip(axes, rows, strict=True):
+            for axis, size in zip(line, sizes, strict=True):
+                _panel(axis, results, size, label, lines, log)
         figure.tight_layout()
-        figure.savefig(folder / name, dpi=110)
+        figure.savefig(folder / name, dpi=90)
         pyplot.close(figure)
-
-    figure, axes = pyplot.subplots(2, len(sizes), figsize=(4.5 * len(sizes), 7), squeeze=False)
-    for column, size in zip(axes.T, sizes, strict=True):
-        for train, dash in ((False, ":"), (True, "-")):
-            lines(column[0], size, train, lambda r: r["ratio"], linestyle=dash)
-            lines(column[1], size, train, lambda r: r["share"], linestyle=dash)
-        for axis, name in zip(column, ("ratio to torch.nn", "share of the roofline"), strict=True):
-            axis.set(xscale="log", xlabel=size, ylabel=name, ylim=(0, None))
-            axis.xaxis.set_major_formatter("{x:g}")
-            axis.grid(alpha=0.3)
-        column[0].axhline(1, color="grey", linewidth=1)
-    axes[0][0].legend(fontsize="small")
-    finish(figure, "growth-time.png")
-
-    sizes = [s for s in sizes if any(r["size"] == s and "memory" in r for r in results)]
-    if not sizes:
-        return
-    figure, axes = pyplot.subplots(2, len(sizes), figsize=(4.5 * len(sizes), 7), squeeze=False)
-    for column, size in zip(axes.T, sizes, strict=True):
-        for axis, what in zip(column, ("peak", "saved"), strict=True):
-            for who, dash in (("ours", "-"), ("torch", ":")):
-                value = lambda r, who=who, what=what: r.get("memory", {}).get(who, {}).get(what, 0) / 2**20 or None  # noqa: E731
-                lines(axis, size, True, value, linestyle=dash, label=f", {'lstmkern' if who == 'ours' else 'torch.nn'}")
-            axis.set(xscale="log", yscale="log", xlabel=size, ylabel=f"{what} MiB, training")
-            axis.xaxis.set_major_formatter("{x:g}")
-            axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize="small")
-    finish(figure, "growth-memory.png")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=90, help="for the times; memory takes about 30 more")
+    parser.add_argument("--seconds", type=float, default=75, help="for the times; memory takes about 30 more")
     parser.add_argument("--threads", type=int, default=roofline.cores())
     parser.add_argument("--most", type=int, help="leave out larger sizes (a quick look)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv)
     curves = {size: (base, [v for v in values if v <= (args.most or v)]) for size, (base, values) in CURVES.items()}
     about, work = report.context(args.threads), points(curves, args.threads)
-    memory = measure_memory([case for size, _, case, _ in work if size != "threads"])  # before this process has threads
+    training = [k for k, (size, _, case, _) in enumerate(work) if case.train and size != "threads"]
+    memory = measure_memory([work[k][2] for k in training])  # before this process has threads
     results = measure_time(work, args.seconds)
-    for result, found in zip(results, memory, strict=False):
-        result["memory"] = found
+    for k, found in zip(training, memory, strict=False):
+        results[k]["memory"] = found
     report.write_json(args.out / "growth.json", about, cases=results)
     plot(results, args.out)
     rows = []

@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 import lstmkern
-from benchmarks import growth, guard, peers, readme
+from benchmarks import growth, guard, memory, peers, readme
 from lstmkern.__main__ import main
 from lstmkern.bench import goals, measure, report, roofline
 from lstmkern.bench.cases import COLUMNS, SHAPES, Case, Contest, goal, modules_for, step_of
@@ -333,12 +333,29 @@ def test_benchmark_files_run(tmp_path):
 def test_growth_measures_memory_in_a_fresh_process():
     """What nn.LSTM and ours keep for backward, by hand for ours: output, every c, and four gates of padded width."""
     case = Case("LSTM", 8, 4, 16, 16, train=True)
-    (found,) = growth.measure_memory([case]) or pytest.skip("needs Linux's /proc/self/clear_refs")
+    (found,) = memory.measure_memory([case]) or pytest.skip("needs Linux's /proc/self/clear_refs")
     rows = 8 * 4
     kept = 4 * (rows * 16 + rows * 16 + rows * 16 + rows * 4 * 16)  # input, output, cells, gates, in fp32
     assert kept <= found["ours"]["saved"] <= kept + 4 * (2 * 4 * 16)  # h0, c0
     assert found["torch"]["saved"] > 0
     assert found["ours"]["peak"] >= 0
+
+
+def test_plots_of_growth(tmp_path):
+    """Both figures from results with and without memory; sizes and cells as the real ones."""
+    line = {"shape": "4,2,8,8,1", "ratio": 1.5, "share": 0.5, "ours_ms": 1.0, "peer_ms": 2.0}
+    results = [
+        {**line, "size": size, "value": value, "cell": cell, "train": train}
+        for size, value, case, _ in growth.points({"T": (growth.CURVES["T"][0], (4, 8))}, 2)
+        for cell, train in [(case.cell, case.train)]
+    ]
+    assert len(results) == 2 * 4 + 2 * 4
+    growth.plot(results, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["growth-time.png"]
+    for result in results[:8]:
+        result["memory"] = {"ours": {"peak": 2**20, "saved": 0}, "torch": {"peak": 2**21, "saved": 5}}
+    growth.plot(results, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["growth-memory.png", "growth-time.png"]
 
 
 @pytest.mark.parametrize("name", [p for p in peers.PEERS if p != "torch without oneDNN"])

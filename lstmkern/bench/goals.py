@@ -79,17 +79,23 @@ def run_goals(
 ) -> dict:
     """Measure ``cases`` with each number of ``threads`` in about ``seconds``.
 
-    Each case gets a part of the remaining time that grows with its work; one whose single round would not fit any more
-    is left out. Returns {"roofline": [...], "peaks": [...], "cases": [...], "left_out": [...]}.
+    Cheap cases come first. Each gets a part of the remaining time that grows with its work; one whose single round
+    would not fit any more is left out. Returns {"roofline": [...], "peaks": [...], "cases": [...], "left_out": [...]}.
     """
-    work = [(count, case) for count in threads for case in cases]
-    # Seconds on a core of 100 GFLOP/s for a round and its warm-up, and what every case costs beside.
-    cost = [0.25 + 1.25 * (1 + _PEER_COST.get(c.cell, 3)) * c.flops() / 1e11 / n for n, c in work]
+    table = [(count, case) for count in threads for case in cases]
+
+    def estimate(line: tuple[int, Case]) -> float:
+        """Seconds on cores of 100 GFLOP/s for a round and its warm-up, and what every case costs beside."""
+        count, case = line
+        return 0.25 + 1.25 * (1 + _PEER_COST.get(case.cell, 3)) * case.flops() / 1e11 / count
+
+    work = sorted(table, key=estimate)
+    cost = [estimate(line) for line in work]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     # Redrawn from here, not from a thread of its own, which would disturb what is being measured.
     bar = Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
     deadline = clock() + seconds
-    found, left_out, rooflines, pace = [], [], {}, 0.0
+    found, left_out, rooflines, pace = {}, [], {}, 0.0
     with bar:
         task = bar.add_task("", total=len(work))
         peaks = survey(sorted(set(threads)))
@@ -110,12 +116,12 @@ def run_goals(
                     took = clock() - begun
                     if result["rounds"] == 1 and cost[k] > 1:
                         pace = took / cost[k]
-                found.append(result)
+                found[count, case] = result
             bar.advance(task)
     return {
         "roofline": [r.as_json() for r in rooflines.values()],
         "peaks": peaks,
-        "cases": found,
+        "cases": [found[line] for line in table if line in found],
         "left_out": left_out,
     }
 
