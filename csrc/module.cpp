@@ -8,6 +8,10 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of lstmkern. Importing it registers torch.ops.lstmkern.*";
+  m.def("cpu_peak", &lstmkern::cpu::peak, py::arg("capability"), py::arg("rate"), py::arg("threads"), py::arg("bytes"),
+        py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
+        "Work per second of all threads: floating point operations (rate fp32, fp64, bf16, amx) or bytes (read, each"
+        " thread its own share of them); 0 where the instruction set or this machine lacks it");
   m.def(
       "build_info",
       [] {
@@ -33,8 +37,4 @@ PYBIND11_MODULE(_C, m) {
       },
       "version, compiler, cuda (version or None), cuda_archs, openmp of this build");
   m.def("cpu_capability", &lstmkern::cpu::capability, "The instruction set in use: avx512, avx2 or baseline");
-  m.def("cpu_peak", &lstmkern::cpu::peak, py::arg("capability"), py::arg("rate"), py::arg("threads"), py::arg("bytes"),
-        py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
-        "Work per second of all threads: floating point operations (rate fp32, fp64, bf16, amx) or bytes (read, each"
-        " thread its own share of them); 0 where the instruction set or this machine lacks it");
 }

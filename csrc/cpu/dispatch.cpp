@@ -12,24 +12,24 @@ struct Variant {
   const char* name;
   void (*forward)(const Forward&);
   void (*backward)(const Backward&);
-  const Rate* (*rates)();
 };
 
-Variant choose(const char* wish) {
+Variant choose() {
+  const char* wish = std::getenv("LSTMKERN_CPU_CAPABILITY");
   auto allowed = [&](const char* name) { return !wish || !*wish || std::strcmp(wish, name) == 0; };
 #if defined(__x86_64__)
   __builtin_cpu_init();
   bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (avx512 && allowed("avx512")) return {"avx512", avx512::forward, avx512::backward, avx512::rates};
-  if (avx2 && (allowed("avx2") || allowed("avx512"))) return {"avx2", avx2::forward, avx2::backward, avx2::rates};
+  if (avx512 && allowed("avx512")) return {"avx512", avx512::forward, avx512::backward};
+  if (avx2 && (allowed("avx2") || allowed("avx512"))) return {"avx2", avx2::forward, avx2::backward};
 #endif
-  return {"baseline", baseline::forward, baseline::backward, baseline::rates};
+  return {"baseline", baseline::forward, baseline::backward};
 }
 
 const Variant& variant() {
-  static const Variant chosen = choose(std::getenv("LSTMKERN_CPU_CAPABILITY"));
+  static const Variant chosen = choose();
   return chosen;
 }
 
@@ -38,7 +38,6 @@ const Variant& variant() {
 void forward(const Forward& layer) { variant().forward(layer); }
 void backward(const Backward& layer) { variant().backward(layer); }
 const char* capability() { return variant().name; }
-const Rate* rates(const char* capability) { return choose(capability).rates(); }
 
 }  // namespace cpu
 }  // namespace lstmkern

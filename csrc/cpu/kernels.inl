@@ -6,7 +6,6 @@
 #include "common.inl"
 #include "forward.inl"
 #include "backward.inl"
-#include "peak.inl"
 // clang-format on
 
 template <class S>

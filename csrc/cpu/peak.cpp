@@ -1,4 +1,4 @@
-// Runs the loops of peak.inl on a team, against the clock.
+// Runs the loops of peak.inl, compiled for each instruction set, on a team and against the clock.
 #include "peak.h"
 
 #include <algorithm>
@@ -6,12 +6,29 @@
 #include <cstring>
 #include <memory>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "team.h"
-#include "variant.h"
 
 namespace lstmkern {
 namespace cpu {
 namespace {
+
+// Something that can be run by itself: run() returns the work done in `rounds` rounds, on memory of this thread's own,
+// at least 4096 bytes that hold ones, on a boundary of 64.
+struct Rate {
+  const char* name;  // null ends a list
+  bool (*supported)();
+  double (*run)(int64_t rounds, char* memory, int64_t bytes);
+};
+// Those of an instruction set.
+const Rate* rates(const std::string& capability);
 
 using Clock = std::chrono::steady_clock;
 
@@ -48,11 +65,18 @@ void run(void* arg, int rank, int size) {
   race.speed[rank] = work / elapsed;
 }
 
+#if defined(__x86_64__) && defined(__linux__)
+bool tiles_granted() {
+  const int request_permission = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+}
+#endif
+
 }  // namespace
 
 double peak(const std::string& capability, const std::string& rate, int threads, int64_t bytes, double seconds) {
   threads = std::max(threads, 1);
-  for (const Rate* r = rates(capability.c_str()); r->name; ++r) {
+  for (const Rate* r = rates(capability); r->name; ++r) {
     if (rate != r->name || !r->supported()) continue;
     Race race{r, bytes, seconds, {}, std::unique_ptr<double[]>(new double[threads]()), 1};
     run_team(threads, run, &race);
@@ -63,5 +87,49 @@ double peak(const std::string& capability, const std::string& rate, int threads,
   return 0;
 }
 
+// After everything else: nothing from outside may be compiled for these targets.
+namespace {
+namespace baseline {
+#define VECTOR_BYTES 16
+#include "peak.inl"
+#undef VECTOR_BYTES
+}  // namespace baseline
+
+#if defined(__x86_64__)
+namespace avx2 {
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#define VECTOR_BYTES 32
+#include "peak.inl"
+#undef VECTOR_BYTES
+#pragma GCC pop_options
+}  // namespace avx2
+
+namespace avx512 {
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma")
+#define VECTOR_BYTES 64
+#include "peak.inl"
+#undef VECTOR_BYTES
+#pragma GCC pop_options
+}  // namespace avx512
+#endif
+
+const Rate* rates(const std::string& capability) {
+  static const Rate none{nullptr, nullptr, nullptr};
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (capability == "avx512")
+    return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                   __builtin_cpu_supports("avx512vl")
+               ? avx512::rates()
+               : &none;
+  if (capability == "avx2")
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? avx2::rates() : &none;
+#endif
+  return capability == "baseline" ? baseline::rates() : &none;
+}
+
+}  // namespace
 }  // namespace cpu
 }  // namespace lstmkern

@@ -1,5 +1,15 @@
 // What bounds a kernel on this machine: loops that do nothing but multiply and add, or nothing but read memory.
-// The benchmarks' roofline. Included once per instruction set, after simd.h; a new unit is one more entry in kRates.
+// The benchmarks' roofline. Included by peak.cpp once per instruction set, in its namespace and under its target
+// pragma, with VECTOR_BYTES as the width of a register; a new unit is one more entry in kRates.
+
+template <class C>
+struct Register {
+  typedef C type __attribute__((vector_size(VECTOR_BYTES), may_alias));
+};
+template <class C>
+using Vec = typename Register<C>::type;
+template <class C>
+constexpr int width = VECTOR_BYTES / sizeof(C);
 
 // Twelve independent chains hide the latency of two units with four to six cycles each, and fit sixteen registers.
 constexpr int kChains = 12;
@@ -9,15 +19,15 @@ template <class C>
 double multiply_add(int64_t rounds, char* memory, int64_t) {
   C* values = reinterpret_cast<C*>(memory);
   // From memory, so that nothing is computed beforehand; x -> x f + f with f < 1 neither overflows nor vanishes.
-  const Vec<C> factor = broadcast(values[0]) * C(0.5), term = factor;
+  const Vec<C> factor = (values[0] - Vec<C>{}) * C(0.5), term = factor;
   Vec<C> chain[kChains];
 #pragma GCC unroll 16
-  for (int i = 0; i < kChains; ++i) chain[i] = broadcast(values[i]);
+  for (int i = 0; i < kChains; ++i) chain[i] = values[i] - Vec<C>{};
   for (int64_t k = 0; k < rounds; ++k)
 #pragma GCC unroll 16
     for (int i = 0; i < kChains; ++i) chain[i] = chain[i] * factor + term;
 #pragma GCC unroll 16
-  for (int i = 0; i < kChains; ++i) store(values + kResults / sizeof(C) + i * width<C>, chain[i]);
+  for (int i = 0; i < kChains; ++i) *reinterpret_cast<Vec<C>*>(values + kResults / sizeof(C) + i * width<C>) = chain[i];
   return 2.0 * kChains * width<C> * rounds;
 }
 
@@ -29,16 +39,16 @@ double read_memory(int64_t rounds, char* memory, int64_t bytes) {
   for (int64_t k = 0; k < rounds; ++k)
     for (int64_t b = 0; b < blocks; ++b)
 #pragma GCC unroll 16
-      for (int i = 0; i < kChains; ++i) chain[i] += load(values + b * block + i * width<C>);
+      for (int i = 0; i < kChains; ++i) chain[i] += *reinterpret_cast<const Vec<C>*>(values + b * block + i * width<C>);
 #pragma GCC unroll 16
   for (int i = 1; i < kChains; ++i) chain[0] += chain[i];
-  store(reinterpret_cast<C*>(memory), chain[0] * C(0) + C(1));
+  *reinterpret_cast<Vec<C>*>(memory) = chain[0] * C(0) + C(1);
   return static_cast<double>(rounds) * blocks * block * sizeof(C);
 }
 
 inline bool always() { return true; }
 
-#if LSTMKERN_VECTOR_BYTES == 64
+#if VECTOR_BYTES == 64
 #pragma GCC push_options
 #pragma GCC target("avx512bf16")
 double dot_bf16(int64_t rounds, char* memory, int64_t) {
@@ -59,7 +69,7 @@ inline bool has_dot_bf16() { return __builtin_cpu_supports("avx512bf16"); }
 #endif
 
 // Tiles of 16 rows of 32 bf16 by 32 x 16 into 16 x 16 fp32 sums; Linux grants them to a process that asks.
-#if LSTMKERN_VECTOR_BYTES == 64 && defined(__linux__)
+#if VECTOR_BYTES == 64 && defined(__linux__)
 #pragma GCC push_options
 #pragma GCC target("amx-tile,amx-bf16")
 double dot_tiles(int64_t rounds, char* memory, int64_t) {
@@ -89,19 +99,17 @@ double dot_tiles(int64_t rounds, char* memory, int64_t) {
   return 4.0 * (2 * 16 * 16 * 32) * rounds;
 }
 #pragma GCC pop_options
-inline bool has_tiles() {
-  return __builtin_cpu_supports("amx-bf16") && syscall(SYS_arch_prctl, 0x1023, 18) == 0;  // ARCH_REQ_XCOMP_PERM
-}
+inline bool has_tiles() { return __builtin_cpu_supports("amx-bf16") && tiles_granted(); }
 #endif
 
 // What runs, by name: floating point operations of a product (bf16, amx: bf16 into fp32 sums), bytes read.
-const Rate* rates() {
+inline const Rate* rates() {
   static const Rate kRates[] = {
       {"fp32", always, multiply_add<float>}, {"fp64", always, multiply_add<double>},
-#if LSTMKERN_VECTOR_BYTES == 64
+#if VECTOR_BYTES == 64
       {"bf16", has_dot_bf16, dot_bf16},
 #endif
-#if LSTMKERN_VECTOR_BYTES == 64 && defined(__linux__)
+#if VECTOR_BYTES == 64 && defined(__linux__)
       {"amx", has_tiles, dot_tiles},
 #endif
       {"read", always, read_memory<float>},  {nullptr, nullptr, nullptr},
