@@ -1,5 +1,6 @@
-# make demo | test | test-fastai | test-asan | lint | build | test-cuda-build | mutations | gpu. Overridable: PYTHON,
-# TORCH (what pip installs), VENV (empty: the active environment, which must have torch, is used as it is).
+# make demo | test | test-fastai | test-asan | lint | build | bench | bench-quick | bench-guard | test-cuda-build |
+# mutations | gpu. Overridable: PYTHON, TORCH (what pip installs), VENV (empty: the active environment, which must have
+# torch, is used as it is).
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
@@ -16,8 +17,8 @@ endif
 # One stamp per interpreter: an extension built for one torch does not load in another.
 COMPILED := build/.compiled-$(subst /,_,$(PY))
 
-.PHONY: demo test test-fastai test-asan lint build test-cuda-build mutations gpu gpu-build gpu-test gpu-test-rest \
-  gpu-sanitize gpu-bench clean
+.PHONY: demo test test-fastai test-asan lint build bench bench-quick bench-guard bench-peers test-cuda-build \
+  mutations gpu gpu-build gpu-test gpu-test-rest gpu-sanitize gpu-bench clean
 
 demo: $(COMPILED)
 	$(PY) -m lstmkern demo
@@ -53,6 +54,27 @@ $(VENV)/.ready: requirements-dev.txt
 	$(PY) -m pip install --quiet $(TORCH)
 	$(PY) -m pip install --quiet -r requirements-dev.txt
 	@touch $@
+
+# The table of goals for this machine, in three minutes.
+bench-quick: $(COMPILED)
+	$(PY) -m lstmkern bench --quick
+
+# Everything, about twelve minutes on two cores; leaves JSON and plots in benchmarks/results and the tables in README.
+# The peers of requirements-bench.txt take part where they are installed (make bench-peers).
+BENCH_OUT := benchmarks/results
+bench: $(COMPILED)
+	$(PY) -m lstmkern bench --quick --out $(BENCH_OUT)
+	$(PY) -m pytest benchmarks --results $(BENCH_OUT)
+	$(PY) -m benchmarks.growth --out $(BENCH_OUT)
+	$(PY) -m benchmarks.guard
+	$(PY) -m benchmarks.readme --results $(BENCH_OUT)
+
+bench-peers: $(READY)
+	$(PY) -m pip install --quiet -r requirements-bench.txt
+
+# Instructions of small layers beside the committed baseline (needs valgrind; ratios to torch.nn without).
+bench-guard: $(COMPILED)
+	$(PY) -m benchmarks.guard
 
 # The complete extension against the CUDA build of torch, on a machine without a GPU (tests/cuda_build.sh).
 test-cuda-build:

@@ -1,12 +1,17 @@
 // The Python module lstmkern._C: what was built, and what runs. Loading it registers the operators of ops.cpp.
 #include <pybind11/pybind11.h>
 
+#include "cpu/peak.h"
 #include "layer.h"
 
 namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of lstmkern. Importing it registers torch.ops.lstmkern.*";
+  m.def("cpu_peak", &lstmkern::cpu::peak, py::arg("capability"), py::arg("rate"), py::arg("threads"), py::arg("bytes"),
+        py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
+        "Work per second of all threads: floating point operations (rate fp32, fp64, bf16, amx) or bytes (read, each"
+        " thread its own share of them); 0 where the instruction set or this machine lacks it");
   m.def(
       "build_info",
       [] {

@@ -1,4 +1,4 @@
-"""The command line: python -m lstmkern {demo,train,generate,verify,info}."""
+"""The command line: python -m lstmkern {demo,train,generate,verify,bench,info}."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ except ModuleNotFoundError as error:
     sys.exit(f"the command line needs {error.name}: run `pip install rich matplotlib`")
 
 from . import _extension
+from .bench import goals, roofline
+from .bench.cases import DTYPES as BENCH_DTYPES
 from .lm.checkpoint import Checkpoint, load_checkpoint, model_from
 from .lm.data import InputError, load_corpus
 from .lm.generate import encode_prompt, generate
@@ -98,6 +100,18 @@ def run_verify(args: argparse.Namespace) -> int:
     return 0 if verify(console) else 1
 
 
+def run_bench(args: argparse.Namespace) -> int:
+    most = roofline.cores()
+    if args.counts and max(args.counts) > most:
+        raise InputError(f"--threads {max(args.counts)}: this process may use {most} core{'s' if most > 1 else ''}")
+    seconds = args.seconds or (goals.QUICK_SECONDS if args.quick else goals.FULL_SECONDS)
+    out = None if args.out is None else Path(args.out)
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is not a directory")
+    counts = sorted(set(args.counts or (1, most)))
+    return goals.main(console, args.shape, args.cell, args.dtype, counts, seconds, out)
+
+
 def run_info(args: argparse.Namespace) -> int:
     built = _extension.build_info()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -140,6 +154,8 @@ def _number(convert: Callable, accept: Callable, what: str) -> Callable:
 _count = _number(int, lambda n: n >= 1, "a whole number of at least 1")
 _seed = _number(int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63 - 1")
 _rate = _number(float, lambda x: 0 < x < math.inf, "a number above 0")
+_seconds = _number(float, lambda x: 0 < x < math.inf, "a number of seconds above 0")
+_shape = _number(goals.parse_shape, lambda sizes: True, "a shape T,N,I,H[,layers]")
 _temperature = _number(float, lambda x: 0 <= x < math.inf, "a number of at least 0")
 
 
@@ -205,6 +221,20 @@ def make_parser() -> Parser:
     gen.add_argument("--seed", type=_seed, default=0, help="of the words drawn at temperatures above 0 (default: 0)")
 
     command("verify", run_verify, "Check every kernel on every device present: gradcheck, and parity with torch.nn.")
+    bench = command("bench", run_bench, "Measure the kernels beside torch.nn and the roofline of this machine.")
+    bench.add_argument(
+        "--quick", action="store_true", help=f"{goals.QUICK_SECONDS} seconds instead of {goals.FULL_SECONDS}"
+    )
+    bench.add_argument("--seconds", type=_seconds, help="stop taking new measurements after this long")
+    bench.add_argument(
+        "--threads", type=_count, nargs="+", dest="counts", metavar="N", help="CPU threads (default: 1, and every core)"
+    )
+    bench.add_argument("--dtype", nargs="+", choices=tuple(BENCH_DTYPES), default=["fp32", "bf16"])
+    bench.add_argument("--cell", nargs="+", choices=("LSTM", "GRU", "RNN"), default=["LSTM", "GRU"])
+    bench.add_argument(
+        "--shape", type=_shape, nargs="+", metavar="T,N,I,H,LAYERS", help="sizes (default: those of the goals)"
+    )
+    bench.add_argument("--out", metavar="DIR", help="write goals.json and goals.md there")
     command("info", run_info, "Show versions, the instruction set in use, CUDA architectures and GPUs.")
     return parser
 

@@ -12,3 +12,4 @@ except ImportError as error:
 
 build_info = _C.build_info
 cpu_capability = _C.cpu_capability
+cpu_peak = _C.cpu_peak

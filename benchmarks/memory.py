@@ -1,0 +1,68 @@
+"""Memory that a call takes, ours and torch.nn's, every call in a process of its own (see growth.py).
+
+peak: how far the resident memory rises during the call, above what modules, input and the code take; saved: what
+autograd keeps between forward and backward.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.progress import track
+
+from lstmkern.bench.cases import Case, Contest
+from lstmkern.bench.measure import quiet
+
+
+def _resident(field: str) -> int:
+    """VmRSS or VmHWM of this process, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"no {field} in /proc/self/status")
+
+
+def memory_of(case: Case, ours: bool) -> dict[str, int]:
+    """{"peak", "saved"} bytes of one call in this process, which must not have run another case before."""
+    with quiet(1):
+        tiny = Contest(replace(case, T=1, N=1, I=4, H=4))  # what the first call brings into memory is mostly code
+        (tiny.ours if ours else tiny.theirs)()
+        contest = Contest(case)
+        run = contest.ours if ours else contest.theirs
+        own = {p.untyped_storage().data_ptr() for module in contest.modules for p in module.parameters()}
+        saved = {}
+
+        def keep(tensor):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                saved[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        before = _resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+        run()
+        peak = _resident("VmHWM") - before
+        if case.train:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                run()
+    return {"peak": peak, "saved": sum(saved.values())}
+
+
+def _memory_job(job: tuple[Case, bool]) -> dict[str, int]:
+    return memory_of(*job)
+
+
+def measure_memory(cases: Sequence[Case]) -> list[dict]:
+    """[{"ours": memory_of, "torch": memory_of}] for ``cases``, each call in a fresh process; [] but on Linux."""
+    if not Path("/proc/self/clear_refs").exists():
+        return []
+    server = multiprocessing.get_context("forkserver")  # forked from a process that has torch and has run nothing
+    server.set_forkserver_preload(["benchmarks.memory"])
+    jobs = [(case, ours) for case in cases for ours in (True, False)]
+    with server.Pool(1, maxtasksperchild=1) as pool:
+        found = list(track(pool.imap(_memory_job, jobs, chunksize=1), "memory", len(jobs), transient=True))
+    return [{"ours": ours, "torch": theirs} for ours, theirs in zip(found[::2], found[1::2], strict=True)]

@@ -1,0 +1,190 @@
+"""The table of goals on this machine: every shape as its ratio to torch.nn beside the goal, and share of the roofline.
+
+`python -m lstmkern bench` and `make bench-quick`.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from . import report
+from .cases import SHAPES, Case, Contest, goal
+from .measure import Pairs, quiet
+from .roofline import Roofline, survey
+
+QUICK_SECONDS, FULL_SECONDS = 165, 600
+# What torch.nn needs of ours, roughly, to divide the time; no result depends on it.
+_PEER_COST = {"LSTM": 1.4, "GRU": 3.0}
+
+
+def parse_shape(text: str) -> tuple[int, int, int, int, int]:
+    """ "T,N,I,H[,layers]" as numbers; ValueError for anything else."""
+    sizes = tuple(int(part) for part in text.split(","))
+    if len(sizes) not in (4, 5) or min(sizes) < 1:
+        raise ValueError(text)
+    return sizes if len(sizes) == 5 else (*sizes, 1)
+
+
+def cases_for(shapes: Sequence[tuple[int, ...]], cells: Sequence[str], dtypes: Sequence[str]) -> list[Case]:
+    return [
+        Case(cell, *shape[:4], layers=shape[4], dtype=dtype, train=train)
+        for shape in shapes
+        for cell in cells
+        for dtype in dtypes
+        for train in (False, True)
+    ]
+
+
+def measure_case(case: Case, roofline: Roofline, seconds: float) -> dict:
+    """One case against torch.nn with the threads of ``roofline``: what Pairs.result has, gflops, share and goal."""
+    contest = Contest(case)
+    pairs = Pairs(
+        contest.ours,
+        contest.theirs,
+        warm_up=contest.warm_up,
+        probe=roofline.probe(case),
+    )
+    return summarize_case(case, roofline, pairs.run(seconds))
+
+
+def summarize_case(case: Case, roofline: Roofline, pairs: Pairs) -> dict:
+    """The result of ``pairs`` whose work is that of ``case`` and whose probe is roofline.probe(case)."""
+    result = pairs.result()
+    return {
+        "cell": case.cell,
+        "shape": case.shape,
+        "dtype": case.dtype,
+        "train": case.train,
+        "threads": roofline.threads,
+        **result,
+        "gflops": case.flops() / result["ours_ms"] / 1e6,
+        "share": statistics.median(floor / ours for floor, ours in zip(pairs.probed, pairs.ours, strict=True)),
+        "bound": roofline.floor(case).bound,
+        "goal": goal(case),
+    }
+
+
+def run_goals(
+    console: Console,
+    cases: Sequence[Case],
+    threads: Sequence[int],
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict:
+    """Measure ``cases`` with each number of ``threads`` in about ``seconds``.
+
+    Cheap cases come first. Each gets a part of the remaining time that grows with its work; one whose single round
+    would not fit any more is left out. Returns {"roofline": [...], "peaks": [...], "cases": [...], "left_out": [...]}.
+    """
+    table = [(count, case) for count in threads for case in cases]
+
+    def estimate(line: tuple[int, Case]) -> float:
+        """Seconds on cores of 100 GFLOP/s for a round and its warm-up, and what every case costs beside."""
+        count, case = line
+        return 0.25 + 1.25 * (1 + _PEER_COST.get(case.cell, 3)) * case.flops() / 1e11 / count
+
+    work = sorted(table, key=estimate)
+    cost = [estimate(line) for line in work]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    # Redrawn from here, not from a thread of its own, which would disturb what is being measured.
+    bar = Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
+    deadline = clock() + seconds
+    found, left_out, rooflines, pace = {}, [], {}, 0.0
+    with bar:
+        task = bar.add_task("", total=len(work))
+        peaks = survey(sorted(set(threads)))
+        for k, (count, case) in enumerate(work):
+            bar.update(task, description=f"{count} thread{'s' if count > 1 else ''}: {case}", refresh=True)
+            remaining = deadline - clock()
+            # pace: seconds that a unit of cost has taken at least; what would not fit is not begun.
+            if remaining <= 0 or pace * cost[k] > remaining:
+                left_out.append({"threads": count, "case": str(case)})
+            else:
+                with quiet(count):
+                    if count not in rooflines:
+                        rooflines[count] = Roofline.measure(count)
+                    begun = clock()
+                    share = remaining * cost[k] / sum(cost[k:])
+                    # Building the modules and warming up take part of the share.
+                    result = measure_case(case, rooflines[count], 0.7 * share)
+                    took = clock() - begun
+                    if result["rounds"] == 1 and cost[k] > 1:
+                        pace = took / cost[k]
+                found[count, case] = result
+            bar.advance(task)
+    return {
+        "roofline": [r.as_json() for r in rooflines.values()],
+        "peaks": peaks,
+        "cases": [found[line] for line in table if line in found],
+        "left_out": left_out,
+    }
+
+
+def goals_table(results: dict) -> str:
+    """Markdown, one table for each dtype: ratio / goal (share of the roofline); "-" is not measured."""
+    cases, text = results["cases"], []
+    for dtype in dict.fromkeys(c["dtype"] for c in cases):
+        mine = [c for c in cases if c["dtype"] == dtype]
+        columns = list(dict.fromkeys((c["cell"], c["train"]) for c in mine))
+        head = [f"{dtype}: T,N,I,H,layers", "threads"]
+        head += [f"{cell} {'train' if train else 'infer'}" for cell, train in columns]
+        rows = []
+        shapes = list(dict.fromkeys(c["shape"] for c in mine))
+        lines = {(c["shape"], c["threads"]) for c in mine}
+        for shape, threads in sorted(lines, key=lambda line: (shapes.index(line[0]), line[1])):
+            row = {(c["cell"], c["train"]): c for c in mine if (c["shape"], c["threads"]) == (shape, threads)}
+            name = next((n for sizes, n in SHAPES.items() if ",".join(map(str, sizes)) == shape and n), "")
+            rows.append([f"{shape} ({name})" if name else shape, str(threads), *(_entry(row.get(c)) for c in columns)])
+        text.append(report.markdown(head, rows))
+    return "\n".join(text)
+
+
+def _entry(case: dict | None) -> str:
+    if case is None:
+        return "-"
+    wanted = f" / {case['goal']:g}" if case["goal"] else ""
+    return f"{case['ratio']:.2f}{wanted} ({case['share']:.0%})"
+
+
+def roofline_table(results: dict) -> str:
+    """Markdown: the rates of the machine."""
+    rows = [[f"{p['rate']} FMA, {p['capability']}", str(p["threads"]), f"{p['gflops']:.0f} GFLOP/s"] for p in
+            results["peaks"]]  # fmt: skip
+    for found in results["roofline"]:
+        for name, key in (("L2", "L2_gb_per_s"), ("memory", "memory_gb_per_s")):
+            if key in found:
+                rows.append([f"reading from {name}", str(found["threads"]), f"{found[key]:.0f} GB/s"])
+    return report.markdown(["measured here", "threads", "rate"], rows)
+
+
+def main(
+    console: Console,
+    shapes: Sequence[tuple[int, ...]] | None,
+    cells: Sequence[str],
+    dtypes: Sequence[str],
+    threads: Sequence[int],
+    seconds: float,
+    out: Path | None,
+) -> int:
+    """The command: measure, print both tables, write goals.json and goals.md to ``out``. Returns the exit code 0."""
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    about = report.context(list(threads))
+    results = run_goals(console, cases_for(shapes or list(SHAPES), cells, dtypes), threads, seconds)
+    title = f"{report.machine_line(about)}\nratio to torch.nn / goal (share of the roofline); above 1 is faster\n"
+    text = f"{title}\n{goals_table(results)}\n{roofline_table(results)}"
+    console.print(text, soft_wrap=True)
+    if results["left_out"]:
+        missing, total = len(results["left_out"]), len(results["left_out"]) + len(results["cases"])
+        console.print(f"{missing} of {total} not measured: {seconds:g} seconds were over; --seconds gives more")
+    if out is not None:
+        report.write_json(out / "goals.json", about, **results)
+        report.write_text(out / "goals.md", text)
+        console.print(f"results are in {out}", soft_wrap=True)
+    return 0

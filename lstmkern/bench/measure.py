@@ -1,0 +1,132 @@
+"""Two functions that do the same work, timed in turn A B A B; the figure is the median of the rounds' ratios."""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+BLOCK = 2e-3  # seconds that a timed block lasts at least: a short call is repeated, so that the clock does not count
+
+
+@contextmanager
+def quiet(threads: int | None = None) -> Iterator[None]:
+    """Inside, Python collects no garbage, and torch (lstmkern with it) uses ``threads`` threads if given."""
+    before, collecting = torch.get_num_threads(), gc.isenabled()
+    gc.collect()
+    gc.disable()
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        if collecting:
+            gc.enable()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A sample's median and quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def summarize(values: list[float]) -> Summary:
+    """Median and quartiles (both ends included; of a single value, that value)."""
+    if len(values) == 1:
+        return Summary(values[0], values[0], values[0])
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Summary(median, low, high)
+
+
+class Pairs:
+    """Rounds of (theirs, ours), each a block of calls, so short a time apart that the machine is in the same state.
+
+    ours, theirs: functions without arguments that do the same work.
+    warm_up: called before anything is timed; must leave both ready. Default: call both once.
+    estimate: seconds of one call of (ours, theirs) as warm_up knows them; measured by one more call each without it.
+    probe: called in every round; what it returns (what the machine can do at that moment) is kept beside the times.
+    """
+
+    def __init__(
+        self,
+        ours: Callable[[], object],
+        theirs: Callable[[], object],
+        *,
+        warm_up: Callable[[], tuple[float, float] | None] | None = None,
+        probe: Callable[[], float] | None = None,
+        block: float = BLOCK,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
+        self._functions, self._probe, self._clock = (ours, theirs), probe, clock
+        if warm_up is None:
+            ours()
+            theirs()
+        first = warm_up() if warm_up is not None else None
+        if first is None:
+            first = self._time(ours, 1), self._time(theirs, 1)
+        # Calls per block.
+        self.calls = [max(1, math.ceil(block / max(seconds, 1e-9))) for seconds in first]
+        self.round_seconds = sum(seconds * calls for seconds, calls in zip(first, self.calls, strict=True))
+        if probe:
+            start = clock()
+            probe()
+            self.round_seconds += clock() - start
+        self.ours: list[float] = []  # seconds per call
+        self.theirs: list[float] = []
+        self.probed: list[float] = []
+
+    def _time(self, function: Callable[[], object], calls: int) -> float:
+        start = self._clock()
+        for _ in range(calls):
+            function()
+        return (self._clock() - start) / calls
+
+    def peer_block(self) -> None:
+        """First half of a round: the peer, and the probe."""
+        self.theirs.append(self._time(self._functions[1], self.calls[1]))
+        if self._probe:
+            self.probed.append(self._probe())
+
+    def own_block(self) -> None:
+        """Second half of a round."""
+        self.ours.append(self._time(self._functions[0], self.calls[0]))
+
+    def rounds_within(self, seconds: float, least: int = 3, most: int = 40) -> int:
+        """How many rounds fit, at least ``least`` if one lasts less than a second (of longer ones, one is enough)."""
+        if self.round_seconds > 1:
+            least = 1
+        return max(least, min(most, int(seconds / self.round_seconds)))
+
+    def run(self, seconds: float, least: int = 3, most: int = 40) -> Pairs:
+        """As many rounds as fit into ``seconds``; see rounds_within."""
+        for _ in range(self.rounds_within(seconds, least, most)):
+            self.peer_block()
+            self.own_block()
+        return self
+
+    @property
+    def ratios(self) -> list[float]:
+        """Of each round, theirs / ours: above 1 where ours is faster."""
+        return [b / a for a, b in zip(self.ours, self.theirs, strict=True)]
+
+    def result(self) -> dict[str, float]:
+        """ratio with its quartiles, rounds, and the medians in milliseconds per call."""
+        ratio = summarize(self.ratios)
+        return {
+            "ratio": ratio.median,
+            "ratio_low": ratio.low,
+            "ratio_high": ratio.high,
+            "rounds": len(self.ours),
+            "ours_ms": statistics.median(self.ours) * 1e3,
+            "peer_ms": statistics.median(self.theirs) * 1e3,
+        }

@@ -1,0 +1,154 @@
+"""benchmarks/: its files run and leave complete results; peers, memory, plots, the README and the guard."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lstmkern
+from benchmarks import growth, guard, memory, peers, readme
+from lstmkern.bench import report
+from lstmkern.bench.cases import Case, modules_for
+
+ROOT = Path(lstmkern.__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_readme_is_filled_between_its_markers(tmp_path):
+    text = "# top\n\n<!-- bench:begin -->\nold\n<!-- bench:end -->\n\n<!-- varlen:begin -->\n<!-- varlen:end -->\nend\n"
+    path = tmp_path / "README.md"
+    path.write_text(text)
+    args = ["--readme", str(path), "--results", str(tmp_path)]
+    assert readme.main(args) == 1
+    assert path.read_text() == text
+    line = {"cell": "LSTM", "shape": "5,3,4,4,1", "dtype": "fp32", "train": True, "ratio": 2.5, "share": 0.5}
+    line |= {"goal": None, "threads": 1, "token_cost": 1.05, "torch_token_cost": 2.5, "layout": "packed"}
+    report.write_json(tmp_path / "goals.json", report.context(1), cases=[line], peaks=[], roofline=[])
+    report.write_json(tmp_path / "bench_varlen.json", report.context(1), cases=[line])
+    assert readme.main(args) == 0
+    filled = path.read_text()
+    assert filled.startswith("# top\n\n<!-- bench:begin -->\n")
+    assert "old" not in filled
+    assert "2.50 (50%)" in filled
+    ragged = next(row for row in filled.splitlines() if row.startswith("| LSTM T 5, N 3, H 4, training "))
+    assert [cell.strip() for cell in ragged.split("|")[2:5]] == ["1.05", "-", "2.50"]
+    assert readme.main(args) == 0
+    assert path.read_text() == filled
+    path.write_text(text.replace("<!-- bench:end -->", ""))
+    assert readme.main(args) == 1
+
+
+@pytest.mark.slow
+def test_benchmark_files_run(tmp_path):
+    """One case of each kind through pytest-benchmark, in a process of its own, and what it leaves."""
+    chosen = ["bench_cells.py::test_cell[1,64,64-GRU-train]", "bench_models.py::test_train_step[LMModel6-lstm]"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(f"benchmarks/{name}" for name in chosen)]
+    command += ["--threads", "1", "--case-seconds", "0.01", "--results", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench_cells.json", "bench_models.json"]
+    found = json.loads((tmp_path / "bench_models.json").read_text())
+    assert {"command", "machine", "commit", "versions", "date", "skipped"} <= set(found)
+    (case,) = found["cases"]
+    assert case["case"] == "test_train_step[LMModel6-lstm]"
+    assert case["goal"] == 1.5
+    assert case["tokens_per_s"] == pytest.approx(1024 / case["ours_ms"] * 1e3, rel=1e-3)
+
+
+def test_growth_measures_memory_in_a_fresh_process():
+    """What nn.LSTM and ours keep for backward, by hand for ours: output, every c, and four gates of padded width."""
+    case = Case("LSTM", 8, 4, 16, 16, train=True)
+    (found,) = memory.measure_memory([case]) or pytest.skip("needs Linux's /proc/self/clear_refs")
+    rows = 8 * 4
+    kept = 4 * (rows * 16 + rows * 16 + rows * 16 + rows * 4 * 16)  # input, output, cells, gates, in fp32
+    assert kept <= found["ours"]["saved"] <= kept + 4 * (2 * 4 * 16)  # h0, c0
+    assert found["torch"]["saved"] > 0
+    assert found["ours"]["peak"] >= 0
+
+
+def test_plots_of_growth(tmp_path):
+    """Both figures from results with and without memory; sizes and cells as the real ones."""
+    line = {"shape": "4,2,8,8,1", "ratio": 1.5, "share": 0.5, "ours_ms": 1.0, "peer_ms": 2.0}
+    results = [
+        {**line, "size": size, "value": value, "cell": cell, "train": train}
+        for size, value, case, _ in growth.points({"T": (growth.CURVES["T"][0], (4, 8))}, 2)
+        for cell, train in [(case.cell, case.train)]
+    ]
+    assert len(results) == 2 * 4 + 2 * 4
+    growth.plot(results, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["growth-time.png"]
+    for result in results[:8]:
+        result["memory"] = {"ours": {"peak": 2**20, "saved": 0}, "torch": {"peak": 2**21, "saved": 5}}
+    growth.plot(results, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["growth-memory.png", "growth-time.png"]
+
+
+@pytest.mark.parametrize("name", [p for p in peers.PEERS if p != "torch without oneDNN"])
+def test_a_missing_peer_gives_its_reason(monkeypatch, name):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no compiler")
+
+    for module in ("onnx", "onnxruntime", "jax"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(torch, "compile", lambda f: broken)
+    case = Case("LSTM", 2, 2, 4, 4)
+    reason = "torch.compile failed: RuntimeError: no compiler" if name == "compiled cell" else "is not installed"
+    with pytest.raises(peers.Unavailable, match=reason):
+        peers.PEERS[name](case, modules_for(case)[1], torch.zeros(2, 2, 4), 1)
+    with pytest.raises(peers.Unavailable, match="does not run"):
+        projected = Case("LSTM", 2, 2, 4, 4, proj=2)
+        peers.PEERS[name](projected, modules_for(projected)[1], torch.zeros(2, 2, 4), 1)
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("name", ["onnxruntime", "JAX", "torch without oneDNN"])
+def test_peers_compute_the_same(name, cell):
+    case = Case(cell, 4, 3, 5, 6, layers=2)
+    ours, theirs = modules_for(case)
+    x = torch.randn(4, 3, 5)
+    try:
+        _, values = peers.PEERS[name](case, theirs, x, 1)
+    except peers.Unavailable as reason:
+        pytest.skip(str(reason))
+    with torch.no_grad():
+        torch.testing.assert_close(values(), ours(x)[0])
+
+
+def test_guard_marks_what_rose():
+    table, worse = guard.compare({"a": 1030, "b": 900, "c": 1010, "d": 7}, {"a": 1000, "b": 1000, "c": 1000})
+    assert worse == 1
+    rows = {row.split("|")[1].strip(): row for row in table.splitlines()[2:]}
+    assert "+3.0%" in rows["a"] and "MORE" in rows["a"]
+    assert "-10.0%" in rows["b"] and "less" in rows["b"]
+    assert "MORE" not in rows["c"] and "new" in rows["d"]
+
+
+@pytest.mark.parametrize(("strict", "code"), [([], 0), (["--strict"], 1)])
+def test_guard_only_fails_when_asked(monkeypatch, tmp_path, capsys, strict, code):
+    names = [str(case) for case in guard.CASES]
+    baseline = tmp_path / "guard.json"
+    report.write_json(baseline, report.context(1), instructions=dict.fromkeys(names, 100))
+    monkeypatch.setattr(guard, "BASELINE", baseline)
+    monkeypatch.setattr(guard.shutil, "which", lambda name: "/usr/bin/valgrind")
+    monkeypatch.setattr(guard, "count_instructions", lambda: [200] + [100] * (len(names) - 1))
+    monkeypatch.setattr(sys, "argv", ["guard", *strict])
+    assert guard.main() == code
+    assert "1 of 12 take more than 2% more instructions" in capsys.readouterr().out
+
+
+def test_guard_without_valgrind_reports_ratios(monkeypatch, capsys):
+    monkeypatch.setattr(guard.shutil, "which", lambda name: None)
+    monkeypatch.setattr(guard, "CASES", guard.CASES[:1])
+    monkeypatch.setattr(sys, "argv", ["guard", "--strict"])
+    assert guard.main() == 0
+    assert "ratio to torch.nn" in capsys.readouterr().out
