@@ -23,7 +23,7 @@ from .corpora import DOCSTRINGS, Document
 from .dataset import documents
 from .errors import InputError
 from .pretrained import Pretrained, encoder_of
-from .train import Config, build_model
+from .train import Config, build_model, one_cycle
 from .vocabulary import Vocabulary, vocabulary_from
 
 FORMAT = "lstmkern text classifier, version 1"
@@ -130,10 +130,10 @@ def train_classifier(
             trained = groups[len(groups) - unfrozen :]
             rates = [rate / LOWER ** (unfrozen - 1 - k) for k in range(unfrozen)]
             optimizer = torch.optim.AdamW(
-                [{"params": group} for group in trained], betas=(0.9, 0.99), weight_decay=0.01
+                [{"params": group} for group in trained], betas=(0.95, 0.99), weight_decay=0.01
             )
             steps = length * sum(1 for _ in train.batches(rows, seed))
-            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps, pct_start=0.25)
+            schedule = one_cycle(optimizer, rates, steps)
             for _ in range(length):
                 loss = _train_epoch(model, train.batches(rows, seed + len(history)), optimizer, schedule)
                 valid_loss, accuracy = evaluate(model, valid, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import sysconfig
 import warnings
@@ -96,11 +97,12 @@ def standard_library_source() -> str:
     return "\n".join(text for inside, text in _standard_library() if len(inside.parts) == 1)
 
 
-def standard_library_docstrings(shortest: int = 20) -> list[Document]:
+@functools.cache
+def standard_library_docstrings(shortest: int = 20) -> tuple[Document, ...]:
     """The docstrings of the standard library, of at least ``shortest`` characters, each once, labelled with the
     top-level package or module they come from (the first, where several have the same)."""
     labels: dict[str, str] = {}
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    documented = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for inside, source in _standard_library():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old escapes in old modules
@@ -108,7 +110,10 @@ def standard_library_docstrings(shortest: int = 20) -> list[Document]:
                 tree = ast.parse(source)
             except (SyntaxError, ValueError):
                 continue  # lib2to3 and the like keep samples that are not Python 3
-        for node in ast.walk(tree):
-            if isinstance(node, documented) and (text := ast.get_docstring(node)) and len(text) >= shortest:
+        nodes = [tree]
+        while nodes:
+            node = nodes.pop()
+            nodes += (child for child in node.body if isinstance(child, documented))
+            if (text := ast.get_docstring(node)) and len(text) >= shortest:
                 labels.setdefault(text, inside.parts[0].removesuffix(".py"))
-    return [Document(text, label) for text, label in labels.items()]
+    return tuple(Document(text, label) for text, label in labels.items())

@@ -167,13 +167,19 @@ def share(rows: int, process: int, processes: int) -> slice:
 
 
 def make_batches(
-    ids: Tensor, rows: int = 64, seq_len: int = 16, train_fraction: float = 0.8, keep_last: bool = False
+    ids: Tensor,
+    rows: int = 64,
+    seq_len: int = 16,
+    train_fraction: float = 0.8,
+    keep_last: bool = False,
+    contiguous: bool = True,
 ) -> tuple[Batches, Batches]:
     """Cut ``ids`` (int64 [tokens]) into sequences and group them into training and validation batches.
 
     The first ``train_fraction`` of the sequences is for training. Each part is laid out as ``rows`` contiguous
-    stretches of text. The sequences left over at its end, which do not fill a batch, are dropped, or with ``keep_last``
-    make a last batch of fewer rows.
+    stretches of text, or, where ``contiguous`` is false, with the sequences in the order of the text: one batch after
+    the other, for models that carry no state. The sequences left over at its end, which do not fill a batch, are
+    dropped, or with ``keep_last`` make a last batch of fewer rows.
 
     Raises:
         InputError: a part is too short for a single batch.
@@ -190,10 +196,11 @@ def make_batches(
                 f"the corpus of {len(ids)} tokens is too short: its {name} part does not fill one batch of "
                 f"{rows} rows of {seq_len} tokens"
             )
-        # [rows * batches, seq_len] -> [rows, batches, seq_len] -> batch by batch
-        grouped = [
-            [*t[part][: rows * batches].view(rows, batches, seq_len).transpose(0, 1).contiguous()] for t in (x, y)
-        ]
+        # [rows * batches, seq_len] -> [batches, rows, seq_len]
+        full = (t[part][: rows * batches] for t in (x, y))
+        if contiguous:
+            full = (t.view(rows, batches, seq_len).transpose(0, 1).contiguous() for t in full)
+        grouped = [[*t.view(batches, rows, seq_len)] for t in full]
         if keep_last and left:
             for batch, t in zip(grouped, (x, y), strict=True):
                 batch.append(t[part][rows * batches :])

@@ -46,7 +46,9 @@ def load_dataset(config: Config, vocab: Vocabulary | None = None) -> Dataset:
 
 
 def _words(config: Config, _) -> Dataset:
-    return _batched(config, config.data or "HUMAN_NUMBERS", load_corpus(config.data), keep_last=False)
+    # The book drops the last, incomplete batch as soon as a model carries its state.
+    keep_last = not config.recipe.stateful
+    return _batched(config, config.data or "HUMAN_NUMBERS", load_corpus(config.data), keep_last)
 
 
 def _characters(config: Config, _) -> Dataset:
@@ -61,7 +63,13 @@ def _characters(config: Config, _) -> Dataset:
 
 
 def _batched(config: Config, source: str, corpus: Corpus, keep_last: bool) -> Dataset:
-    train, valid = make_batches(corpus.ids, config.batch_size, config.seq_len, keep_last=keep_last)
+    train, valid = make_batches(
+        corpus.ids,
+        config.batch_size,
+        config.seq_len,
+        keep_last=keep_last,
+        contiguous=config.recipe.stateful,
+    )
     return Dataset(source, corpus.vocab, len(corpus.ids), corpus.fingerprint, train, valid)
 
 

@@ -22,9 +22,9 @@ class Recipe:
 
     make(vocab_sz, config, layers) builds it; ``layers`` has the classes LSTM, GRU and RNN, as lstmkern and torch.nn do.
     reads: "words", "characters" or "subwords". options: the fields of Config that mean something to this model and not
-    to every one. recurrent: whether it has a recurrent layer, so that there is something to compare; compare: whether
-    that is done unless told otherwise. defaults: what of a Config is another than the class's default. alpha and beta:
-    the factors of AR and TAR.
+    to every one. alpha and beta: the factors of AR and TAR. stateful: whether it carries a state, so that batches must
+    continue each other. recurrent: whether it has a recurrent layer, so that there is something to compare; compare:
+    whether that is done unless told otherwise. defaults: what of a Config is another than the class's default.
     """
 
     make: Callable[[int, Config, Any], nn.Module]
@@ -33,6 +33,7 @@ class Recipe:
     weight_decay: float = 0.01
     alpha: float = 0.0
     beta: float = 0.0
+    stateful: bool = True
     recurrent: bool = True
     compare: bool = False
     defaults: dict[str, Any] = field(default_factory=dict)
@@ -53,7 +54,14 @@ def _word(model: type[nn.Module], lr: float, epochs: int, seq_len: int = 3) -> R
     """A model of words without a recurrent layer."""
     options = _WORDS if model.window else (*_WORDS, "seq_len")
     defaults = {"lr": lr, "epochs": epochs, "seq_len": seq_len}
-    return Recipe(lambda V, c, layers: model(V, c.hidden), "words", options, recurrent=False, defaults=defaults)
+    return Recipe(
+        lambda V, c, layers: model(V, c.hidden),
+        "words",
+        options,
+        stateful=model.window is None,
+        recurrent=False,
+        defaults=defaults,
+    )
 
 
 def _cell(c: Config, layers: Any) -> type[nn.Module]:
@@ -74,7 +82,8 @@ def _character(model: type[nn.Module], rnn: str | None = None, **defaults: Any) 
         options += ("layers",)
     shape = {"seq_len": model.window, "batch_size": 512} if model.window else {"seq_len": 32, "batch_size": 128}
     defaults = {"lr": 3e-3, "epochs": 4, "hidden": 256, "embedding": 42, **shape}
-    return Recipe(make, "characters", options, recurrent=rnn is not None, defaults=defaults)
+    stateful, recurrent = model.window is None, rnn is not None
+    return Recipe(make, "characters", options, stateful=stateful, recurrent=recurrent, defaults=defaults)
 
 
 def _awd_lstm(V: int, c: Config, layers: Any) -> nn.Module:

@@ -102,6 +102,22 @@ def build_model(config: Config, vocab_sz: int, kernels: str = OURS) -> nn.Module
     return model.to(device=distributed.device(config.device), dtype=DTYPES[config.dtype])
 
 
+def one_cycle(
+    optimizer: torch.optim.Optimizer, rates: float | list[float], steps: int
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    """fastai's schedule: a quarter of the ``steps`` up from 1/25 of the peak ``rates``, then down to 1e-5 of them."""
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=rates,
+        total_steps=steps,
+        pct_start=0.25 if steps != 4 else 0.5,  # a warm-up that ends at step 0 makes torch divide by zero
+        div_factor=25,
+        final_div_factor=4000,
+        base_momentum=0.85,
+        max_momentum=0.95,
+    )
+
+
 class Run:
     """One model in training: weights, optimizer, schedule, random numbers and position, all that a checkpoint holds.
 
@@ -123,16 +139,7 @@ class Run:
             weight_decay=self.recipe.weight_decay,
             fused=True,
         )
-        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            max_lr=config.lr,
-            total_steps=steps,
-            pct_start=0.25,
-            div_factor=25,
-            final_div_factor=4000,
-            base_momentum=0.85,
-            max_momentum=0.95,
-        )
+        self.scheduler = one_cycle(self.optimizer, config.lr, steps)
         self.batch = 0  # batches of the current epoch that are done
         # Of the current epoch, on this process: the sum of the cross entropies of its predictions, and their number.
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
