@@ -302,7 +302,7 @@ def make_parser() -> Parser:
         help="folder with one folder of texts per class (default: docstrings, which package do they come from)",
     )
     sort.add_argument("--classes", type=_count, default=20, help="use only the largest classes (default: 20)")
-    sort.add_argument("--epochs", type=_count, default=4, help="after all layers are unfrozen (default: 4)")
+    sort.add_argument("--epochs", type=_count, default=6, help="after all layers are unfrozen (default: 6)")
     sort.add_argument("--seed", type=_seed, default=0)
     sort.add_argument("--checkpoint", help="a trained classifier")
     sort.add_argument("--prompt", help="the text that it is to classify")

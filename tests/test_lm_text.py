@@ -314,5 +314,5 @@ def test_classifier_beats_the_most_frequent_class(trained, folder):
     train, valid, classes = load_texts(folder, pretrained.vocab, most=20)
     assert sorted(classes) == ["animals", "sums"] and len(train.ids) + len(valid.ids) == 120
     torch.manual_seed(0)
-    history = train_classifier(TextClassifier(encoder_of(pretrained), 2), train, valid, epochs=1)
+    history = train_classifier(TextClassifier(encoder_of(pretrained), 2), train, valid, epochs=4, rows=8)
     assert history[-1].accuracy > most_frequent(train, valid) + 0.2

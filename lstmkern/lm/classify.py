@@ -27,7 +27,7 @@ from .train import Config, build_model, one_cycle
 from .vocabulary import Vocabulary, vocabulary_from
 
 FORMAT = "lstmkern text classifier, version 1"
-RATE = 1e-2  # the head's learning rate in the first stage
+RATE = 2e-2  # the head's learning rate in the first stage
 LOWER = 2.6  # by how much a layer's rate is lower than that of the one above
 LONGEST = 400  # tokens read of a text
 
