@@ -22,6 +22,7 @@ from .checkpoint import atomic_path, load, save
 from .corpora import DOCSTRINGS, Document
 from .dataset import documents
 from .errors import InputError
+from .generate import encode_prompt
 from .pretrained import Pretrained, encoder_of
 from .train import Config, build_model, one_cycle
 from .vocabulary import Vocabulary, vocabulary_from
@@ -247,8 +248,8 @@ def load_classifier(path: str | Path) -> Classifier:
 
 @torch.no_grad()
 def most_likely(classifier: Classifier, text: str, count: int = 3) -> list[tuple[str, float]]:
-    """The ``count`` most likely classes of ``text``, with their probabilities."""
-    ids = torch.tensor([classifier.vocab.encode(text)[:LONGEST]])
+    """The ``count`` most likely classes of ``text``, with their probabilities. Errors as for encode_prompt."""
+    ids = torch.tensor([encode_prompt(text, classifier.vocab)[:LONGEST]])
     probabilities = classifier.model(ids, torch.tensor([ids.size(1)])).softmax(1)[0]
     best = probabilities.topk(min(count, len(classifier.classes)))
     return [(classifier.classes[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]

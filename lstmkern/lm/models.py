@@ -135,7 +135,7 @@ RECIPES = {
         alpha=2.0,
         beta=1.0,
         defaults={
-            "lr": 5e-3,
+            "lr": 1e-2,
             "epochs": 8,
             "seq_len": 48,
             "batch_size": 32,
@@ -143,6 +143,7 @@ RECIPES = {
             "embedding": 96,
             "layers": 3,
             "clip": 0.5,
+            "dropout": 0.5,
         },
     ),
 }

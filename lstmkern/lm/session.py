@@ -72,7 +72,7 @@ def train_session(
     check_device(config.device)
     given = resume or pretrained
     data = load_dataset(config, given.vocab if given else None)
-    if resume and resume.fingerprint != data.fingerprint:
+    if resume and (resume.fingerprint != data.fingerprint or resume.vocab != data.vocab):
         raise InputError(f"checkpoint {resume.path} was trained on another corpus than {data.source}")
     runs = [Run(config, len(data.vocab), data.train.steps(config.epochs), name) for name in kernels]
     for run in runs:
