@@ -1,5 +1,5 @@
-# make demo | test | test-fastai | lint | build | test-cuda-build | mutations | gpu. Overridable: PYTHON, TORCH (what pip
-# installs), VENV (empty: the active environment, which must have torch, is used as it is).
+# make demo | test | ladder | text | test-fastai | lint | build | test-cuda-build | mutations | gpu. Overridable: PYTHON,
+# TORCH (what pip installs), VENV (empty: the active environment, which must have torch, is used as it is).
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
@@ -16,7 +16,7 @@ endif
 # One stamp per interpreter: an extension built for one torch does not load in another.
 COMPILED := build/.compiled-$(subst /,_,$(PY))
 
-.PHONY: demo test test-fastai lint build test-cuda-build mutations gpu gpu-build gpu-test gpu-test-rest \
+.PHONY: demo test ladder text test-fastai lint build test-cuda-build mutations gpu gpu-build gpu-test gpu-test-rest \
   gpu-sanitize gpu-bench clean
 
 demo: $(COMPILED)
@@ -24,6 +24,10 @@ demo: $(COMPILED)
 
 test: $(COMPILED)
 	$(PY) -m pytest
+
+# The language models' full runs; results, with the machine they are from, go to benchmarks/results.
+ladder text: $(COMPILED)
+	$(PY) -m benchmarks.language $@
 
 # fastai beside the same torch, in an environment of its own: its other needs would crowd ours.
 FASTAI_VENV := .venv-fastai
