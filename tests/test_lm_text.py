@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import lstmkern
-from lstmkern.lm import awd, classify, vocabulary
+from lstmkern.lm import awd, classify, dataset, vocabulary
 from lstmkern.lm.awd import ConcatPooling, Dropouts, Encoder, LockedDropout, TextClassifier, WordDropout
 from lstmkern.lm.checkpoint import load_checkpoint, model_from, save_checkpoint
 from lstmkern.lm.classify import Texts, load_texts, most_frequent, stages, train_classifier
@@ -20,6 +20,7 @@ from lstmkern.lm.models import RECIPES
 from lstmkern.lm.pretrained import encoder_of, load_pretrained, put_weights, save_encoder
 from lstmkern.lm.report import perplexity
 from lstmkern.lm.stream import TokenStream, split_documents, unigram_perplexity, validation_batches
+from lstmkern.lm.throughput import cases
 from lstmkern.lm.train import Run, config_of, fit
 from lstmkern.lm.vocabulary import Subwords
 
@@ -316,3 +317,38 @@ def test_classifier_beats_the_most_frequent_class(trained, folder):
     torch.manual_seed(0)
     history = train_classifier(TextClassifier(encoder_of(pretrained), 2), train, valid, epochs=4, rows=8)
     assert history[-1].accuracy > most_frequent(train, valid) + 0.2
+
+
+@pytest.mark.slow
+def test_docstrings_language_model_and_classifier(monkeypatch):
+    """The run of `make text` in small: docstrings of five packages that every Python has, a tenth of them held out.
+
+    The language model must halve the unigram model's perplexity, the classifier beat the most frequent class by a
+    tenth; the full run's figures are in benchmarks/results.
+    """
+    packages = {"asyncio", "email", "logging", "importlib", "unittest"}
+    chosen = tuple(d for d in standard_library_docstrings() if d.label in packages)
+    assert len(chosen) > 800
+    monkeypatch.setattr(dataset, "standard_library_docstrings", lambda: chosen)
+    sizes = {"hidden": 48, "embedding": 32, "layers": 2, "subwords": 800, "batch_size": 16, "seq_len": 32}
+    config = config_of("awd-lstm", epochs=3, lr=2e-2, dropout=0.3, **sizes)
+    data = load_dataset(config)
+    run = Run(config, len(data.vocab), data.train.steps(config.epochs))
+    fit([run], data.train, data.valid)
+    assert perplexity(run.history[-1]) < data.unigram / 2
+    train, valid, classes = load_texts(None, data.vocab, most=20)
+    assert set(classes) == packages
+    torch.manual_seed(0)
+    history = train_classifier(TextClassifier(run.model.encoder, len(classes)), train, valid, epochs=2)
+    assert history[-1].accuracy > most_frequent(train, valid) + 0.1
+
+
+def test_throughput_measures_the_same_model_on_both():
+    """From one seed a step on lstmkern and a step on torch.nn have the same loss, ragged batches too."""
+    every = {case.name: case for case in cases()}
+    assert {name.removesuffix("-lstm").removesuffix("-gru") for name in every} >= {"lm1", "lm7", "char-loop", "awd"}
+    assert len(every) == len(RECIPES) + 2 + 1  # lm6 and lm7 with either cell; the classifier
+    for name in ("lm5", "lm7-gru", "awd-lstm", "classifier"):
+        case = every[name]
+        assert case.recurrent and case.tokens > 0
+        torch.testing.assert_close(case.step(lstmkern)(), case.step(nn)(), rtol=1e-5, atol=1e-5)

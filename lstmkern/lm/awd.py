@@ -90,7 +90,9 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(rnn(i, o, batch_first=True) for i, o in zip(sizes[:-1], sizes[1:], strict=True))
         for layer in self.layers:
             # Weight drop: a fresh mask at every call. The layer reads its weights at every call, so this is all.
-            register_parametrization(layer, "weight_hh_l0", nn.Dropout(drop.weight))
+            dropout = nn.Dropout(drop.weight).eval()  # registration, which tries it out, should not draw a mask
+            register_parametrization(layer, "weight_hh_l0", dropout)
+            dropout.train()
         self.drops = nn.ModuleList(LockedDropout(drop.hidden) for _ in self.layers[1:])
         self.drops.insert(0, LockedDropout(drop.input))
 

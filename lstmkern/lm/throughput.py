@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import cached
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .awd import TextClassifier
@@ -25,14 +26,14 @@ class Case:
     """A model with the batch of its defaults. ``recurrent`` tells whether it has a layer to put on other kernels.
 
     step(layers, device) makes the model on the classes of ``layers`` (lstmkern, torch.nn), weights from one seed, and
-    returns a function that does one step of training but for the optimizer: forward, loss, backward. tokens: how many
-    it reads.
+    returns a function that does one step of training but for the optimizer, forward, loss, backward, and returns the
+    loss. tokens: how many it reads.
     """
 
     name: str
     tokens: int
     recurrent: bool
-    step: Callable[..., Callable[[], None]]
+    step: Callable[..., Callable[[], Tensor]]
 
 
 class _PackedLSTM(nn.LSTM):
@@ -59,14 +60,18 @@ def cases() -> list[Case]:
 def _language_model(config: Config) -> Case:
     vocab_sz, shape = VOCABULARY[config.recipe.reads], (config.batch_size, config.seq_len)
 
-    def step(layers: Any, device: str = "cpu") -> Callable[[], None]:
+    def step(layers: Any, device: str = "cpu") -> Callable[[], Tensor]:
         torch.manual_seed(0)
         model = config.recipe.make(vocab_sz, config, layers).to(device)
+        torch.manual_seed(1)
         x, y = torch.randint(vocab_sz, (2, *shape), device=device)
 
-        def run() -> None:
+        def run() -> Tensor:
             model.zero_grad()
-            losses(model(x), y, config.recipe)[1].backward()
+            with cached():  # torch.nn looks at a weight several times: drop it once, as for lstmkern
+                loss = losses(model(x), y, config.recipe)[1]
+            loss.backward()
+            return loss
 
         return run
 
@@ -77,18 +82,22 @@ def _classifier(config: Config) -> Case:
     vocab_sz = VOCABULARY["subwords"]
     lengths = torch.linspace(10, 80, 32).long()
 
-    def step(layers: Any, device: str = "cpu") -> Callable[[], None]:
+    def step(layers: Any, device: str = "cpu") -> Callable[[], Tensor]:
         torch.manual_seed(0)
         padded = SimpleNamespace(LSTM=_PackedLSTM) if layers is nn else layers
         encoder = config.recipe.make(vocab_sz, config, padded).encoder
         model = TextClassifier(encoder, CLASSES).to(device)
+        torch.manual_seed(1)
         x = torch.randint(vocab_sz, (len(lengths), int(lengths.max())), device=device)
         labels = torch.randint(CLASSES, (len(lengths),), device=device)
         on_device = lengths.to(device)
 
-        def run() -> None:
+        def run() -> Tensor:
             model.zero_grad()
-            F.cross_entropy(model(x, on_device), labels).backward()
+            with cached():
+                loss = F.cross_entropy(model(x, on_device), labels)
+            loss.backward()
+            return loss
 
         return run
 
