@@ -62,8 +62,7 @@ def run_train(args: argparse.Namespace) -> int:
         place = functools.partial(make_directory, resume.path.parent)  # go on where the session was interrupted
     else:
         place = output_directory(args.out, config.name, args.force)
-    with distributed.group(config.device, config.batch_size):
-        runs, out, _ = train_session(console, config, kernels, place, resume, pretrained, args.tensorboard)
+    runs, out, _ = train_session(console, config, kernels, place, resume, pretrained, args.tensorboard)
     if len(runs) > 1:
         console.print(comparison_table([(runs[0], runs[1])]))
     console.print(f"results are in {out}", soft_wrap=True)

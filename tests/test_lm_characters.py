@@ -148,7 +148,7 @@ def test_every_python_has_a_corpus():
     assert len(text) > 1_000_000 and "class ArgumentParser" in text
     config = config_of("char-gru", limit=10_000)
     data = load_dataset(config)
-    assert data.tokens == 10_000
+    assert data.tokens == 10_000 and data.source.startswith("the first 10,000 of ")
     assert data.vocab == Characters(sorted(set(text[:10_000])))
     assert data.vocab.decode(data.vocab.encode(text[:100])) == text[:100]
 

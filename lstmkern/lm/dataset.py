@@ -53,13 +53,15 @@ def _words(config: Config, _) -> Dataset:
 
 def _characters(config: Config, _) -> Dataset:
     text = read_text(config.text) if config.text else standard_library_source()
-    text = text[: config.limit or None]
+    source = config.text or SOURCE
+    if 0 < config.limit < len(text):
+        text, source = text[: config.limit], f"the first {config.limit:,} of {len(text):,} characters of {source}"
     vocab = Characters(sorted(set(text)))
     if len(vocab) == 1:
         raise InputError(f"the text has only one distinct character, {text[0]!r}: there is nothing to learn")
     number = {character: i for i, character in enumerate(vocab)}
     corpus = Corpus(torch.tensor([number[character] for character in text]), vocab)
-    return _batched(config, config.text or SOURCE, corpus, keep_last=True)
+    return _batched(config, source, corpus, keep_last=True)
 
 
 def _batched(config: Config, source: str, corpus: Corpus, keep_last: bool) -> Dataset:

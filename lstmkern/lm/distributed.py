@@ -20,7 +20,7 @@ def group(device_name: str, batch_size: int) -> Iterator[None]:
     """Within, the processes that torchrun started are one group: gloo on the CPU, nccl on CUDA.
 
     Raises:
-        InputError: ``batch_size`` rows cannot be dealt out evenly.
+        InputError: ``batch_size`` rows cannot be dealt out evenly, or there are fewer GPUs than processes for them.
     """
     if not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
         yield
@@ -28,7 +28,14 @@ def group(device_name: str, batch_size: int) -> Iterator[None]:
     count = int(os.environ["WORLD_SIZE"])
     if batch_size % count:
         raise InputError(f"a batch of {batch_size} rows cannot be shared evenly by {count} processes")
-    dist.init_process_group("nccl" if device_name.startswith("cuda") else "gloo")
+    backend = "gloo"
+    if device_name.startswith("cuda"):
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        if device_name != "cuda" or torch.cuda.device_count() < here:
+            raise InputError(f"{here} processes on device {device_name} need --device cuda and a GPU for each of them")
+        torch.cuda.set_device(device(device_name))
+        backend = "cpu:gloo,cuda:nccl"  # what is gathered for a checkpoint lies on the CPU
+    dist.init_process_group(backend)
     try:
         yield
     finally:

@@ -70,6 +70,19 @@ def train_session(
         Interrupted: Ctrl-C; a checkpoint has been written.
     """
     check_device(config.device)
+    with distributed.group(config.device, config.batch_size):
+        return _train(console, config, kernels, place, resume, pretrained, tensorboard)
+
+
+def _train(
+    console: Console,
+    config: Config,
+    kernels: Sequence[str],
+    place: Callable[[], Path],
+    resume: Checkpoint | None,
+    pretrained: Pretrained | None,
+    tensorboard: bool,
+) -> tuple[list[Run], Path, Dataset]:
     given = resume or pretrained
     data = load_dataset(config, given.vocab if given else None)
     if resume and (resume.fingerprint != data.fingerprint or resume.vocab != data.vocab):
@@ -91,6 +104,8 @@ def train_session(
         f"{len(data.valid)} validation batches of {config.batch_size} x {config.seq_len}",
         soft_wrap=True,
     )
+    if config.recipe.reads != "words":
+        console.print(f"from {data.source}", soft_wrap=True)
     table = EpochTable(console, runs)
     table.header()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

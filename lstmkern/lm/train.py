@@ -50,7 +50,7 @@ class Config:
     dtype: str = "fp32"
     data: str | None = None
     text: str | None = None
-    limit: int = 2_000_000
+    limit: int = 1_000_000
     embedding: int = 0
     subwords: int = 3000
     dropout: float = 1.0
