@@ -1,6 +1,6 @@
-# make demo | test | test-fastai | test-asan | lint | build | bench | bench-quick | bench-guard | test-cuda-build |
-# mutations | gpu. Overridable: PYTHON, TORCH (what pip installs), VENV (empty: the active environment, which must have
-# torch, is used as it is).
+# make demo | test | ladder | text | test-fastai | test-asan | lint | build | bench | bench-quick | bench-guard |
+# test-cuda-build | mutations | gpu. Overridable: PYTHON, TORCH (what pip installs), VENV (empty: the active
+# environment, which must have torch, is used as it is).
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
@@ -17,7 +17,7 @@ endif
 # One stamp per interpreter: an extension built for one torch does not load in another.
 COMPILED := build/.compiled-$(subst /,_,$(PY))
 
-.PHONY: demo test test-fastai test-asan lint build bench bench-quick bench-guard bench-peers test-cuda-build \
+.PHONY: demo test ladder text test-fastai test-asan lint build bench bench-quick bench-guard bench-peers test-cuda-build \
   mutations gpu gpu-build gpu-test gpu-test-rest gpu-sanitize gpu-bench clean
 
 demo: $(COMPILED)
@@ -25,6 +25,10 @@ demo: $(COMPILED)
 
 test: $(COMPILED)
 	$(PY) -m pytest
+
+# The language models' full runs; results, with the machine they are from, go to benchmarks/results.
+ladder text: $(COMPILED)
+	$(PY) -m benchmarks.language $@
 
 # fastai beside the same torch, in an environment of its own: its other needs would crowd ours.
 FASTAI_VENV := .venv-fastai

@@ -1,4 +1,4 @@
-"""The command line: python -m lstmkern {demo,train,generate,verify,bench,info}."""
+"""The command line: python -m lstmkern {demo,ladder,train,generate,classify,verify,bench,info}."""
 
 from __future__ import annotations
 
@@ -21,33 +21,50 @@ except ModuleNotFoundError as error:
 from . import _extension
 from .bench import goals, roofline
 from .bench.cases import DTYPES as BENCH_DTYPES
+from .lm import distributed
 from .lm.checkpoint import Checkpoint, load_checkpoint, model_from
-from .lm.data import InputError, load_corpus
+from .lm.classify import classify_session, load_classifier, most_likely
+from .lm.climb import climb
+from .lm.errors import InputError
 from .lm.generate import encode_prompt, generate
+from .lm.models import CELLS, RECIPES
+from .lm.pretrained import MODEL, load_pretrained
 from .lm.report import comparison_table
 from .lm.session import CHECKPOINT, Interrupted, make_directory, output_directory, train_session
-from .lm.train import CELLS, DTYPES, OURS, PEER, RECIPES, Config
+from .lm.train import DTYPES, OURS, PEER, Config, config_of
 from .verify import verify
 
 DEMO_PROMPT = "nine thousand nine hundred ninety eight ."
-console = Console(highlight=False, markup=False)
+console = Console(highlight=False, markup=False, quiet=not distributed.first())
 
 
 def run_train(args: argparse.Namespace) -> int:
     given = {field.name: getattr(args, field.name) for field in fields(Config) if hasattr(args, field.name)}
-    if given.get("data"):
-        given["data"] = str(Path(given["data"]).resolve())
+    for name in ("data", "text"):
+        if given.get(name):
+            given[name] = str(Path(given[name]).resolve())
     resume = load_checkpoint(args.resume) if args.resume else None
+    pretrained = load_pretrained(args.encoder) if args.encoder else None
+    if resume and pretrained:
+        raise InputError("--encoder starts a new session: it cannot be given together with --resume")
     if resume:
         config, kernels = _resumed(resume, given, args.compare)
     else:
-        config = Config(**given)
-        kernels = [OURS] if args.compare is False else [OURS, PEER]
+        if pretrained:
+            sizes = {name: getattr(pretrained.config, name) for name in ("embedding", "hidden", "layers")}
+            given = {"model": MODEL, **sizes, **given}
+            if given["model"] != MODEL:
+                raise InputError(f"--encoder means nothing to model {given['model']}: only {MODEL} has an encoder")
+        config = config_of(**given)
+        compare = config.recipe.compare if args.compare is None else args.compare
+        if compare and not config.recipe.recurrent:
+            raise InputError(f"model {config.model} has no recurrent layer: there is nothing to compare")
+        kernels = [OURS, PEER] if compare else [OURS]
     if resume and args.out is None and resume.path.name == CHECKPOINT:
         place = functools.partial(make_directory, resume.path.parent)  # go on where the session was interrupted
     else:
-        place = output_directory(args.out, f"{config.model}-{config.cell}", args.force)
-    runs, out = train_session(console, config, kernels, place, resume)
+        place = output_directory(args.out, config.name, args.force)
+    runs, out, _ = train_session(console, config, kernels, place, resume, pretrained, args.tensorboard)
     if len(runs) > 1:
         console.print(comparison_table([(runs[0], runs[1])]))
     console.print(f"results are in {out}", soft_wrap=True)
@@ -58,7 +75,7 @@ def _resumed(resume: Checkpoint, given: dict, compare: bool | None) -> tuple[Con
     """Configuration and kernels of the session to continue; an option that contradicts the checkpoint is an error."""
     known = asdict(resume.config)
     for name, value in given.items():
-        if name != "data" and value != known[name]:
+        if name not in ("data", "text") and value != known[name]:
             option = "--" + name.replace("_", "-")
             raise InputError(
                 f"{option} {value} contradicts checkpoint {resume.path}, which was made with {known[name]}"
@@ -77,22 +94,50 @@ def run_demo(args: argparse.Namespace) -> int:
     pairs = []
     for model in ("lm6", "lm7"):
         config = Config(model=model, cell=args.cell, epochs=args.epochs, seed=args.seed)
-        runs, _ = train_session(console, config, [OURS, PEER], lambda model=model: make_directory(place() / model))
+        runs, _, data = train_session(
+            console, config, [OURS, PEER], lambda model=model: make_directory(place() / model)
+        )
         pairs.append((runs[0], runs[1]))
         console.print()
     console.print(comparison_table(pairs))
     counting, _ = pairs[-1]
-    continuation = generate(counting.model, load_corpus().vocab, DEMO_PROMPT, length=30)
+    continuation = generate(counting.model, data.vocab, DEMO_PROMPT, length=30)
     console.print(f"lm7, asked to continue {DEMO_PROMPT!r}:\n{continuation}\n")
     console.print(f"checkpoints, metrics.csv and plots are in {place()}/lm6 and {place()}/lm7", soft_wrap=True)
     return 0
 
 
+def run_ladder(args: argparse.Namespace) -> int:
+    place = output_directory(args.out, "ladder", args.force)
+    out = climb(console, Config(seed=args.seed), place)
+    console.print(f"table and plot are in {out}", soft_wrap=True)
+    return 0
+
+
 def run_generate(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.checkpoint)
-    encode_prompt(args.prompt, checkpoint.vocab)  # before the model is built
     model = model_from(checkpoint)
-    print(args.prompt, generate(model, checkpoint.vocab, args.prompt, args.length, args.temperature, args.seed))
+    encode_prompt(args.prompt, checkpoint.vocab, model.window)  # before a word is written
+    text = generate(model, checkpoint.vocab, args.prompt, args.length, args.temperature, args.seed)
+    print(args.prompt, text, sep=checkpoint.vocab.separator)
+    return 0
+
+
+def run_classify(args: argparse.Namespace) -> int:
+    if args.prompt is not None:
+        if args.checkpoint is None or args.encoder is not None:
+            raise InputError("--prompt asks a trained classifier: give its --checkpoint")
+        for name, probability in most_likely(load_classifier(args.checkpoint), args.prompt):
+            print(f"{probability:6.1%}  {name}")
+        return 0
+    if args.encoder is None or args.checkpoint is not None:
+        raise InputError(
+            "to train a classifier give --encoder, a file of an AWD-LSTM; to ask one, --checkpoint and --prompt"
+        )
+    text = str(Path(args.text).resolve()) if args.text else None
+    place = output_directory(args.out, "classify", args.force)
+    out = classify_session(console, load_pretrained(args.encoder), text, args.epochs, args.classes, args.seed, place)
+    console.print(f"results are in {out}", soft_wrap=True)
     return 0
 
 
@@ -156,6 +201,8 @@ _seed = _number(int, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2^63 - 
 _rate = _number(float, lambda x: 0 < x < math.inf, "a number above 0")
 _seconds = _number(float, lambda x: 0 < x < math.inf, "a number of seconds above 0")
 _shape = _number(goals.parse_shape, lambda sizes: True, "a shape T,N,I,H[,layers]")
+_length = _number(int, lambda n: n >= 0, "a whole number of at least 0")
+_seq_len = _number(int, lambda n: n >= 2, "a whole number of at least 2")
 _temperature = _number(float, lambda x: 0 <= x < math.inf, "a number of at least 0")
 
 
@@ -187,38 +234,94 @@ def make_parser() -> Parser:
     demo.add_argument("--seed", type=_seed, default=Config.seed)
     add_session(demo, "demo")
 
-    train = command("train", run_train, "Train a language model on HUMAN_NUMBERS or on a text of your own.")
+    ladder = command("ladder", run_ladder, "Train LMModel1 to LMModel7 as the book does: one table, one plot.")
+    ladder.add_argument("--seed", type=_seed, default=Config.seed)
+    add_session(ladder, "ladder")
+
+    train = command(
+        "train",
+        run_train,
+        "Train a language model on HUMAN_NUMBERS or on a text of your own. Defaults depend on the model; those named "
+        f"here are {Config.model}'s. With torchrun, several processes share every batch.",
+    )
     option = lambda *names, **how: train.add_argument(*names, default=argparse.SUPPRESS, **how)  # noqa: E731
-    option("--model", type=_model, choices=tuple(RECIPES), help=f"LMModel6 or LMModel7 (default: {Config.model})")
-    option("--cell", choices=CELLS, help=f"recurrent layer (default: {Config.cell})")
+    option(
+        "--model",
+        type=_model,
+        choices=tuple(RECIPES),
+        metavar="MODEL",
+        help=f"one of {', '.join(RECIPES)} (default: {Config.model})",
+    )
+    option("--cell", choices=CELLS, help=f"recurrent layer of lm6 and lm7 (default: {Config.cell})")
     option("--epochs", type=_count, help=f"(default: {Config.epochs})")
     option("--lr", type=_rate, help=f"peak learning rate of the one-cycle schedule (default: {Config.lr})")
-    option("--batch-size", type=_count, help=f"rows of a batch (default: {Config.batch_size})")
-    option("--hidden", type=_count, help=f"width of embedding and layers (default: {Config.hidden})")
+    option(
+        "--batch-size", type=_count, help=f"rows of a batch, of all processes together (default: {Config.batch_size})"
+    )
+    option(
+        "--seq-len",
+        type=_seq_len,
+        help=f"tokens of a row between two steps of the optimizer (default: {Config.seq_len})",
+    )
+    option("--hidden", type=_count, help=f"width of the layers (default: {Config.hidden})")
+    option("--embedding", type=_count, help="width of the embedding (models of characters and subwords)")
     option("--layers", type=_count, help=f"recurrent layers (default: {Config.layers})")
+    option("--dropout", type=_temperature, help="factor of all dropout probabilities of awd-lstm (default: 1)")
+    option("--clip", type=_temperature, help="norm to which gradients are scaled down, 0 never (default: 0)")
     option("--seed", type=_seed, help=f"of weights and dropout (default: {Config.seed})")
     option("--device", help=f"cpu, cuda or cuda:N (default: {Config.device})")
-    option("--dtype", choices=tuple(DTYPES), help=f"(default: {Config.dtype})")
+    option("--dtype", choices=tuple(DTYPES), help=f"bf16 is autocast, with weights in fp32 (default: {Config.dtype})")
+    option("--compile", action="store_true", help="torch.compile the training step's forward")
     option(
         "--data",
         metavar="DIR",
-        help="directory with train.txt and valid.txt; joined, their first 80 %% train and the rest validates "
-        "(default: HUMAN_NUMBERS)",
+        help="directory with train.txt and valid.txt; joined, their first 80 %% train and the rest validates (models "
+        "of words; default: HUMAN_NUMBERS)",
     )
+    option(
+        "--text",
+        metavar="PATH",
+        help="file, or folder of files (models of characters and subwords; default: the source of Python's standard "
+        "library for characters, its docstrings for subwords)",
+    )
+    option(
+        "--limit", type=_length, help=f"characters to read of it, 0 all (models of characters; default: {Config.limit})"
+    )
+    option("--subwords", type=_count, help=f"size of that vocabulary (default: {Config.subwords})")
+    train.add_argument("--encoder", metavar="FILE", help="awd-lstm: start from this encoder, with its vocabulary")
     train.add_argument(
         "--compare",
         action=argparse.BooleanOptionalAction,
-        help="train the same model on torch.nn too, epochs in turn (default: yes)",
+        help="train the same model on torch.nn too, epochs in turn (default: yes for lm5 to lm7, no for texts)",
     )
     train.add_argument("--resume", metavar="CHECKPOINT", help="continue an interrupted session, in its directory")
-    add_session(train, "<model>-<cell>")
+    train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's event files")
+    add_session(train, "<model>")
 
     gen = command("generate", run_generate, "Continue a prompt with a trained model.")
     gen.add_argument("--checkpoint", required=True)
     gen.add_argument("--prompt", required=True, help=f'such as "{DEMO_PROMPT}"')
-    gen.add_argument("--length", type=_count, default=40, help="words to write (default: 40)")
+    gen.add_argument("--length", type=_count, default=40, help="words, characters or subwords to write (default: 40)")
     gen.add_argument("--temperature", type=_temperature, default=0.0, help="0 takes the likeliest word (default: 0)")
     gen.add_argument("--seed", type=_seed, default=0, help="of the words drawn at temperatures above 0 (default: 0)")
+
+    sort = command(
+        "classify",
+        run_classify,
+        "Train a classifier of texts on the encoder of an AWD-LSTM, or ask a trained one.",
+    )
+    sort.add_argument("--encoder", metavar="FILE", help="encoder.pt or checkpoint.pt of `train --model awd-lstm`")
+    sort.add_argument(
+        "--text",
+        metavar="DIR",
+        help="folder with one folder of texts per class (default: docstrings, which package do they come from)",
+    )
+    sort.add_argument("--classes", type=_count, default=20, help="use only the largest classes (default: 20)")
+    sort.add_argument("--epochs", type=_count, default=6, help="after all layers are unfrozen (default: 6)")
+    sort.add_argument("--seed", type=_seed, default=0)
+    sort.add_argument("--checkpoint", help="a trained classifier")
+    sort.add_argument("--prompt", help="the text that it is to classify")
+    add_session(sort, "classify")
 
     command("verify", run_verify, "Check every kernel on every device present: gradcheck, and parity with torch.nn.")
     bench = command("bench", run_bench, "Measure the kernels beside torch.nn and the roofline of this machine.")
@@ -252,7 +355,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return stop.code or 0
     except InputError as error:
-        print(f"lstmkern: {error}", file=sys.stderr)
+        if distributed.first():
+            print(f"lstmkern: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a closed pipe
         print(f"lstmkern: {error}", file=sys.stderr)

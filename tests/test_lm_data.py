@@ -53,8 +53,8 @@ def test_counts_of_human_numbers():
 
 def test_batches_of_human_numbers():
     train, valid = make_batches(load_corpus().ids)
-    assert train.x.shape == train.y.shape == (49, 64, 16)
-    assert valid.x.shape == valid.y.shape == (12, 64, 16)
+    assert len(train) == 49 and {t.shape for t in (*train.x, *train.y)} == {(64, 16)}
+    assert len(valid) == 12 and {t.shape for t in (*valid.x, *valid.y)} == {(64, 16)}
     assert train.tokens == 49 * 64 * 16
 
 
@@ -62,14 +62,44 @@ def test_rows_continue_from_batch_to_batch():
     ids = torch.arange(2000)
     train, valid = make_batches(ids, rows=4, seq_len=8)
     for batches in (train, valid):
-        assert torch.equal(batches.y, batches.x + 1)  # the target is the next token
-        streams = batches.x.transpose(0, 1).flatten(1)  # [rows, batches * seq_len]
+        streams = torch.cat(batches.x, dim=1)  # [rows, batches * seq_len]
+        assert torch.equal(torch.cat(batches.y, dim=1), streams + 1)  # the target is the next token
         assert torch.equal(streams, streams[:, :1] + torch.arange(streams.size(1)))
     sequences = (2000 - 1) // 8
     cut = int(sequences * 0.8)
     assert (len(train), len(valid)) == (cut // 4, (sequences - cut) // 4)
-    assert train.x[0, 0, 0] == 0
-    assert valid.x[0, 0, 0] == cut * 8
+    assert train.x[0][0, 0] == 0
+    assert valid.x[0][0, 0] == cut * 8
+
+
+def test_the_last_incomplete_batch_has_fewer_rows():
+    train, valid = make_batches(torch.arange(2000), rows=4, seq_len=8, keep_last=True)
+    sequences = (2000 - 1) // 8
+    cut = int(sequences * 0.8)
+    for batches, count in ((train, cut), (valid, sequences - cut)):
+        assert sum(len(x) for x in batches.x) == count
+        assert [len(x) for x in batches.x] == [4] * (count // 4) + ([count % 4] if count % 4 else [])
+        seen = torch.cat(batches.x).flatten().sort().values
+        assert torch.equal(seen, seen[0] + torch.arange(count * 8))
+        assert all(torch.equal(y, x + 1) for x, y in zip(batches.x, batches.y, strict=True))
+        assert [b for b in range(len(batches)) if batches.starts(b)] == ([0, len(batches) - 1] if count % 4 else [0])
+    assert len(train.x[-1]) < 4 and train.x[-1][0, 0] == cut // 4 * 4 * 8
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_shares_are_all_rows_once(processes):
+    """Every row is one process's, and the weighted mean over the processes of a mean is the mean over the rows."""
+    batches, _ = make_batches(torch.arange(2000), rows=8, seq_len=7, keep_last=True)
+    shares = [batches.share(process, processes) for process in range(processes)]
+    assert len(batches.x[-1]) not in (0, 8)
+    for b, x in enumerate(batches.x):
+        parts = [share.x[b] for share in shares if share.weight(b) > 0]
+        assert torch.equal(torch.cat(parts), x)
+        assert all(len(share.x[b]) > 0 and share.rows_of(b) == len(x) for share in shares)
+        mean = sum(share.weight(b) * share.x[b].double().mean() for share in shares) / processes
+        torch.testing.assert_close(mean, x.double().mean())
+        assert all(share.starts(b) == batches.starts(b) for share in shares)
+    assert all(share.tokens == batches.tokens for share in shares)
 
 
 def test_smallest_corpus_that_fills_a_batch():

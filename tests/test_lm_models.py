@@ -11,6 +11,7 @@ from lstmkern.lm import LMModel6, LMModel7
 from lstmkern.lm.data import InputError
 from lstmkern.lm.generate import generate
 from lstmkern.lm.regularize import activation_regularization, temporal_activation_regularization
+from lstmkern.lm.vocabulary import Words
 
 VOCAB, HIDDEN, LAYERS = 11, 24, 2
 CLASSES = [lstmkern.LSTM, lstmkern.GRU, nn.LSTM, nn.GRU]
@@ -104,7 +105,7 @@ def test_regularization_formulas():
     assert temporal_activation_regularization(raw[:, :1], beta=3.0) == 0
 
 
-WORDS = [f"w{i}" for i in range(VOCAB)]
+WORDS = Words(f"w{i}" for i in range(VOCAB))
 
 
 def test_generate_greedy_takes_the_likeliest_word_each_time():

@@ -41,7 +41,7 @@ def full():
 
 def make_runs(small, config=SMALL, kernels=(OURS,)):
     corpus, train, _ = small
-    return [Run(config, len(corpus.vocab), len(train), name) for name in kernels]
+    return [Run(config, len(corpus.vocab), train.steps(config.epochs), name) for name in kernels]
 
 
 def results(run):
@@ -75,7 +75,8 @@ def test_lmmodel7_learns_to_count(full):
     corpus, train, valid = full
     accuracies = []
     for seed in (0, 1, 2):
-        run = Run(Config(model="lm7", seed=seed), len(corpus.vocab), len(train))
+        config = Config(model="lm7", seed=seed)
+        run = Run(config, len(corpus.vocab), train.steps(config.epochs))
         fit([run], train, valid)
         accuracies.append(run.history[-1].accuracy)
     assert median(accuracies) >= 0.82, accuracies
@@ -137,8 +138,8 @@ def test_validation_counts(small):
     loss, accuracy = validate(run.model, valid)
     run.model.reset()
     with torch.no_grad():
-        logits = run.model(valid.x.transpose(0, 1).flatten(1))[0]
-    y = valid.y.transpose(0, 1).flatten(1)
+        logits = run.model(torch.cat(valid.x, dim=1))[0]
+    y = torch.cat(valid.y, dim=1)
     assert loss == pytest.approx(torch.nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten()).item())
     assert accuracy == pytest.approx((logits.argmax(-1) == y).double().mean().item())
 
@@ -180,7 +181,7 @@ def test_resume_equals_uninterrupted(small, tmp_path, model, cell):
         stopped = make_runs(small, config, (OURS, PEER))
         with pytest.raises(Stop):
             fit(stopped, train, valid, after_batch)
-        save_checkpoint(path, stopped, corpus)
+        save_checkpoint(path, stopped, corpus.vocab, corpus.fingerprint)
         loaded = load_checkpoint(path)
         assert loaded.config == config
         resumed = make_runs(small, config, (OURS, PEER))
@@ -196,9 +197,9 @@ def test_checkpoint_is_plain_data_and_gives_the_model_back(small, tmp_path):
     (run,) = make_runs(small)
     train_epoch(run, train, valid)
     path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, [run], corpus)
+    save_checkpoint(path, [run], corpus.vocab, corpus.fingerprint)
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
-    assert torch.load(path, weights_only=True)["vocab"] == corpus.vocab
+    assert torch.load(path, weights_only=True)["vocab"] == {"kind": "words", "tokens": corpus.vocab}
     model = model_from(load_checkpoint(path))
     assert validate(model, valid) == validate(run.model, valid)
 
@@ -207,7 +208,7 @@ def test_failed_save_leaves_the_old_checkpoint(small, tmp_path, monkeypatch):
     corpus, _, _ = small
     (run,) = make_runs(small)
     path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, [run], corpus)
+    save_checkpoint(path, [run], corpus.vocab, corpus.fingerprint)
     before = path.read_bytes()
 
     def break_off(content, target):
@@ -216,7 +217,7 @@ def test_failed_save_leaves_the_old_checkpoint(small, tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints.torch, "save", break_off)
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(path, [run], corpus)
+        save_checkpoint(path, [run], corpus.vocab, corpus.fingerprint)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
 
@@ -225,7 +226,7 @@ def test_checkpoint_of_another_model_is_refused(small, tmp_path):
     corpus, _, _ = small
     path = tmp_path / "checkpoint.pt"
     (run,) = make_runs(small)
-    save_checkpoint(path, [run], corpus)
+    save_checkpoint(path, [run], corpus.vocab, corpus.fingerprint)
     loaded = load_checkpoint(path)
     for other in ({"model": "lm6"}, {"cell": "gru"}, {"hidden": 13}, {"layers": 1}):
         (stranger,) = make_runs(small, replace(SMALL, **other))

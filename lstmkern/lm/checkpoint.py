@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .data import Corpus, InputError
-from .train import CELLS, DTYPES, OURS, RECIPES, Config, EpochResult, Run, build_model, check_device
+from . import distributed
+from .data import share
+from .errors import InputError
+from .models import CELLS, RECIPES
+from .state import join_states, map_state
+from .train import DTYPES, OURS, Config, EpochResult, Run, build_model, check_device
+from .vocabulary import Vocabulary, vocabulary_from
 
-FORMAT = "lstmkern language model, version 1"
+FORMAT = "lstmkern language model, version 2"
 
 
 @dataclass(frozen=True)
@@ -23,20 +28,29 @@ class Checkpoint:
 
     path: Path
     config: Config
-    vocab: list[str]
+    vocab: Vocabulary
     fingerprint: str
     runs: dict[str, dict[str, Any]]
 
 
-def save_checkpoint(path: str | Path, runs: Sequence[Run], corpus: Corpus) -> None:
-    """Write the state of ``runs`` to ``path`` atomically; ``torch.load(path, weights_only=True)`` reads it."""
+def save_checkpoint(path: str | Path, runs: Sequence[Run], vocab: Vocabulary, fingerprint: str) -> None:
+    """Write the state of ``runs`` to ``path`` atomically; ``torch.load(path, weights_only=True)`` reads it.
+
+    fingerprint: of the text they are trained on. Of several processes all must call this, and the first writes.
+    """
     content = {
         "format": FORMAT,
         "config": asdict(runs[0].config),
-        "vocab": corpus.vocab,
-        "fingerprint": corpus.fingerprint,
+        "vocab": vocab.state(),
+        "fingerprint": fingerprint,
         "runs": {run.kernels: _run_state(run) for run in runs},
     }
+    if distributed.first():
+        save(path, content)
+
+
+def save(path: str | Path, content: Any) -> None:
+    """Write plain data and tensors to ``path`` atomically."""
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
 
@@ -59,16 +73,18 @@ class atomic_path:
 
 
 def _run_state(run: Run) -> dict[str, Any]:
-    hidden = run.model.state
+    mine = map_state(Tensor.cpu, run.model.state), run.loss_sum.cpu(), run.predictions, run.rng
+    hidden, loss_sums, predictions, rngs = zip(*distributed.gathered(mine), strict=True)
     return {
         "model": run.model.state_dict(),
-        "hidden": list(hidden) if isinstance(hidden, tuple) else hidden,
+        "hidden": join_states(hidden),
         "optimizer": run.optimizer.state_dict(),
         "scheduler": run.scheduler.state_dict(),
         "batch": run.batch,
-        "loss_sum": run.loss_sum,
+        "loss_sum": sum(loss_sums),
+        "predictions": sum(predictions),
         "train_seconds": run.train_seconds,
-        "rng": run.rng,
+        "rng": list(rngs),
         "history": [asdict(result) for result in run.history],
     }
 
@@ -79,6 +95,27 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         InputError: there is no such file, or it is not a checkpoint of this library.
     """
+    content = load(path, [FORMAT], "of an lstmkern language model")
+    try:
+        config = Config(**content["config"])
+        known = config.model in RECIPES and config.cell in CELLS and config.dtype in DTYPES
+        vocab = vocabulary_from(content["vocab"])
+        checkpoint = Checkpoint(Path(path), config, vocab, content["fingerprint"], content["runs"])
+    except InputError:
+        raise
+    except Exception:  # the tokenizers package raises plain Exceptions
+        raise InputError(f"{path} is a damaged checkpoint: parts of it are missing") from None
+    if not known:
+        raise InputError(f"{path} is a checkpoint of a model that this version does not know")
+    return checkpoint
+
+
+def load(path: str | Path, formats: Sequence[str], what: str) -> dict[str, Any]:
+    """The content of ``path``, a file that ``save`` wrote, with its "format" being one of ``formats``.
+
+    Raises:
+        InputError: it is not; the sentence calls it no checkpoint ``what``.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no such checkpoint: {path}")
@@ -88,17 +125,9 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise InputError(f"cannot read checkpoint {path}: {error.strerror}") from None
     except Exception:  # torch.load raises nearly anything, depending on what the bytes happen to look like
         raise InputError(f"{path} is not a checkpoint, or it is damaged") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"{path} is not a checkpoint of an lstmkern language model")
-    try:
-        config = Config(**content["config"])
-        known = config.model in RECIPES and config.cell in CELLS and config.dtype in DTYPES
-        checkpoint = Checkpoint(path, config, content["vocab"], content["fingerprint"], content["runs"])
-    except (KeyError, TypeError):
-        raise InputError(f"{path} is a damaged checkpoint: parts of it are missing") from None
-    if not known:
-        raise InputError(f"{path} is a checkpoint of a model that this version does not know")
-    return checkpoint
+    if not isinstance(content, dict) or content.get("format") not in formats:
+        raise InputError(f"{path} is not a checkpoint {what}, or is one of another version")
+    return content
 
 
 def restore_run(run: Run, checkpoint: Checkpoint) -> None:
@@ -110,21 +139,23 @@ def restore_run(run: Run, checkpoint: Checkpoint) -> None:
     state = checkpoint.runs.get(run.kernels)
     if state is None:
         raise InputError(f"checkpoint {checkpoint.path} holds no run on {run.kernels}")
-    if replace(checkpoint.config, data=run.config.data) != run.config:
+    if replace(checkpoint.config, data=run.config.data, text=run.config.text) != run.config:
         raise _other_model(checkpoint)
     try:
         run.model.load_state_dict(state["model"])
-        hidden = state["hidden"]
-        if isinstance(hidden, list):
-            run.model.state = tuple(part.to(run.device) for part in hidden)
-        else:
-            run.model.state = None if hidden is None else hidden.to(run.device)
+        rank, processes = distributed.rank(), distributed.processes()
+        run.model.state = map_state(
+            lambda s: s[..., share(s.size(-2), rank, processes), :].to(run.device), state["hidden"]
+        )
         run.optimizer.load_state_dict(state["optimizer"])
         run.scheduler.load_state_dict(state["scheduler"])
         run.batch = state["batch"]
-        run.loss_sum.copy_(state["loss_sum"])
+        if rank == 0:  # of sums over the processes, one has all
+            run.loss_sum.copy_(state["loss_sum"])
+            run.predictions = state["predictions"]
         run.train_seconds = state["train_seconds"]
-        run.rng = state["rng"]
+        if len(state["rng"]) == processes:
+            run.rng = state["rng"][rank]
         run.history = [EpochResult(**result) for result in state["history"]]
     except (KeyError, RuntimeError, TypeError, ValueError):
         raise _other_model(checkpoint) from None

@@ -3,59 +3,61 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
-from .data import InputError
+from .errors import InputError
+from .state import LanguageModel
 from .train import logits_of
+from .vocabulary import Vocabulary
 
 
-def encode_prompt(prompt: str, vocab: list[str]) -> list[int]:
-    """Token numbers of the words of ``prompt``.
+def encode_prompt(prompt: str, vocab: Vocabulary, window: int | None = None) -> list[int]:
+    """Token numbers of ``prompt``.
 
     Raises:
-        InputError: the prompt is empty or has a word that is not in ``vocab``.
+        InputError: the prompt is empty, is not as long as the ``window`` of the model, or has a token that is not in
+            ``vocab``.
     """
-    number = {word: i for i, word in enumerate(vocab)}
-    words = prompt.split()
-    if not words:
+    ids = vocab.encode(prompt)
+    if not prompt or not ids:
         raise InputError("the prompt is empty")
-    for word in words:
-        if word not in number:
-            raise InputError(f"the model does not know the word {word!r} of the prompt")
-    return [number[word] for word in words]
+    if len(ids) < (window or 1):
+        raise InputError(f"the model reads {window} {vocab.unit} at a time: the prompt has only {len(ids)}")
+    return ids
 
 
 @torch.no_grad()
 def generate(
-    model: nn.Module, vocab: list[str], prompt: str, length: int = 40, temperature: float = 0.0, seed: int = 0
+    model: LanguageModel, vocab: Vocabulary, prompt: str, length: int = 40, temperature: float = 0.0, seed: int = 0
 ) -> str:
-    """The ``length`` words with which ``model`` continues ``prompt``, both separated by spaces.
+    """The ``length`` tokens with which ``model`` continues ``prompt``.
 
-    Temperature 0 takes the most likely word each time; above, words are drawn from softmax(logits / temperature) with
-    random numbers from ``seed``. The model's mode is kept; its hidden state is zero afterwards.
+    Temperature 0 takes the most likely token each time; above, tokens are drawn from softmax(logits / temperature) with
+    random numbers from ``seed``. The model's mode is kept; its hidden state is zero afterwards. A model that carries a
+    state reads the prompt once and then token by token; any other reads its window anew for every token.
 
     Raises:
         InputError: see encode_prompt.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
-    x = torch.tensor([encode_prompt(prompt, vocab)], device=device)
-    words: list[str] = []
+    ids = encode_prompt(prompt, vocab, model.window)
+    start, new = len(ids), ids
     training = model.training
     model.eval()
     model.reset()
     try:
-        while len(words) < length:
-            logits = logits_of(model(x))[0, -1].double().cpu()
+        while len(ids) - start < length:
+            seen = new if model.window is None else ids[-model.window :]
+            logits = logits_of(model(torch.tensor([seen], device=device)))[0, -1].double().cpu()
             if temperature > 0:
                 # Subtract the largest first: a temperature near zero must sharpen, not overflow.
                 probabilities = torch.softmax((logits - logits.max()) / temperature, -1)
                 token = torch.multinomial(probabilities, 1, generator=generator)
             else:
                 token = logits.argmax(keepdim=True)
-            words.append(vocab[token.item()])
-            x = token.view(1, 1).to(device)
+            new = token.tolist()
+            ids = ids + new
     finally:
         model.reset()
         model.train(training)
-    return " ".join(words)
+    return vocab.decode(ids[start:])

@@ -1,87 +1,160 @@
-"""LMModel6 and LMModel7 of the fastai book: an embedding, a recurrent layer that keeps its state, an output layer."""
+"""Every language model by name: how it is built, what it reads, and how it is trained unless told otherwise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from ..modules import LSTM
+from . import characters, ladder
+from .awd import AWDLSTM, Dropouts, Encoder
+from .errors import InputError
 
-State = Tensor | tuple[Tensor, ...]
+if TYPE_CHECKING:
+    from .train import Config
 
 
-class _RecurrentLM(nn.Module):
-    """Embedding -> recurrent layers -> Linear, with the hidden state carried, detached, from one call to the next.
+@dataclass(frozen=True)
+class Recipe:
+    """What belongs to a model rather than to a run.
 
-    ``state`` is what the recurrent class returns beside its output ((h, c) or h, each [n_layers, N, n_hidden]), or
-    None before the first call. It is an ordinary attribute: never part of a state_dict, made anew when the batch size
-    or the device of the input changes.
+    make(vocab_sz, config, layers) builds it; ``layers`` has the classes LSTM, GRU and RNN, as lstmkern and torch.nn do.
+    reads: "words", "characters" or "subwords". options: the fields of Config that mean something to this model and not
+    to every one. alpha and beta: the factors of AR and TAR. stateful: whether it carries a state, so that batches must
+    continue each other. recurrent: whether it has a recurrent layer, so that there is something to compare; compare:
+    whether that is done unless told otherwise. defaults: what of a Config is another than the class's default.
     """
 
-    def __init__(self, vocab_sz: int, n_hidden: int, n_layers: int, rnn: Callable[..., nn.Module]):
-        super().__init__()
-        self.i_h = nn.Embedding(vocab_sz, n_hidden)
-        self.rnn = rnn(n_hidden, n_hidden, n_layers, batch_first=True)
-        self.h_o = nn.Linear(n_hidden, vocab_sz)
-        self.state: State | None = None
-
-    def reset(self) -> None:
-        """Start the next call from a zero hidden state."""
-        self.state = None
-
-    def _features(self, x: Tensor) -> Tensor:
-        """Tokens int64 [N, T] -> output of the last recurrent layer [N, T, n_hidden]; moves the state on."""
-        embedded = self.i_h(x)
-        output, state = self.rnn(embedded, self._state_for(embedded))
-        self.state = tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
-        return output
-
-    def _state_for(self, embedded: Tensor) -> State | None:
-        if self.state is None:
-            return None
-        parts = self.state if isinstance(self.state, tuple) else (self.state,)
-        if parts[0].size(1) != embedded.size(0) or parts[0].device != embedded.device:
-            return None
-        # Autocast, or a model that changed its type, leaves a state of another type behind.
-        parts = tuple(s.to(embedded.dtype) for s in parts)
-        return parts if isinstance(self.state, tuple) else parts[0]
+    make: Callable[[int, Config, Any], nn.Module]
+    reads: str
+    options: tuple[str, ...]
+    weight_decay: float = 0.01
+    alpha: float = 0.0
+    beta: float = 0.0
+    stateful: bool = True
+    recurrent: bool = True
+    compare: bool = False
+    defaults: dict[str, Any] = field(default_factory=dict)
 
 
-class LMModel6(_RecurrentLM):
-    """Multilayer recurrent language model.
+CELLS = ("lstm", "gru")
+DROPOUT = 0.4  # of LMModel7, as in the book
+CHARACTER_DROPOUT = 0.5  # of CharLSTM, as in the lectures
 
-    Args:
-        vocab_sz: number of words.
-        n_hidden: width of the embedding and of every recurrent layer.
-        n_layers: number of recurrent layers.
-        rnn: recurrent class, called as ``rnn(n_hidden, n_hidden, n_layers, batch_first=True)``;
-            ``lstmkern.LSTM`` by default, ``lstmkern.GRU``, ``torch.nn.LSTM`` and the like work too.
+
+_WORDS = ("data",)
+_RECURRENT_WORDS = (*_WORDS, "seq_len", "layers")
+_CHARACTERS = ("text", "limit", "embedding")
+_SUBWORDS = ("text", "subwords", "embedding", "layers", "dropout", "seq_len")
+
+
+def _word(model: type[nn.Module], lr: float, epochs: int, seq_len: int = 3) -> Recipe:
+    """A model of words without a recurrent layer."""
+    options = _WORDS if model.window else (*_WORDS, "seq_len")
+    defaults = {"lr": lr, "epochs": epochs, "seq_len": seq_len}
+    return Recipe(
+        lambda V, c, layers: model(V, c.hidden),
+        "words",
+        options,
+        stateful=model.window is None,
+        recurrent=False,
+        defaults=defaults,
+    )
+
+
+def _cell(c: Config, layers: Any) -> type[nn.Module]:
+    return getattr(layers, c.cell.upper())
+
+
+def _character(model: type[nn.Module], rnn: str | None = None, **defaults: Any) -> Recipe:
+    """A model of characters, on the recurrent layer ``rnn`` if it has one; what it predicts from: one window, or 32."""
+
+    def make(V: int, c: Config, layers: Any) -> nn.Module:
+        several = (c.layers, CHARACTER_DROPOUT) if "layers" in options else ()
+        return model(V, c.embedding, c.hidden, *several, **({"rnn": getattr(layers, rnn)} if rnn else {}))
+
+    options = _CHARACTERS
+    if model.window is None:
+        options += ("seq_len",)
+    if model is characters.CharLSTM:
+        options += ("layers",)
+    shape = {"seq_len": model.window, "batch_size": 512} if model.window else {"seq_len": 32, "batch_size": 128}
+    defaults = {"lr": 3e-3, "epochs": 4, "hidden": 256, "embedding": 42, **shape}
+    stateful, recurrent = model.window is None, rnn is not None
+    return Recipe(make, "characters", options, stateful=stateful, recurrent=recurrent, defaults=defaults)
+
+
+def _awd_lstm(V: int, c: Config, layers: Any) -> nn.Module:
+    drop = Dropouts().times(c.dropout)
+    return AWDLSTM(Encoder(V, c.embedding, c.hidden, c.layers, drop, layers.LSTM), drop.output)
+
+
+RECIPES = {
+    "lm1": _word(ladder.LMModel1, 1e-3, 4),
+    "lm2": _word(ladder.LMModel2, 1e-3, 4),
+    "lm3": _word(ladder.LMModel3, 3e-3, 10),
+    "lm4": _word(ladder.LMModel4, 3e-3, 15, seq_len=16),
+    "lm5": Recipe(
+        lambda V, c, layers: ladder.LMModel5(V, c.hidden, c.layers, rnn=layers.RNN),
+        "words",
+        _RECURRENT_WORDS,
+        compare=True,
+        defaults={"lr": 3e-3},
+    ),
+    "lm6": Recipe(
+        lambda V, c, layers: ladder.LMModel6(V, c.hidden, c.layers, rnn=_cell(c, layers)),
+        "words",
+        (*_RECURRENT_WORDS, "cell"),
+        compare=True,
+    ),
+    "lm7": Recipe(
+        lambda V, c, layers: ladder.LMModel7(V, c.hidden, c.layers, DROPOUT, rnn=_cell(c, layers)),
+        "words",
+        (*_RECURRENT_WORDS, "cell"),
+        weight_decay=0.1,
+        alpha=2.0,
+        beta=1.0,
+        compare=True,
+    ),
+    "char-three": _character(characters.Char3),
+    "char-loop": _character(characters.CharLoop),
+    "char-concat": _character(characters.CharConcat),
+    "char-rnn": _character(characters.CharRNN, "RNN"),
+    "char-multi": _character(characters.CharMultiOutput, "RNN"),
+    "char-stateful": _character(characters.CharStateful),
+    "char-gru-cell": _character(characters.CharGRUCell),
+    "char-gru": _character(characters.CharGRU, "GRU"),
+    "char-lstm": _character(characters.CharLSTM, "LSTM"),
+    "awd-lstm": Recipe(
+        _awd_lstm,
+        "subwords",
+        _SUBWORDS,
+        weight_decay=0.05,
+        alpha=2.0,
+        beta=1.0,
+        defaults={
+            "lr": 1e-2,
+            "epochs": 8,
+            "seq_len": 48,
+            "batch_size": 32,
+            "hidden": 192,
+            "embedding": 96,
+            "layers": 3,
+            "clip": 0.5,
+            "dropout": 0.5,
+        },
+    ),
+}
+
+
+def recipe_of(model: str) -> Recipe:
+    """The recipe of ``model``.
+
+    Raises:
+        InputError: there is no such model.
     """
-
-    def __init__(self, vocab_sz: int, n_hidden: int, n_layers: int, *, rnn: Callable[..., nn.Module] = LSTM):
-        super().__init__(vocab_sz, n_hidden, n_layers, rnn)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens int64 [N, T] -> logits [N, T, vocab_sz]."""
-        return self.h_o(self._features(x))
-
-
-class LMModel7(_RecurrentLM):
-    """LMModel6 with dropout on the recurrent output and the output layer's weight tied to the embedding's.
-
-    Args:
-        vocab_sz, n_hidden, n_layers, rnn: as for LMModel6.
-        p: dropout probability.
-    """
-
-    def __init__(self, vocab_sz: int, n_hidden: int, n_layers: int, p: float, *, rnn: Callable[..., nn.Module] = LSTM):
-        super().__init__(vocab_sz, n_hidden, n_layers, rnn)
-        self.drop = nn.Dropout(p)
-        self.h_o.weight = self.i_h.weight
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens int64 [N, T] -> (logits [N, T, vocab_sz], recurrent output [N, T, n_hidden], the same dropped out)."""
-        raw = self._features(x)
-        out = self.drop(raw)
-        return self.h_o(out), raw, out
+    if model not in RECIPES:
+        raise InputError(f"there is no model {model!r}: choose one of {', '.join(RECIPES)}")
+    return RECIPES[model]

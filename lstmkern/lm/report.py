@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -14,13 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from .checkpoint import atomic_path
+from .errors import InputError
 from .train import EpochResult, Run
 
 
 class EpochTable:
     """The table a fastai user knows, one plain line per epoch, so that it reads the same in a terminal and in a log.
 
-    A second run stands at the right of the first. Lines are at most 76 characters wide.
+    A second run stands at the right of the first; one alone has its perplexity there. Lines are at most 76 characters
+    wide.
     """
 
     def __init__(self, console: Console, runs: Sequence[Run]):
@@ -32,6 +35,8 @@ class EpochTable:
         if len(self.runs) > 1:
             self._print(f"{self.runs[0].kernels:^{len(left)}} | {self.runs[1].kernels:^{len(right)}}")
             left += f" | {right}"
+        else:
+            left += "  perplexity"
         self._print(left)
         for epoch in range(min(run.epoch for run in self.runs)):
             self.row(epoch)
@@ -41,6 +46,8 @@ class EpochTable:
         line = f"{epoch:5d}  {result.train_loss:10.6f}  {_validation(result)}"
         for run in self.runs[1:]:
             line += f" | {_validation(run.history[epoch])}"
+        if len(self.runs) == 1:
+            line += f"  {perplexity(result):10.2f}"
         self._print(line)
 
     def _print(self, line: str) -> None:
@@ -50,6 +57,11 @@ class EpochTable:
 def _validation(result: EpochResult) -> str:
     minutes, seconds = divmod(round(result.seconds), 60)
     return f"{result.valid_loss:10.6f}  {result.accuracy:8.6f}  {f'{minutes}:{seconds:02d}':>5}"
+
+
+def perplexity(result: EpochResult) -> float:
+    """exp of the validation's cross entropy per token."""
+    return math.exp(min(result.valid_loss, 700.0))
 
 
 def tokens_per_second(run: Run) -> float:
@@ -78,7 +90,7 @@ def comparison_table(pairs: Sequence[tuple[Run, Run]]) -> Table:
     table.add_column("speed\nratio", justify="right")
     for run, peer in pairs:
         table.add_row(
-            f"{run.config.model}-{run.config.cell}",
+            run.config.name,
             f"{run.history[-1].accuracy:.4f}",
             f"{peer.history[-1].accuracy:.4f}",
             f"{tokens_per_second(run):,.0f}",
@@ -103,7 +115,7 @@ def write_plot(path: str | Path, runs: Sequence[Run]) -> None:
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     config = runs[0].config
-    figure.suptitle(f"{config.model}-{config.cell}, {config.hidden} hidden, {config.layers} layers, seed {config.seed}")
+    figure.suptitle(f"{config.name}, {config.hidden} hidden, {config.layers} layers, seed {config.seed}")
     loss, accuracy = figure.subplots(1, 2)
     for run, style in zip(runs, ("-", "--"), strict=False):
         epochs = [result.epoch for result in run.history]
@@ -116,3 +128,27 @@ def write_plot(path: str | Path, runs: Sequence[Run]) -> None:
         axes.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
+
+
+class TensorBoard:
+    """Writes what an epoch gave as TensorBoard's event files.
+
+    Raises:
+        InputError: the tensorboard package is missing.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ModuleNotFoundError:
+            raise InputError("--tensorboard needs the tensorboard package: run `pip install tensorboard`") from None
+        self._writer = SummaryWriter
+
+    def write(self, folder: Path, runs: Sequence[Run], epoch: int) -> None:
+        """Add the results of ``epoch`` to ``folder``, tagged with whose kernels and what."""
+        with self._writer(folder) as writer:
+            for run in runs:
+                result = run.history[epoch]
+                values = {**asdict(result), "perplexity": perplexity(result)}
+                for name in ("train_loss", "valid_loss", "perplexity", "accuracy", "tokens_per_s"):
+                    writer.add_scalar(f"{run.kernels}/{name}", values[name], epoch)

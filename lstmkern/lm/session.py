@@ -8,12 +8,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from . import distributed
 from .checkpoint import Checkpoint, restore_run, save_checkpoint
-from .data import InputError, load_corpus, make_batches
-from .report import EpochTable, write_metrics, write_plot
+from .dataset import Dataset, load_dataset
+from .errors import InputError
+from .pretrained import MODEL, Pretrained, put_weights, save_encoder
+from .report import EpochTable, TensorBoard, perplexity, write_metrics, write_plot
 from .train import Config, Run, check_device, fit
 
 CHECKPOINT = "checkpoint.pt"
@@ -39,6 +43,9 @@ class InterruptGuard:
         signal.signal(signal.SIGINT, self._previous)
 
     def check(self) -> None:
+        """Raise Interrupted if Ctrl-C was pressed, on any of several processes: all stop after the same batch."""
+        if distributed.processes() > 1:
+            self.requested = distributed.total(torch.tensor(int(self.requested))).item() > 0
         if self.requested:
             raise Interrupted
 
@@ -49,50 +56,71 @@ def train_session(
     kernels: Sequence[str],
     place: Callable[[], Path],
     resume: Checkpoint | None = None,
-) -> tuple[list[Run], Path]:
+    pretrained: Pretrained | None = None,
+    tensorboard: bool = False,
+) -> tuple[list[Run], Path, Dataset]:
     """Train ``config`` on each of ``kernels`` in turn, showing progress on ``console``.
 
     ``place`` makes the directory for the results and returns it; everything the user gave is checked before it is
-    called. Returns the finished runs and that directory.
+    called. ``pretrained`` is an encoder to start from. Of several processes all call this, and the first writes.
+    Returns the finished runs, that directory, and what they were trained on.
 
     Raises:
         InputError: something the user gave cannot be used; nothing has been written.
         Interrupted: Ctrl-C; a checkpoint has been written.
     """
     check_device(config.device)
-    corpus = load_corpus(config.data)
-    if resume and resume.fingerprint != corpus.fingerprint:
-        raise InputError(
-            f"checkpoint {resume.path} was trained on another corpus than {config.data or 'HUMAN_NUMBERS'}"
-        )
-    train, valid = (b.to(config.device) for b in make_batches(corpus.ids, config.batch_size, config.seq_len))
-    runs = [Run(config, len(corpus.vocab), len(train), name) for name in kernels]
-    if resume:
-        for run in runs:
-            restore_run(run, resume)
-    out = place()
+    with distributed.group(config.device, config.batch_size):
+        return _train(console, config, kernels, place, resume, pretrained, tensorboard)
 
+
+def _train(
+    console: Console,
+    config: Config,
+    kernels: Sequence[str],
+    place: Callable[[], Path],
+    resume: Checkpoint | None,
+    pretrained: Pretrained | None,
+    tensorboard: bool,
+) -> tuple[list[Run], Path, Dataset]:
+    given = resume or pretrained
+    data = load_dataset(config, given.vocab if given else None)
+    if resume and (resume.fingerprint != data.fingerprint or resume.vocab != data.vocab):
+        raise InputError(f"checkpoint {resume.path} was trained on another corpus than {data.source}")
+    runs = [Run(config, len(data.vocab), data.train.steps(config.epochs), name) for name in kernels]
+    for run in runs:
+        if resume:
+            restore_run(run, resume)
+        elif pretrained:
+            put_weights(run.model.encoder, data.vocab, pretrained)
+    board = TensorBoard() if tensorboard else None
+    out = place() if distributed.first() else Path()
+
+    epoch = runs[0].epoch % config.epochs
+    per_epoch, vocab = len(data.train.epoch(epoch)) + len(data.valid), data.vocab
     console.print(
-        f"{config.model}-{config.cell} on {' and '.join(kernels)}\n"
-        f"{len(corpus.ids):,} tokens, {len(corpus.vocab)} words; {len(train)} training and {len(valid)} validation "
-        f"batches of {config.batch_size} x {config.seq_len}",
+        f"{config.name} on {' and '.join(kernels)}\n"
+        f"{data.tokens:,} tokens, {len(vocab)} {vocab.unit}; {per_epoch - len(data.valid)} training and "
+        f"{len(data.valid)} validation batches of {config.batch_size} x {config.seq_len}",
         soft_wrap=True,
     )
+    if config.recipe.reads != "words":
+        console.print(f"from {data.source}", soft_wrap=True)
     table = EpochTable(console, runs)
     table.header()
-    per_epoch = len(train) + len(valid)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Redrawn from the loop, not from a thread of its own: on few cores that thread stalls the kernels' threads.
     bar = Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
     task = bar.add_task(
-        f"{config.model}-{config.cell}",
-        total=config.epochs * per_epoch * len(runs),
-        completed=sum(run.epoch * per_epoch + run.batch for run in runs),
+        config.name,
+        total=(data.train.steps(config.epochs) + config.epochs * len(data.valid)) * len(runs),
+        completed=sum(data.train.steps(run.epoch) + run.epoch * len(data.valid) + run.batch for run in runs),
     )
 
     def save() -> None:
-        save_checkpoint(out / CHECKPOINT, runs, corpus)
-        write_metrics(out / "metrics.csv", runs)
+        save_checkpoint(out / CHECKPOINT, runs, vocab, data.fingerprint)
+        if distributed.first():
+            write_metrics(out / "metrics.csv", runs)
 
     drawn = 0.0
 
@@ -107,21 +135,34 @@ def train_session(
     def after_epoch(epoch: int) -> None:
         table.row(epoch)
         save()
+        if board and distributed.first():
+            board.write(out / "tensorboard", runs, epoch)
 
     with InterruptGuard() as guard, bar:
         try:
-            fit(runs, train, valid, after_batch, after_epoch)
+            fit(runs, data.train, data.valid, after_batch, after_epoch)
         except Interrupted:
             save()
             bar.stop()
-            print(
-                f"interrupted; continue with: python -m lstmkern train --resume {out / CHECKPOINT}",
-                file=sys.stderr,
-            )
+            if distributed.first():
+                print(
+                    f"interrupted; continue with: python -m lstmkern train --resume {out / CHECKPOINT}",
+                    file=sys.stderr,
+                )
             raise
     save()
-    write_plot(out / "metrics.png", runs)
-    return runs, out
+    if distributed.first():
+        write_plot(out / "metrics.png", runs)
+        if config.model == MODEL:
+            save_encoder(out / "encoder.pt", runs[0].model, config, vocab)
+    if data.unigram:
+        reached = perplexity(runs[0].history[-1])
+        console.print(
+            f"perplexity {reached:.1f} on the documents held out; a unigram model has {data.unigram:.1f}, "
+            f"{data.unigram / reached:.1f} times as much",
+            soft_wrap=True,
+        )
+    return runs, out, data
 
 
 def output_directory(given: str | None, name: str, force: bool) -> Callable[[], Path]:

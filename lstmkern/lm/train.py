@@ -6,37 +6,36 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import _extension, modules
-from .data import Batches, InputError
-from .models import LMModel6, LMModel7
+from . import distributed
+from .data import Batches
+from .errors import InputError
+from .models import RECIPES, Recipe, recipe_of
 from .regularize import activation_regularization, temporal_activation_regularization
+from .stream import TokenStream
 
 OURS, PEER = "lstmkern", "torch.nn"  # whose recurrent layers a run uses
-CELLS = ("lstm", "gru")
-DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What belongs to a model rather than to a run: dropout p, weight decay, the factors of AR and TAR."""
-
-    weight_decay: float
-    p: float = 0.0
-    alpha: float = 0.0
-    beta: float = 0.0
-
-
-RECIPES = {"lm6": Recipe(weight_decay=0.01), "lm7": Recipe(weight_decay=0.1, p=0.4, alpha=2.0, beta=1.0)}
+LAYERS = {OURS: modules, PEER: nn}
+# bf16 is autocast: weights, hidden states and the optimizer stay in fp32.
+DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that determines the result of a run. ``data`` is a directory, or None for HUMAN_NUMBERS."""
+    """Everything that determines the result of a run.
+
+    Defaults are LMModel7's; ``config_of`` has those of every model. data: a directory with train.txt and valid.txt, or
+    None for HUMAN_NUMBERS (models that read words). text: a file or folder, or None for the standard library (the
+    others), of which the first ``limit`` characters are read, 0 being all (models that read characters). embedding: its
+    width, where that is not ``hidden``. subwords: size of that vocabulary. dropout: factor of all of AWD-LSTM's
+    probabilities. clip: the norm to which gradients are scaled down, 0 being never. compile: torch.compile.
+    """
 
     model: str = "lm7"
     cell: str = "lstm"
@@ -50,6 +49,36 @@ class Config:
     device: str = "cpu"
     dtype: str = "fp32"
     data: str | None = None
+    text: str | None = None
+    limit: int = 1_000_000
+    embedding: int = 0
+    subwords: int = 3000
+    dropout: float = 1.0
+    clip: float = 0.0
+    compile: bool = False
+
+    @property
+    def recipe(self) -> Recipe:
+        return RECIPES[self.model]
+
+    @property
+    def name(self) -> str:
+        """Of the model, with its cell where there is a choice: "lm7-lstm"."""
+        return f"{self.model}-{self.cell}" if "cell" in self.recipe.options else self.model
+
+
+def config_of(model: str = Config.model, **given: Any) -> Config:
+    """The configuration of ``model``: what is ``given``, the model's own defaults for the rest.
+
+    Raises:
+        InputError: there is no such model, or it has no use for something given.
+    """
+    recipe = recipe_of(model)
+    particular = {option for other in RECIPES.values() for option in other.options}
+    for option in given:
+        if option in particular and option not in recipe.options:
+            raise InputError(f"--{option.replace('_', '-')} means nothing to model {model}, which reads {recipe.reads}")
+    return Config(**{"model": model, **recipe.defaults, **given})
 
 
 @dataclass(frozen=True)
@@ -65,31 +94,43 @@ class EpochResult:
     tokens_per_s: float
 
 
-def recurrent_class(cell: str, kernels: str) -> type[nn.Module]:
-    """The class for ``cell`` ("lstm" | "gru") of ``kernels`` (OURS | PEER)."""
-    return getattr(nn if kernels == PEER else modules, cell.upper())
-
-
 def build_model(config: Config, vocab_sz: int, kernels: str = OURS) -> nn.Module:
     """A new model; the same seed gives the same weights whatever the kernels and the device."""
-    rnn = recurrent_class(config.cell, kernels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        if config.model == "lm6":
-            model = LMModel6(vocab_sz, config.hidden, config.layers, rnn=rnn)
-        else:
-            model = LMModel7(vocab_sz, config.hidden, config.layers, RECIPES[config.model].p, rnn=rnn)
-    return model.to(device=config.device, dtype=DTYPES[config.dtype])
+        model = config.recipe.make(vocab_sz, config, LAYERS[kernels])
+    return model.to(device=distributed.device(config.device), dtype=DTYPES[config.dtype])
+
+
+def one_cycle(
+    optimizer: torch.optim.Optimizer, rates: float | list[float], steps: int
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    """fastai's schedule: a quarter of the ``steps`` up from 1/25 of the peak ``rates``, then down to 1e-5 of them."""
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=rates,
+        total_steps=steps,
+        pct_start=0.25 if steps != 4 else 0.5,  # a warm-up that ends at step 0 makes torch divide by zero
+        div_factor=25,
+        final_div_factor=4000,
+        base_momentum=0.85,
+        max_momentum=0.95,
+    )
 
 
 class Run:
-    """One model in training: weights, optimizer, schedule, random numbers and position, all that a checkpoint holds."""
+    """One model in training: weights, optimizer, schedule, random numbers and position, all that a checkpoint holds.
 
-    def __init__(self, config: Config, vocab_sz: int, steps_per_epoch: int, kernels: str = OURS):
+    steps: batches of the whole training. Where several processes train together, each has a Run with the same weights;
+    ``network`` is what is called in training, the model itself or what makes the gradient the mean over the processes.
+    """
+
+    def __init__(self, config: Config, vocab_sz: int, steps: int, kernels: str = OURS):
         self.config, self.kernels = config, kernels
-        self.recipe = RECIPES[config.model]
-        self.device = torch.device(config.device)
+        self.recipe = config.recipe
+        self.device = distributed.device(config.device)
         self.model = build_model(config, vocab_sz, kernels)
+        self.network = distributed.parallel(torch.compile(self.model) if config.compile else self.model)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=config.lr,
@@ -98,23 +139,20 @@ class Run:
             weight_decay=self.recipe.weight_decay,
             fused=True,
         )
-        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            max_lr=config.lr,
-            total_steps=config.epochs * steps_per_epoch,
-            pct_start=0.25,
-            div_factor=25,
-            final_div_factor=4000,
-            base_momentum=0.85,
-            max_momentum=0.95,
-        )
+        self.scheduler = one_cycle(self.optimizer, config.lr, steps)
         self.batch = 0  # batches of the current epoch that are done
+        # Of the current epoch, on this process: the sum of the cross entropies of its predictions, and their number.
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.predictions = 0
         self.train_seconds = 0.0  # of the current epoch
         self.history: list[EpochResult] = []
         with torch.random.fork_rng(devices=self._cuda_devices()):
-            torch.manual_seed(config.seed)
+            torch.manual_seed(config.seed + distributed.rank())  # other dropout masks on every process
             self.rng = self._rng_state()
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the model is called."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bf16")
 
     @property
     def epoch(self) -> int:
@@ -158,13 +196,21 @@ def check_device(name: str) -> None:
 
 
 def logits_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """The logits [N, T, vocab_sz] of whatever a language model returns."""
-    return output[0] if isinstance(output, tuple) else output
+    """The logits of whatever a language model returns, [N, T, vocab_sz], T = 1 if it predicts once."""
+    logits = output[0] if isinstance(output, tuple) else output
+    return logits if logits.dim() == 3 else logits.unsqueeze(1)
+
+
+def predictions_of(output: Tensor | tuple[Tensor, ...], y: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [P, vocab_sz] and the targets [P] among ``y`` [N, T] that they are predictions of: all, or the last."""
+    logits = logits_of(output)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # of autocast's bf16
+    return logits.flatten(0, 1), y[:, -logits.size(1) :].flatten()
 
 
 def losses(output: Tensor | tuple[Tensor, ...], y: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """Cross entropy per token, and the training loss: the same plus AR and TAR for a model that returns activations."""
-    cross_entropy = F.cross_entropy(logits_of(output).flatten(0, 1), y.flatten())
+    cross_entropy = F.cross_entropy(*predictions_of(output, y))
     if not isinstance(output, tuple):
         return cross_entropy, cross_entropy
     _, raw, out = output
@@ -172,22 +218,35 @@ def losses(output: Tensor | tuple[Tensor, ...], y: Tensor, recipe: Recipe) -> tu
     return cross_entropy, cross_entropy + regularization
 
 
-def train_pass(run: Run, batches: Batches, after_batch: Callable[[], None] = lambda: None) -> None:
+def train_pass(run: Run, batches: Batches | TokenStream, after_batch: Callable[[], None] = lambda: None) -> None:
     """Train ``run`` on the rest of its epoch's batches. ``after_batch`` may raise to stop; the run can go on later."""
-    model, optimizer, scheduler = run.model, run.optimizer, run.scheduler
-    model.train()
+    model, optimizer, scheduler, config = run.model, run.optimizer, run.scheduler, run.config
+    batches = batches.epoch(run.epoch).share(distributed.rank(), distributed.processes()).to(run.device)
+    run.network.train()
     if run.batch == 0:
-        model.reset()
         run.loss_sum.zero_()
+        run.predictions = 0
         run.train_seconds = 0.0
     with run.random_numbers(), _adding_time(run):
         while run.batch < len(batches):
-            cross_entropy, loss = losses(model(batches.x[run.batch]), batches.y[run.batch], run.recipe)
-            loss.backward()
+            x, y, weight = batches.x[run.batch], batches.y[run.batch], batches.weight(run.batch)
+            if batches.starts(run.batch):
+                model.reset()
+            with run.autocast():
+                output = run.network(x)
+                cross_entropy, loss = losses(output, y, run.recipe)
+            (loss * weight).backward()
+            if config.clip > 0:
+                nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+            for group in optimizer.param_groups:
+                group["lr"] *= x.size(1) / config.seq_len  # a short piece makes a short step
             optimizer.step()
             optimizer.zero_grad()
-            scheduler.step()
-            run.loss_sum += cross_entropy.detach()
+            scheduler.step()  # sets the next step's rate, whatever the last one was scaled to
+            if weight > 0:
+                predictions = x.size(0) * logits_of(output).size(1)
+                run.loss_sum += cross_entropy.detach() * predictions
+                run.predictions += predictions
             run.batch += 1
             after_batch()
 
@@ -211,31 +270,40 @@ def _clock(device: torch.device) -> float:
 def validate(model: nn.Module, batches: Batches, after_batch: Callable[[], None] = lambda: None) -> tuple[float, float]:
     """Cross entropy per token and accuracy of ``model`` over ``batches``, from a zero hidden state."""
     model.eval()
-    model.reset()
-    loss = torch.zeros((), dtype=torch.float64, device=batches.x.device)
-    correct = torch.zeros((), dtype=torch.int64, device=batches.x.device)
-    for x, y in zip(batches.x, batches.y, strict=True):
-        logits = logits_of(model(x))
-        loss += F.cross_entropy(logits.flatten(0, 1), y.flatten())
-        correct += (logits.argmax(-1) == y).sum()
+    device = next(model.parameters()).device
+    batches = batches.share(distributed.rank(), distributed.processes()).to(device)
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # cross entropy, right predictions, predictions
+    for batch, (x, y) in enumerate(zip(batches.x, batches.y, strict=True)):
+        if batches.starts(batch):
+            model.reset()
+        logits, target = predictions_of(model(x), y)
+        if batches.weight(batch) > 0:
+            sums[0] += F.cross_entropy(logits, target) * len(target)
+            sums[1] += (logits.argmax(-1) == target).sum()
+            sums[2] += len(target)
         after_batch()
-    return (loss / len(batches)).item(), correct.item() / batches.tokens
+    loss, correct, predictions = distributed.total(sums).tolist()
+    return loss / predictions, correct / predictions
 
 
-def train_epoch(run: Run, train: Batches, valid: Batches, after_batch: Callable[[], None] = lambda: None) -> None:
+def train_epoch(
+    run: Run, train: Batches | TokenStream, valid: Batches, after_batch: Callable[[], None] = lambda: None
+) -> None:
     """Finish the current epoch of ``run``: the rest of its training pass, then validation; adds to ``run.history``."""
     train_pass(run, train, after_batch)
     start = _clock(run.device)
-    valid_loss, accuracy = validate(run.model, valid, after_batch)
+    with run.autocast():
+        valid_loss, accuracy = validate(run.model, valid, after_batch)
+    loss_sum, predictions = distributed.total(torch.stack((run.loss_sum, run.loss_sum.new_tensor(run.predictions))))
     run.history.append(
         EpochResult(
             epoch=run.epoch,
-            train_loss=run.loss_sum.item() / len(train),
+            train_loss=(loss_sum / predictions).item(),
             valid_loss=valid_loss,
             accuracy=accuracy,
             seconds=run.train_seconds + _clock(run.device) - start,
             train_seconds=run.train_seconds,
-            tokens_per_s=train.tokens / run.train_seconds,
+            tokens_per_s=train.epoch(run.epoch).tokens / run.train_seconds,
         )
     )
     run.batch = 0
@@ -243,7 +311,7 @@ def train_epoch(run: Run, train: Batches, valid: Batches, after_batch: Callable[
 
 def fit(
     runs: list[Run],
-    train: Batches,
+    train: Batches | TokenStream,
     valid: Batches,
     after_batch: Callable[[], None] = lambda: None,
     after_epoch: Callable[[int], None] = lambda epoch: None,

@@ -1,0 +1,92 @@
+"""Tokens per second in training, forward and backward, of every language model: on lstmkern, and on torch.nn.
+
+    python -m benchmarks.models [--threads 1] [--pairs 7] [--device cpu] [--out benchmarks/results/models.json]
+
+The two runs of a pair follow each other in one process, in turns of who is first; the ratio is the median over the
+pairs. Models without a recurrent layer have nothing that could run on other kernels. Prints Markdown.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import lstmkern
+from lstmkern.lm.throughput import Case, cases
+
+from .varlen import cpu_name
+
+
+def seconds(run, device: str) -> float:
+    if device != "cpu":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(case: Case, pairs: int, device: str = "cpu") -> dict:
+    """Tokens per second of both, and how many times as fast lstmkern is."""
+    sides = [case.step(layers, device) for layers in ((lstmkern, torch.nn) if case.recurrent else (lstmkern,))]
+    times: list[list[float]] = [[] for _ in sides]
+    for side in sides:
+        side()
+    for pair in range(pairs):
+        for k in sorted(range(len(sides)), reverse=pair % 2 == 1):
+            times[k].append(seconds(sides[k], device))
+    row = {"model": case.name, "lstmkern": round(case.tokens / statistics.median(times[0]))}
+    if case.recurrent:
+        row["torch.nn"] = round(case.tokens / statistics.median(times[1]))
+        row["ratio"] = round(statistics.median(b / a for a, b in zip(*times, strict=True)), 2)
+    return row
+
+
+def markdown(rows: list[dict]) -> str:
+    lines = ["| model | lstmkern, tokens/s | torch.nn, tokens/s | ratio |", "|---|---|---|---|"]
+    for row in rows:
+        peer = f"{row['torch.nn']:,} | {row['ratio']:.2f}" if "ratio" in row else "no recurrent layer |"
+        lines.append(f"| {row['model']} | {row['lstmkern']:,} | {peer} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--models", nargs="*", help="only these")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    chosen = [case for case in cases() if not args.models or case.name in args.models]
+    rows = []
+    for case in chosen:
+        rows.append(measure(case, args.pairs, args.device))
+        print(rows[-1], file=sys.stderr, flush=True)
+    print(markdown(rows))
+    if args.out:
+        gpu = torch.cuda.get_device_name() + ", " if args.device != "cpu" else ""
+        meta = {
+            "command": " ".join(["python -m benchmarks.models", *sys.argv[1:]]),
+            "unit": "tokens per second of forward and backward; ratio: median over the pairs",
+            "machine": f"{gpu}{cpu_name()}, {args.threads} threads, {lstmkern._extension.cpu_capability()}",
+            "versions": {
+                "torch": torch.__version__,
+                "lstmkern": lstmkern.__version__,
+                "python": platform.python_version(),
+            },
+            "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+        }
+        args.out.write_text(json.dumps({**meta, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

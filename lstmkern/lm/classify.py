@@ -1,0 +1,255 @@
+"""Classify texts with an AWD-LSTM's encoder: batches by length, gradual unfreezing, discriminative learning rates.
+
+Source: Howard and Ruder, "Universal Language Model Fine-tuning for Text Classification" (2018).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from .awd import TextClassifier
+from .checkpoint import atomic_path, load, save
+from .corpora import DOCSTRINGS, Document
+from .dataset import documents
+from .errors import InputError
+from .generate import encode_prompt
+from .pretrained import Pretrained, encoder_of
+from .train import Config, build_model, one_cycle
+from .vocabulary import Vocabulary, vocabulary_from
+
+FORMAT = "lstmkern text classifier, version 1"
+RATE = 2e-2  # the head's learning rate in the first stage
+LOWER = 2.6  # by how much a layer's rate is lower than that of the one above
+LONGEST = 400  # tokens read of a text
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts as token numbers (each int64 [tokens]) and their classes int64 [texts]."""
+
+    ids: list[Tensor]
+    labels: Tensor
+
+    def batches(self, rows: int, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(x int64 [N, T] padded with 0 at the end, lengths int64 [N], labels int64 [N]) for texts of similar length;
+        with a seed the batches come in random order, the longest ones first without."""
+        order = sorted(range(len(self.ids)), key=lambda i: -len(self.ids[i]))
+        parts = [order[k : k + rows] for k in range(0, len(order), rows)]
+        if seed is not None:
+            # A last batch of one text has no variance for batch normalisation to divide by.
+            parts = [part for part in parts if len(part) > 1]
+            shuffled = torch.randperm(len(parts), generator=torch.Generator().manual_seed(seed))
+            parts = [parts[k] for k in shuffled]
+        for part in parts:
+            ids = [self.ids[i] for i in part]
+            yield pad_sequence(ids, batch_first=True), torch.tensor([*map(len, ids)]), self.labels[part]
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """An epoch: how many of the groups of layers were trained, cross entropies per text, accuracy on texts held out."""
+
+    epoch: int
+    unfrozen: int
+    train_loss: float
+    valid_loss: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained classifier, and all that it needs to be asked."""
+
+    model: TextClassifier
+    config: Config
+    vocab: Vocabulary
+    classes: list[str]
+
+
+def load_texts(path: str | None, vocab: Vocabulary, most: int) -> tuple[Texts, Texts, list[str]]:
+    """Texts for training, texts held out, and the names of their classes, the ``most`` largest, largest first.
+
+    The texts held out are among those that a language model trained on ``path`` has not seen either.
+
+    Raises:
+        InputError: there are fewer than two classes, or no text held out is of any of them.
+    """
+    parts = documents(path)
+    sizes = Counter(document.label for document in parts[0])
+    classes = [name for name, size in sizes.most_common(most) if name and size > 1]
+    if len(classes) < 2:
+        raise InputError(
+            f"{path or DOCSTRINGS} has {len(classes)} class(es) of at least two texts: a classifier needs two, as "
+            "folders of text files, and --classes above 1"
+        )
+    train, valid = (_encoded([d for d in part if d.label in classes], vocab, classes) for part in parts)
+    if not valid.ids:
+        raise InputError(f"{path or DOCSTRINGS} is too small: no text of any of the classes was held out")
+    return train, valid, classes
+
+
+def _encoded(chosen: Sequence[Document], vocab: Vocabulary, classes: list[str]) -> Texts:
+    ids = vocab.encode_all([document.text for document in chosen]) if chosen else []
+    labels = torch.tensor([classes.index(document.label) for document in chosen], dtype=torch.int64)
+    return Texts([torch.tensor(text[:LONGEST]) for text in ids], labels)
+
+
+def stages(groups: int, epochs: int) -> list[tuple[int, int, float]]:
+    """(how many groups from the top are trained, for how many epochs, the top group's learning rate) of each stage:
+    one epoch for the head alone, one more group with every stage, and in the end all for ``epochs`` more."""
+    unfreezing = [(k, 1, RATE / 2 ** min(k - 1, 2)) for k in range(1, groups)]
+    return [*unfreezing, (groups, epochs, RATE / 4)]
+
+
+def train_classifier(
+    model: TextClassifier,
+    train: Texts,
+    valid: Texts,
+    epochs: int,
+    rows: int = 32,
+    seed: int = 0,
+    after_epoch: Callable[[StageResult], None] = lambda result: None,
+) -> list[StageResult]:
+    """Train ``model`` from the top down: the head first, then with every stage one more layer of the encoder."""
+    groups, history = model.groups(), []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for unfrozen, length, rate in stages(len(groups), epochs):
+            for k, group in enumerate(groups):
+                for parameter in group:
+                    parameter.requires_grad_(k >= len(groups) - unfrozen)
+            trained = groups[len(groups) - unfrozen :]
+            rates = [rate / LOWER ** (unfrozen - 1 - k) for k in range(unfrozen)]
+            optimizer = torch.optim.AdamW(
+                [{"params": group} for group in trained], betas=(0.95, 0.99), weight_decay=0.01
+            )
+            steps = length * sum(1 for _ in train.batches(rows, seed))
+            schedule = one_cycle(optimizer, rates, steps)
+            for _ in range(length):
+                loss = _train_epoch(model, train.batches(rows, seed + len(history)), optimizer, schedule)
+                valid_loss, accuracy = evaluate(model, valid, rows)
+                history.append(StageResult(len(history), unfrozen, loss, valid_loss, accuracy))
+                after_epoch(history[-1])
+    return history
+
+
+def _train_epoch(model: TextClassifier, batches: Iterator, optimizer, schedule) -> float:
+    model.train()
+    loss_sum, texts = 0.0, 0
+    for x, lengths, labels in batches:
+        loss = F.cross_entropy(model(x, lengths), labels)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        loss_sum += loss.item() * len(labels)
+        texts += len(labels)
+    return loss_sum / texts
+
+
+@torch.no_grad()
+def evaluate(model: TextClassifier, texts: Texts, rows: int = 32) -> tuple[float, float]:
+    """Cross entropy per text, and accuracy."""
+    model.eval()
+    loss, correct = 0.0, 0
+    for x, lengths, labels in texts.batches(rows):
+        logits = model(x, lengths)
+        loss += F.cross_entropy(logits, labels, reduction="sum").item()
+        correct += (logits.argmax(1) == labels).sum().item()
+    return loss / len(texts.ids), correct / len(texts.ids)
+
+
+def most_frequent(train: Texts, valid: Texts) -> float:
+    """The accuracy on ``valid`` of always naming the class that is the most frequent in ``train``."""
+    return (valid.labels == train.labels.mode().values).double().mean().item()
+
+
+def classify_session(
+    console: Console,
+    pretrained: Pretrained,
+    text: str | None,
+    epochs: int,
+    most: int,
+    seed: int,
+    place: Callable[[], Path],
+) -> Path:
+    """Train a classifier of ``text`` on the encoder ``pretrained``; prints a row per epoch and the comparison with the
+    most frequent class, writes classifier.pt and metrics.csv into the directory that ``place`` makes, and returns it.
+    Errors as for load_texts."""
+    train, valid, classes = load_texts(text, pretrained.vocab, most)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = TextClassifier(encoder_of(pretrained), len(classes))
+    out = place()
+    console.print(
+        f"{len(classes)} classes; {len(train.ids):,} texts to train on, {len(valid.ids):,} held out\n"
+        "epoch  unfrozen  train_loss  valid_loss  accuracy",
+        soft_wrap=True,
+    )
+
+    def row(result: StageResult) -> None:
+        console.print(
+            f"{result.epoch:5d}  {result.unfrozen:8d}  {result.train_loss:10.6f}  {result.valid_loss:10.6f}  "
+            f"{result.accuracy:8.6f}"
+        )
+
+    history = train_classifier(model, train, valid, epochs, seed=seed, after_epoch=row)
+    save(
+        out / "classifier.pt",
+        {
+            "format": FORMAT,
+            "config": asdict(pretrained.config),
+            "vocab": pretrained.vocab.state(),
+            "classes": classes,
+            "model": model.state_dict(),
+        },
+    )
+    with atomic_path(out / "metrics.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(asdict(history[0])))
+        writer.writeheader()
+        writer.writerows(map(asdict, history))
+    chance = most_frequent(train, valid)
+    console.print(
+        f"accuracy {history[-1].accuracy:.3f} on the texts held out; always the most frequent class, {classes[0]}: "
+        f"{chance:.3f}, a margin of {history[-1].accuracy - chance:.3f}",
+        soft_wrap=True,
+    )
+    return out
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """Read what ``classify_session`` wrote.
+
+    Raises:
+        InputError: it is not that.
+    """
+    content = load(path, [FORMAT], "of a text classifier")
+    try:
+        config, vocab = Config(**content["config"]), vocabulary_from(content["vocab"])
+        model = TextClassifier(build_model(config, len(vocab)).encoder, len(content["classes"]))
+        model.load_state_dict(content["model"])
+    except InputError:
+        raise
+    except Exception:  # the tokenizers package raises plain Exceptions
+        raise InputError(f"{path} is of another model, or damaged") from None
+    return Classifier(model.eval(), config, vocab, content["classes"])
+
+
+@torch.no_grad()
+def most_likely(classifier: Classifier, text: str, count: int = 3) -> list[tuple[str, float]]:
+    """The ``count`` most likely classes of ``text``, with their probabilities. Errors as for encode_prompt."""
+    ids = torch.tensor([encode_prompt(text, classifier.vocab)[:LONGEST]])
+    probabilities = classifier.model(ids, torch.tensor([ids.size(1)])).softmax(1)[0]
+    best = probabilities.topk(min(count, len(classifier.classes)))
+    return [(classifier.classes[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]

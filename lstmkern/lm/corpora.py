@@ -1,0 +1,119 @@
+"""Where texts come from: files and folders of the user, and what every Python brings along, its own source."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import InputError
+
+SOURCE = "the source of Python's standard library"
+DOCSTRINGS = "the docstrings of Python's standard library"
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, and the class it belongs to where it has one, "" where not."""
+
+    text: str
+    label: str = ""
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file, or of all text files under a folder, in the order of their paths.
+
+    Raises:
+        InputError: there is no such file or folder, or no text in it, or the file is binary.
+    """
+    return "\n".join(text for _, text in _texts(Path(path)))
+
+
+def read_documents(path: str | Path) -> list[Document]:
+    """The documents of ``path``: a folder's text files, labelled by the first folder under it that they are in; or a
+    file's paragraphs, between blank lines. Errors as for read_text."""
+    path = Path(path)
+    texts = _texts(path)
+    if not path.is_dir():
+        return [Document(part) for part in texts[0][1].split("\n\n") if part.strip()]
+    return [Document(text, file.relative_to(path).parts[0] if file.parent != path else "") for file, text in texts]
+
+
+def _texts(path: Path) -> list[tuple[Path, str]]:
+    """(file, text) of every non-empty text file of ``path``."""
+    if path.is_dir():
+        found = [(file, text) for file in _files(path) if (text := _decode(file)) and text.strip()]
+        if not found:
+            raise InputError(f"there is no text in {path}")
+        return found
+    if not path.exists():
+        raise InputError(f"no such text: {path}")
+    text = _decode(path)
+    if text is None:
+        raise InputError(f"{path} is not UTF-8 text")
+    if not text.strip():
+        raise InputError(f"{path} is empty")
+    return [(path, text)]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The regular files under ``folder``, sorted; nothing hidden, no byte code."""
+    for name, folders, files in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__pycache__")
+        yield from (Path(name, file) for file in sorted(files) if not file.startswith("."))
+
+
+def _decode(file: Path) -> str | None:
+    """The text of ``file``, or None if it is binary."""
+    try:
+        raw = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from None
+    if b"\0" in raw:
+        return None
+    try:
+        return raw.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        return None
+
+
+def _standard_library() -> Iterator[tuple[Path, str]]:
+    """(path inside the library, source) of its modules, without tests and what is installed beside it."""
+    root = Path(sysconfig.get_path("stdlib"))
+    left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+    for file in sorted(root.rglob("*.py")):
+        inside = file.relative_to(root)
+        if not left_out.intersection(inside.parts) and (text := _decode(file)):
+            yield inside, text
+
+
+def standard_library_source() -> str:
+    """The source of the standard library's top-level modules, in the order of their names."""
+    return "\n".join(text for inside, text in _standard_library() if len(inside.parts) == 1)
+
+
+@functools.cache
+def standard_library_docstrings(shortest: int = 20) -> tuple[Document, ...]:
+    """The docstrings of the standard library, of at least ``shortest`` characters, each once, labelled with the
+    top-level package or module they come from (the first, where several have the same)."""
+    labels: dict[str, str] = {}
+    documented = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for inside, source in _standard_library():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old escapes in old modules
+            try:
+                tree = ast.parse(source)
+            except (SyntaxError, ValueError):
+                continue  # lib2to3 and the like keep samples that are not Python 3
+        nodes = [tree]
+        while nodes:
+            node = nodes.pop()
+            nodes += (child for child in node.body if isinstance(child, documented))
+            if (text := ast.get_docstring(node)) and len(text) >= shortest:
+                labels.setdefault(text, inside.parts[0].removesuffix(".py"))
+    return tuple(Document(text, label) for text, label in labels.items())

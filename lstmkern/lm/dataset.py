@@ -1,0 +1,105 @@
+"""What a configuration reads: the vocabulary, and batches for training and validation."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from .corpora import (
+    DOCSTRINGS,
+    SOURCE,
+    Document,
+    read_documents,
+    read_text,
+    standard_library_docstrings,
+    standard_library_source,
+)
+from .data import Batches, Corpus, load_corpus, make_batches
+from .errors import InputError
+from .stream import TokenStream, split_documents, unigram_perplexity, validation_batches
+from .train import Config
+from .vocabulary import Characters, Subwords, Vocabulary
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A text ready for training. ``source`` names it, ``unigram`` is the perplexity of the unigram model, or None."""
+
+    source: str
+    vocab: Vocabulary
+    tokens: int
+    fingerprint: str
+    train: Batches | TokenStream
+    valid: Batches
+    unigram: float | None = None
+
+
+def load_dataset(config: Config, vocab: Vocabulary | None = None) -> Dataset:
+    """Read what ``config`` names; ``vocab`` is a vocabulary of subwords to use instead of learning one.
+
+    Raises:
+        InputError: it cannot be read, or is too short.
+    """
+    return {"words": _words, "characters": _characters, "subwords": _subwords}[config.recipe.reads](config, vocab)
+
+
+def _words(config: Config, _) -> Dataset:
+    # The book drops the last, incomplete batch as soon as a model carries its state.
+    keep_last = not config.recipe.stateful
+    return _batched(config, config.data or "HUMAN_NUMBERS", load_corpus(config.data), keep_last)
+
+
+def _characters(config: Config, _) -> Dataset:
+    text = read_text(config.text) if config.text else standard_library_source()
+    source = config.text or SOURCE
+    if 0 < config.limit < len(text):
+        text, source = text[: config.limit], f"the first {config.limit:,} of {len(text):,} characters of {source}"
+    vocab = Characters(sorted(set(text)))
+    if len(vocab) == 1:
+        raise InputError(f"the text has only one distinct character, {text[0]!r}: there is nothing to learn")
+    number = {character: i for i, character in enumerate(vocab)}
+    corpus = Corpus(torch.tensor([number[character] for character in text]), vocab)
+    return _batched(config, source, corpus, keep_last=True)
+
+
+def _batched(config: Config, source: str, corpus: Corpus, keep_last: bool) -> Dataset:
+    train, valid = make_batches(
+        corpus.ids,
+        config.batch_size,
+        config.seq_len,
+        keep_last=keep_last,
+        contiguous=config.recipe.stateful,
+    )
+    return Dataset(source, corpus.vocab, len(corpus.ids), corpus.fingerprint, train, valid)
+
+
+def documents(path: str | None) -> tuple[list[Document], list[Document]]:
+    """The documents of ``path``, or the standard library's docstrings: for training, and held out."""
+    found = read_documents(path) if path else standard_library_docstrings()
+    if len(found) < 2:
+        raise InputError(
+            f"{path} has only one document (text between blank lines, or file of a folder): none to hold out"
+        )
+    return split_documents(found)
+
+
+def _subwords(config: Config, vocab: Vocabulary | None) -> Dataset:
+    train, valid = ([document.text for document in part] for part in documents(config.text))
+    vocab = vocab or Subwords.train(train, config.subwords)
+    train, valid = ([torch.tensor(ids) for ids in vocab.encode_all(part)] for part in (train, valid))
+    digest = hashlib.sha256("\n".join(vocab).encode())
+    for ids in (*train, *valid):
+        digest.update(ids.numpy().tobytes())
+    stream = TokenStream(train, config.batch_size, config.seq_len, config.seed)
+    batches = validation_batches(valid, config.batch_size, config.seq_len)
+    return Dataset(
+        config.text or DOCSTRINGS,
+        vocab,
+        sum(map(len, train)) + sum(map(len, valid)),
+        digest.hexdigest(),
+        stream,
+        batches,
+        unigram_perplexity(torch.cat(train), torch.cat([y.flatten() for y in batches.y]), len(vocab)),
+    )

@@ -1,0 +1,186 @@
+"""LMModel1 to LMModel7 of the fastai book's chapter "A Language Model from Scratch", and its two LSTM cells.
+
+Each model is the one before it and one idea more. Tokens come in as int64 [N, T]; see ``LanguageModel`` for what goes
+out. The recurrent class of the last three is an argument: lstmkern's by default, torch.nn's works too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..modules import LSTM, RNN
+from .state import LanguageModel
+
+RNNClass = Callable[..., nn.Module]
+
+
+class _Words(LanguageModel):
+    """The three layers of LMModel1 to 4: from input to hidden, from hidden to hidden, from hidden to output."""
+
+    def __init__(self, vocab_sz: int, n_hidden: int):
+        super().__init__()
+        self.i_h = nn.Embedding(vocab_sz, n_hidden)
+        self.h_h = nn.Linear(n_hidden, n_hidden)
+        self.h_o = nn.Linear(n_hidden, vocab_sz)
+
+    def _next(self, h: Tensor | int, word: Tensor) -> Tensor:
+        return F.relu(self.h_h(h + word))
+
+
+class LMModel1(_Words):
+    """Predicts the word after three words, unrolled by hand."""
+
+    window = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens int64 [N, 3] -> logits [N, vocab_sz]."""
+        h = F.relu(self.h_h(self.i_h(x[:, 0])))
+        h = h + self.i_h(x[:, 1])
+        h = F.relu(self.h_h(h))
+        h = h + self.i_h(x[:, 2])
+        h = F.relu(self.h_h(h))
+        return self.h_o(h)
+
+
+class LMModel2(_Words):
+    """LMModel1 as a loop: a recurrent network."""
+
+    window = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens int64 [N, T] -> logits [N, vocab_sz]."""
+        h = 0
+        for word in self.i_h(x).unbind(1):
+            h = self._next(h, word)
+        return self.h_o(h)
+
+
+class LMModel3(_Words):
+    """LMModel2 that keeps its hidden state from one call to the next, and detaches it: truncated backpropagation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens int64 [N, T] -> logits [N, vocab_sz]; moves the state on."""
+        return self.h_o(self._hidden(x)[-1])
+
+    def _hidden(self, x: Tensor) -> list[Tensor]:
+        """The hidden state [N, n_hidden] after each of the T words."""
+        words = self.i_h(x)
+        h, hidden = self.carried(x, words.dtype), []
+        for word in words.unbind(1):
+            h = self._next(0 if h is None else h, word)
+            hidden.append(h)
+        self.carry(h)
+        return hidden
+
+
+class LMModel4(LMModel3):
+    """LMModel3 with a prediction after every word."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens int64 [N, T] -> logits [N, T, vocab_sz]; moves the state on."""
+        return self.h_o(torch.stack(self._hidden(x), dim=1))
+
+
+class _RecurrentLM(LanguageModel):
+    """Embedding -> recurrent layers -> Linear; the state is what the recurrent class returns, [n_layers, N, H] each."""
+
+    def __init__(self, vocab_sz: int, n_hidden: int, n_layers: int, rnn: RNNClass):
+        super().__init__()
+        self.i_h = nn.Embedding(vocab_sz, n_hidden)
+        self.rnn = rnn(n_hidden, n_hidden, n_layers, batch_first=True)
+        self.h_o = nn.Linear(n_hidden, vocab_sz)
+
+    def _features(self, x: Tensor) -> Tensor:
+        """Tokens int64 [N, T] -> output of the last recurrent layer [N, T, n_hidden]; moves the state on."""
+        embedded = self.i_h(x)
+        output, state = self.rnn(embedded, self.carried(x, embedded.dtype))
+        self.carry(state)
+        return output
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens int64 [N, T] -> logits [N, T, vocab_sz]; moves the state on."""
+        return self.h_o(self._features(x))
+
+
+class LMModel5(_RecurrentLM):
+    """LMModel4 on a recurrent layer of several levels, by default ``lstmkern.RNN``; arguments as for LMModel6."""
+
+    def __init__(self, vocab_sz: int, n_hidden: int, n_layers: int, *, rnn: RNNClass = RNN):
+        super().__init__(vocab_sz, n_hidden, n_layers, rnn)
+
+
+class LMModel6(_RecurrentLM):
+    """Multilayer LSTM language model.
+
+    Args:
+        vocab_sz: number of words.
+        n_hidden: width of the embedding and of every recurrent layer.
+        n_layers: number of recurrent layers.
+        rnn: recurrent class, called as ``rnn(n_hidden, n_hidden, n_layers, batch_first=True)``;
+            ``lstmkern.LSTM`` by default, ``lstmkern.GRU``, ``torch.nn.LSTM`` and the like work too.
+    """
+
+    def __init__(self, vocab_sz: int, n_hidden: int, n_layers: int, *, rnn: RNNClass = LSTM):
+        super().__init__(vocab_sz, n_hidden, n_layers, rnn)
+
+
+class LMModel7(_RecurrentLM):
+    """LMModel6 with dropout on the recurrent output and the output layer's weight tied to the embedding's.
+
+    Args:
+        vocab_sz, n_hidden, n_layers, rnn: as for LMModel6.
+        p: dropout probability.
+    """
+
+    def __init__(self, vocab_sz: int, n_hidden: int, n_layers: int, p: float, *, rnn: RNNClass = LSTM):
+        super().__init__(vocab_sz, n_hidden, n_layers, rnn)
+        self.drop = nn.Dropout(p)
+        self.h_o.weight = self.i_h.weight
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens int64 [N, T] -> (logits [N, T, vocab_sz], recurrent output [N, T, n_hidden], the same dropped out)."""
+        raw = self._features(x)
+        out = self.drop(raw)
+        return self.h_o(out), raw, out
+
+
+class LSTMCellOfFour(nn.Module):
+    """The chapter's first LSTM cell: four Linear layers, one per gate, on the concatenation of h and the input."""
+
+    def __init__(self, ni: int, nh: int):
+        super().__init__()
+        self.forget_gate = nn.Linear(ni + nh, nh)
+        self.input_gate = nn.Linear(ni + nh, nh)
+        self.cell_gate = nn.Linear(ni + nh, nh)
+        self.output_gate = nn.Linear(ni + nh, nh)
+
+    def forward(self, input: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """input [N, ni], state (h, c) each [N, nh] -> (h, (h, c))."""
+        h, c = state
+        h = torch.cat([h, input], dim=1)
+        c = c * torch.sigmoid(self.forget_gate(h))
+        c = c + torch.sigmoid(self.input_gate(h)) * torch.tanh(self.cell_gate(h))
+        h = torch.sigmoid(self.output_gate(h)) * torch.tanh(c)
+        return h, (h, c)
+
+
+class LSTMCellChunked(nn.Module):
+    """The chapter's second LSTM cell: one product for all gates, cut into chunks in the order i, f, o, g."""
+
+    def __init__(self, ni: int, nh: int):
+        super().__init__()
+        self.ih = nn.Linear(ni, 4 * nh)
+        self.hh = nn.Linear(nh, 4 * nh)
+
+    def forward(self, input: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """input [N, ni], state (h, c) each [N, nh] -> (h, (h, c))."""
+        h, c = state
+        gates = (self.ih(input) + self.hh(h)).chunk(4, dim=1)
+        i, f, o = map(torch.sigmoid, gates[:3])
+        c = f * c + i * torch.tanh(gates[3])
+        h = o * torch.tanh(c)
+        return h, (h, c)

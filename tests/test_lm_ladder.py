@@ -1,0 +1,146 @@
+"""LMModel1 to 5 and the written-out LSTM cells: each is what the book says, and what our kernels compute."""
+
+import csv
+
+import pytest
+import torch
+from torch import nn
+
+import lstmkern
+from lstmkern.__main__ import main
+from lstmkern.lm import LMModel1, LMModel2, LMModel3, LMModel4, LMModel5, climb
+from lstmkern.lm.ladder import LSTMCellChunked, LSTMCellOfFour
+from lstmkern.lm.train import Config, config_of
+
+VOCAB, HIDDEN = 11, 16
+
+
+def make(model, *args):
+    torch.manual_seed(0)
+    return model(VOCAB, HIDDEN, *args).double()
+
+
+def tokens(*shape):
+    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_loop_is_the_unrolled_model():
+    one, two = make(LMModel1), make(LMModel2)
+    x = tokens(5, 3)
+    assert one(x).shape == (5, VOCAB)
+    torch.testing.assert_close(two(x), one(x), rtol=0, atol=1e-14)
+
+
+def test_the_state_is_kept_and_detached():
+    two, three = make(LMModel2), make(LMModel3)
+    x = tokens(4, 6)
+    torch.testing.assert_close(three(x), two(x), rtol=0, atol=1e-14)  # from a zero state
+    three.reset()
+    three(x[:, :3])
+    assert not three.state.requires_grad
+    torch.testing.assert_close(three(x[:, 3:]), two(x), rtol=0, atol=1e-14)
+    three.reset()
+    assert three.state is None
+
+
+def test_a_prediction_after_every_word():
+    three, four = make(LMModel3), make(LMModel4)
+    x = tokens(4, 6)
+    logits = four(x)
+    assert logits.shape == (4, 6, VOCAB)
+    for t in range(6):
+        three.reset()
+        torch.testing.assert_close(logits[:, t], three(x[:, : t + 1]), rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_lmmodel5_is_torch_rnn(layers):
+    ours, theirs = make(LMModel5, layers), make(lambda *a: LMModel5(*a, rnn=nn.RNN), layers)
+    assert type(ours.rnn) is lstmkern.RNN
+    for x in (tokens(3, 7), tokens(3, 7)):  # the second call goes on from the first
+        torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-12)
+
+
+def kernel_of_four(cell):
+    """Our LSTM with the weights of LSTMCellOfFour: [h, x] columns apart, gates in the order i, f, g, o."""
+    gates = (cell.input_gate, cell.forget_gate, cell.cell_gate, cell.output_gate)
+    nh = gates[0].out_features
+    both = torch.cat([gate.weight for gate in gates])
+    bias = torch.cat([gate.bias for gate in gates])
+    return both[:, nh:], both[:, :nh], bias, torch.zeros_like(bias)
+
+
+def kernel_of_chunked(cell):
+    """Our LSTM with the weights of LSTMCellChunked: i, f, o, g becomes i, f, g, o."""
+
+    def permuted(tensor):
+        i, f, o, g = tensor.chunk(4)
+        return torch.cat([i, f, g, o])
+
+    return tuple(map(permuted, (cell.ih.weight, cell.hh.weight, cell.ih.bias, cell.hh.bias)))
+
+
+@pytest.mark.parametrize(
+    ("written_out", "weights_of"), [(LSTMCellOfFour, kernel_of_four), (LSTMCellChunked, kernel_of_chunked)]
+)
+def test_written_out_lstm_cells_are_our_kernel(written_out, weights_of):
+    """All three, layer and cell, over several steps: results, and the gradients that come back to x, h and c."""
+    N, T, ni, nh = 3, 5, 4, 6
+    cell = written_out(ni, nh).double()
+    layer, step = lstmkern.LSTM(ni, nh).double(), lstmkern.LSTMCell(ni, nh).double()
+    with torch.no_grad():
+        for name, weight in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), weights_of(cell), strict=True):
+            getattr(layer, name + "_l0").copy_(weight)
+            getattr(step, name).copy_(weight)
+    x = torch.randn(T, N, ni, dtype=torch.double, requires_grad=True)
+    h0, c0 = (torch.randn(N, nh, dtype=torch.double, requires_grad=True) for _ in "hc")
+
+    def loop(advance):
+        h, c, outputs = h0, c0, []
+        for t in range(T):
+            h, c = advance(x[t], (h, c))
+            outputs.append(h)
+        return torch.stack(outputs), c
+
+    def kernel():
+        output, (_, c) = layer(x, (h0.unsqueeze(0), c0.unsqueeze(0)))
+        return output, c.squeeze(0)
+
+    results = []
+    for run in (lambda: loop(lambda x, state: cell(x, state)[1]), lambda: loop(step), kernel):
+        output, c = run()
+        weight = torch.linspace(-1, 1, output.numel(), dtype=torch.double).view_as(output)
+        results.append((output, c, *torch.autograd.grad((output * weight).sum() + c.sum(), (x, h0, c0))))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_the_book_s_rates_and_epochs():
+    recipes = {name: (c.lr, c.epochs, c.seq_len) for name in climb.EXPECTED for c in [config_of(name)]}
+    assert recipes == {
+        "lm1": (1e-3, 4, 3),
+        "lm2": (1e-3, 4, 3),
+        "lm3": (3e-3, 10, 3),
+        "lm4": (3e-3, 15, 16),
+        "lm5": (3e-3, 15, 16),
+        "lm6": (1e-2, 15, 16),
+        "lm7": (1e-2, 15, 16),
+    }
+    assert config_of("lm7") == Config()
+
+
+@pytest.mark.slow
+def test_the_first_rungs_reach_the_book_s_accuracy(tmp_path, monkeypatch, capsys):
+    """The command itself, on two rungs: near the book's (seeds differ by 0.06); one table, one file, one plot."""
+    monkeypatch.setattr(climb, "EXPECTED", {name: climb.EXPECTED[name] for name in ("lm2", "lm3")})
+    assert main(["ladder", "--out", str(tmp_path / "out"), "--threads", "1"]) == 0
+    with open(tmp_path / "out" / "ladder.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["model"] for row in rows] == ["LMModel2", "LMModel3"]
+    for row in rows:
+        assert float(row["accuracy"]) > float(row["expected"]) - 0.1, row
+    assert {row["parameters"] for row in rows} == {str(30 * 64 + 64 * 64 + 64 + 64 * 30 + 30)}
+    assert (tmp_path / "out" / "ladder.png").read_bytes().startswith(b"\x89PNG")
+    out = capsys.readouterr().out
+    assert all(row["accuracy"] in out for row in rows)

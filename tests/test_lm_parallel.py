@@ -1,0 +1,159 @@
+"""Several processes train like one; bf16 autocast, clipping, torch.compile and TensorBoard do what they say."""
+
+import functools
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import lstmkern
+from lstmkern.__main__ import main
+from lstmkern.lm.data import human_numbers, make_batches, make_corpus
+from lstmkern.lm.train import Config, Run, fit, train_pass
+
+ROOT = Path(lstmkern.__file__).parent.parent
+SMALL = Config(model="lm6", epochs=2, batch_size=8, hidden=12, seed=3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("".join(f"def f{n}(x):\n    return x + {n}\n\n\n" for n in range(60)))
+    return tmp_path
+
+
+def torchrun(processes, *args):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m", "lstmkern"]
+    return subprocess.run(
+        [sys.executable, *command, *args], capture_output=True, text=True, env=environment, timeout=200
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(here):
+    """The same losses and weights to rounding, with an incomplete last batch of an odd number of rows, which two
+    processes cannot share evenly; and the checkpoint of two goes on in one."""
+    args = [
+        "train",
+        "--model",
+        "char-gru",
+        "--text",
+        "text.txt",
+        "--batch-size",
+        "10",
+        "--seq-len",
+        "12",
+        "--hidden",
+        "16",
+    ]
+    args += ["--clip", "0.5", "--epochs", "2", "--seed", "1"]
+    assert main([*args, "--out", "one"]) == 0
+    done = torchrun(2, *args, "--out", "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("results are in two") == 1
+    one, two = (torch.load(name + "/checkpoint.pt", weights_only=True)["runs"]["lstmkern"] for name in ("one", "two"))
+    for key, value in one["model"].items():
+        torch.testing.assert_close(two["model"][key], value, rtol=1e-4, atol=1e-5)
+    for a, b in zip(one["history"], two["history"], strict=True):
+        for key in ("train_loss", "valid_loss", "accuracy"):
+            assert b[key] == pytest.approx(a[key], rel=1e-4)
+    assert len(two["rng"]) == 2
+    assert main(["train", "--resume", "two/checkpoint.pt", "--out", "again", "--text", "text.txt"]) == 0
+
+
+@pytest.mark.slow
+def test_a_batch_that_two_processes_cannot_share(here):
+    done = torchrun(2, "train", "--model", "char-gru", "--text", "text.txt", "--batch-size", "9", "--out", "out")
+    assert done.returncode != 0
+    assert done.stderr.count("lstmkern: a batch of 9 rows cannot be shared evenly by 2 processes") == 1
+    assert not (here / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def small():
+    corpus = make_corpus(human_numbers()[0][:300])
+    return corpus, *make_batches(corpus.ids, SMALL.batch_size, SMALL.seq_len)
+
+
+def trained(small, **how):
+    corpus, train, valid = small
+    config = replace(SMALL, **how)
+    run = Run(config, len(corpus.vocab), train.steps(config.epochs))
+    fit([run], train, valid)
+    return run
+
+
+def test_bf16_is_autocast(small):
+    """Weights stay fp32, products are bf16: losses near those of fp32, and not the same."""
+    seen = []
+    plain, run = trained(small), trained(small, dtype="bf16")
+    assert all(p.dtype == torch.float32 for p in run.model.parameters())
+    run.model.h_o.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    with run.autocast():
+        run.model(small[1].x[0])
+    assert seen == [torch.bfloat16]
+    assert run.history[-1].train_loss != plain.history[-1].train_loss
+    assert run.history[-1].train_loss == pytest.approx(plain.history[-1].train_loss, rel=0.02)
+
+
+def test_gradients_are_clipped(small):
+    corpus, train, _ = small
+    norms = {}
+    for clip in (0.0, 0.01):
+        run = Run(replace(SMALL, clip=clip), len(corpus.vocab), train.steps(2))
+        norms[clip] = []
+        run.optimizer.register_step_pre_hook(
+            lambda *_, run=run, clip=clip: norms[clip].append(
+                torch.stack([p.grad.norm() for p in run.model.parameters()]).norm().item()
+            )
+        )
+        train_pass(run, train)
+    assert min(norms[0.0]) > 0.01
+    assert max(norms[0.01]) == pytest.approx(0.01, rel=1e-3) and min(norms[0.01]) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_compiled_training_is_the_same(small, monkeypatch):
+    """Traced and differentiated by torch.compile; code generation, which takes a minute, is torch's to test."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    plain, run = trained(small), trained(small, compile=True)
+    assert run.network is not run.model
+    assert run.history[-1].train_loss == pytest.approx(plain.history[-1].train_loss, rel=1e-5)
+    assert run.history[-1].valid_loss == pytest.approx(plain.history[-1].valid_loss, rel=1e-5)
+
+
+TINY = ["train", "--model", "char-gru", "--text", "text.txt", "--batch-size", "8", "--hidden", "8", "--epochs", "2"]
+
+
+def test_tensorboard(here):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert main([*TINY, "--tensorboard", "--out", "out"]) == 0
+    board = events.EventAccumulator(str(here / "out" / "tensorboard"))
+    board.Reload()
+    history = torch.load("out/checkpoint.pt", weights_only=True)["runs"]["lstmkern"]["history"]
+    assert [event.step for event in board.Scalars("lstmkern/valid_loss")] == [0, 1]
+    for name in ("train_loss", "valid_loss", "accuracy", "tokens_per_s"):
+        values = [event.value for event in board.Scalars(f"lstmkern/{name}")]
+        assert values == pytest.approx([result[name] for result in history])
+
+
+def test_without_tensorboard_one_sentence(here, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    assert main([*TINY, "--tensorboard", "--out", "out"]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1) and "pip install tensorboard" in err
+    assert not (here / "out").exists()
