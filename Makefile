@@ -69,6 +69,7 @@ BENCH_OUT := benchmarks/results
 bench: $(COMPILED)
 	$(PY) -m lstmkern bench --quick --out $(BENCH_OUT)
 	$(PY) -m pytest benchmarks --results $(BENCH_OUT)
+	$(PY) -m benchmarks.models --out $(BENCH_OUT)/models.json
 	$(PY) -m benchmarks.growth --out $(BENCH_OUT)
 	$(PY) -m benchmarks.guard
 	$(PY) -m benchmarks.readme --results $(BENCH_OUT)

@@ -1,14 +1,12 @@
 """Language models end to end: a training step, optimizer and all, on our layers and on torch.nn's; tokens per second.
 
-A model is one more entry in MODELS.
+Of all the other models models.py measures forward and backward.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-import torch
-from torch import nn
 
 from lstmkern.bench.cases import Case
 from lstmkern.lm.data import load_corpus, make_batches
@@ -44,44 +42,6 @@ def session(name: str) -> Callable[[str, str], Callable[[], object]]:
     return steps
 
 
-class Stack(nn.Module):
-    """Embedding, recurrent layers of the given widths, output layer; no state is carried."""
-
-    def __init__(self, rnn: type[nn.Module], vocab: int, widths: list[int]):
-        super().__init__()
-        self.embedding = nn.Embedding(vocab, widths[0])
-        self.layers = nn.ModuleList(rnn(i, o) for i, o in zip(widths, widths[1:], strict=False))
-        self.output = nn.Linear(widths[-1], vocab)
-
-    def forward(self, x):
-        x = self.embedding(x)
-        for layer in self.layers:
-            x = layer(x)[0]
-        return self.output(x)
-
-
-def plain(T: int, N: int, vocab: int, widths: list[int]) -> Callable[[str, str], Callable[[], object]]:
-    """A Stack on random tokens with cross entropy and SGD."""
-
-    def steps(kernels, cell):
-        import lstmkern
-
-        torch.manual_seed(0)
-        model = Stack(getattr(nn if kernels == PEER else lstmkern, cell.upper()), vocab, widths)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-        tokens = torch.randint(vocab, (T + 1, N))
-
-        def step():
-            loss = nn.functional.cross_entropy(model(tokens[:-1]).flatten(0, 1), tokens[1:].flatten())
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        return step
-
-    return steps
-
-
 def lm_layer(cell: str) -> Case:
     return Case(
         cell.upper(), Config.seq_len, Config.batch_size, Config.hidden, Config.hidden, Config.layers, train=True
@@ -91,9 +51,6 @@ def lm_layer(cell: str) -> Case:
 MODELS = {
     "LMModel6": Model(session("lm6"), lm_layer, goal=1.5),
     "LMModel7": Model(session("lm7"), lm_layer, goal=1.5),
-    "characters": Model(
-        plain(100, 32, 96, [256, 256, 256]), lambda c: Case(c.upper(), 100, 32, 256, 256, 2, train=True)
-    ),
 }
 
 

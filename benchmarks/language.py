@@ -8,9 +8,7 @@ Runs the command line itself and keeps what it printed and the tables that it wr
 
 import argparse
 import csv
-import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -19,9 +17,7 @@ from pathlib import Path
 
 import torch
 
-import lstmkern
-
-from .varlen import cpu_name
+from lstmkern.bench import report
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -44,34 +40,27 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def keep(name: str, commands: list[str], commit: str, **content) -> None:
-    versions = {"torch": torch.__version__, "lstmkern": lstmkern.__version__, "python": platform.python_version()}
+def keep(name: str, commands: list[str], **content) -> None:
+    about = {**report.context(torch.get_num_threads()), "command": commands}
     if name == "docstrings":
         import tokenizers
 
-        versions["tokenizers"] = tokenizers.__version__
-    meta = {
-        "command": commands,
-        "machine": f"{cpu_name()}, {torch.get_num_threads()} threads, {lstmkern._extension.cpu_capability()}",
-        "versions": versions,
-        "commit": commit,
-    }
-    (RESULTS / f"{name}.json").write_text(json.dumps({**meta, **content}, indent=1) + "\n", encoding="utf-8")
+        about["versions"]["tokenizers"] = tokenizers.__version__
+    report.write_json(RESULTS / f"{name}.json", about, **content)
 
 
-def ladder(out: Path, commit: str) -> None:
+def ladder(out: Path) -> None:
     run("ladder", "--out", str(out / "ladder"))
-    keep("ladder", ["python -m lstmkern ladder"], commit, rows=table(out / "ladder" / "ladder.csv"))
+    keep("ladder", ["python -m lstmkern ladder"], rows=table(out / "ladder" / "ladder.csv"))
     shutil.copyfile(out / "ladder" / "ladder.png", RESULTS / "ladder.png")
 
 
-def text(out: Path, commit: str) -> None:
+def text(out: Path) -> None:
     model = run("train", "--model", "awd-lstm", "--out", str(out / "lm"))
     classes = run("classify", "--encoder", str(out / "lm" / "encoder.pt"), "--out", str(out / "classify"))
     keep(
         "docstrings",
         ["python -m lstmkern train --model awd-lstm", "python -m lstmkern classify --encoder <its encoder.pt>"],
-        commit,
         result=[line for line in model + classes if line.startswith(("perplexity", "accuracy"))],
         language_model={"corpus": model[1], "epochs": table(out / "lm" / "metrics.csv")},
         classifier={"corpus": classes[0], "epochs": table(out / "classify" / "metrics.csv")},
@@ -82,10 +71,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("ladder", "text"))
     what = {"ladder": ladder, "text": text}[parser.parse_args().what]
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     os.environ["COLUMNS"] = "120"
     with tempfile.TemporaryDirectory() as folder:
-        what(Path(folder), commit)
+        what(Path(folder))
 
 
 if __name__ == "__main__":

@@ -7,10 +7,7 @@ pairs. Models without a recurrent layer have nothing that could run on other ker
 """
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,9 +15,8 @@ from pathlib import Path
 import torch
 
 import lstmkern
+from lstmkern.bench import report
 from lstmkern.lm.throughput import Case, cases
-
-from .varlen import cpu_name
 
 
 def seconds(run, device: str) -> float:
@@ -73,19 +69,9 @@ def main() -> None:
         print(rows[-1], file=sys.stderr, flush=True)
     print(markdown(rows))
     if args.out:
-        gpu = torch.cuda.get_device_name() + ", " if args.device != "cpu" else ""
-        meta = {
-            "command": " ".join(["python -m benchmarks.models", *sys.argv[1:]]),
-            "unit": "tokens per second of forward and backward; ratio: median over the pairs",
-            "machine": f"{gpu}{cpu_name()}, {args.threads} threads, {lstmkern._extension.cpu_capability()}",
-            "versions": {
-                "torch": torch.__version__,
-                "lstmkern": lstmkern.__version__,
-                "python": platform.python_version(),
-            },
-            "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
-        }
-        args.out.write_text(json.dumps({**meta, "rows": rows}, indent=1) + "\n")
+        device = {"device": torch.cuda.get_device_name() if args.device != "cpu" else "cpu"}
+        unit = "tokens per second of forward and backward; ratio: median over the pairs"
+        report.write_json(args.out, {**report.context(args.threads), **device}, unit=unit, rows=rows)
 
 
 if __name__ == "__main__":
