@@ -97,8 +97,8 @@ inline int64_t count_rows(const Layer& layer) {
   return rows;
 }
 
-// Rows of the kernel's own buffers that may be read past the last one: a tile (gemm.h) is 16 rows high, always.
-constexpr int64_t kSlack = LSTMKERN_BF16 == 2 ? 16 : 0;
+// Rows of the kernel's own buffers that may be read past the last one: AMX works on 16 or 32 rows, always.
+constexpr int64_t kSlack = LSTMKERN_BF16 == 2 ? 32 : 0;
 
 // Row length in a buffer of the kernel's own: rows a multiple of 1 KiB apart would fall on the same lines of the
 // first-level cache, so such lengths get one more line.

@@ -60,15 +60,15 @@ constexpr int64_t depth(int64_t K) {  // of a row of A in elements, its padding 
 // take 12.
 constexpr int kSums = LSTMKERN_VECTOR_BYTES == 64 ? 24 : 12;
 constexpr int kWide = LSTMKERN_VECTOR_BYTES == 64 ? 4 : 2;  // registers a row in products without gates
-constexpr int kMaxRows = 16;
+constexpr int kMaxRows = LSTMKERN_BF16 == 2 ? 32 : 12;
 template <class X>
 constexpr int tile_rows(int nv) {
-  return on_tiles<X> ? 16 : kSums / nv < 12 ? kSums / nv : 12;
+  return on_tiles<X> ? 32 : kSums / nv < 12 ? kSums / nv : 12;
 }
 
 template <class C>
 struct Tile {  // [rows][nv * W]
-  alignas(64) C sums[(LSTMKERN_BF16 == 2 ? 64 : kSums) * width<C>];
+  alignas(64) C sums[(LSTMKERN_BF16 == 2 ? 128 : kSums) * width<C>];
 };
 
 constexpr int kSoon = 12;  // k's between the request for a line of this panel and its use
@@ -118,7 +118,7 @@ INLINE Kernel<W, C> kernel_for(int rows) {
   return kernel<1, MR, NV, W, C>;
 }
 
-// Rows of A: a[r][k]. On tiles they must be equally far apart, with 16 of them readable.
+// Rows of A: a[r][k]. On tiles they must be equally far apart, with 32 of them readable.
 template <class X, class C>
 INLINE void multiply(int rows, int nv, const X* const* a, const X* panel, int64_t K, Tile<C>& tile, const X* ahead) {
 #if LSTMKERN_BF16 == 2

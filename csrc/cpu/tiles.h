@@ -54,14 +54,53 @@ INLINE void tile_sums(const bf16* a, int64_t lda, const bf16* panel, int64_t K, 
   if constexpr (NV > 3) _tile_stored(3, sums + 48, ldb);
 }
 
-// As multiply() in gemm.h. All 16 rows are computed, whatever `rows` says.
+// 17 to 32 rows, two registers of columns at a time: every tile loaded is used twice.
+template <int NV, int First = 0>
+INLINE void tile_sums_of_32(const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* sums, const bf16* ahead) {
+  constexpr int64_t ldb = NV * 64;  // bytes
+  constexpr bool both = First + 1 < NV;
+  const bf16* lower = reinterpret_cast<const bf16*>(reinterpret_cast<const char*>(a) + 16 * lda);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t k = 0; k < K; k += 16) {
+    if (First == 0)
+      for (int i = 0; i < 16; ++i) __builtin_prefetch(ahead + (k + i) * 32, 0, 2);
+    const bf16* b = panel + k * NV * 32 + First * 32;
+    _tile_loadd(4, a + k * 2, lda);
+    _tile_loadd(6, b, ldb);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(5, lower + k * 2, lda);
+    _tile_dpbf16ps(1, 5, 6);
+    if constexpr (both) {
+      _tile_loadd(7, b + 32, ldb);
+      _tile_dpbf16ps(2, 4, 7);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  float* to = sums + First * 16;
+  _tile_stored(0, to, ldb);
+  _tile_stored(1, to + 16 * NV * 16, ldb);
+  if constexpr (both) {
+    _tile_stored(2, to + 16, ldb);
+    _tile_stored(3, to + 16 * NV * 16 + 16, ldb);
+  }
+  if constexpr (First + 2 < NV) tile_sums_of_32<NV, First + 2>(a, lda, panel, K, sums, ahead);
+}
+
+// As multiply() in gemm.h. All 16 or 32 rows are computed, whatever `rows` says.
 INLINE void multiply_tiles(int rows, int nv, const bf16* const* a, const bf16* panel, int64_t K, float* sums,
                            const bf16* ahead) {
   const int64_t lda = rows > 1 ? (a[1] - a[0]) * int64_t(sizeof(bf16)) : 0;
-  switch (nv) {
+  switch (rows > 16 ? nv + 4 : nv) {
     case 1: return tile_sums<1>(a[0], lda, panel, K, sums, ahead);
     case 2: return tile_sums<2>(a[0], lda, panel, K, sums, ahead);
     case 3: return tile_sums<3>(a[0], lda, panel, K, sums, ahead);
-    default: return tile_sums<4>(a[0], lda, panel, K, sums, ahead);
+    case 4: return tile_sums<4>(a[0], lda, panel, K, sums, ahead);
+    case 5: return tile_sums_of_32<1>(a[0], lda, panel, K, sums, ahead);
+    case 6: return tile_sums_of_32<2>(a[0], lda, panel, K, sums, ahead);
+    case 7: return tile_sums_of_32<3>(a[0], lda, panel, K, sums, ahead);
+    default: return tile_sums_of_32<4>(a[0], lda, panel, K, sums, ahead);
   }
 }
