@@ -60,6 +60,15 @@ constexpr int64_t kDirectRows = 4;
 
 // How a team shares a layer: by rows of the batch, which needs no barrier inside the time loop, or by hidden units
 // with a barrier per step, where there are too few rows for that.
+//
+// Why no two threads meet (ThreadSanitizer cannot say: it does not see into OpenMP). Packed weights are written before
+// the first barrier and only read after it. In the time loops a group owns its rows of every buffer and result; its
+// members own columns of them, and what one of them reads of another's, h or dgates of the step before, was written
+// before the step's barrier and lies in a buffer (h[s & 1], another step's dgates) that no one writes until after the
+// next one. Backward's chunks take turns between two halves of their buffers: the products that read one half run
+// while the next chunk fills the other, and the barrier after that chunk comes before this half is filled again. The
+// weight gradients' rows and dx's rows are divided anew, each written by one thread. AMX reads rows past its own
+// thread's (up to kSlack), and nobody looks at what it makes of them.
 struct Share {
   int groups, members;  // row groups, members of each
   int group, member;
