@@ -113,7 +113,8 @@ def file(tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_learns_and_the_last_batch_is_incomplete(file, name):
     """Three epochs take the loss well below that of knowing nothing; the last batch has fewer rows."""
-    config = config_of(name, text=file, batch_size=24, hidden=32, epochs=3, lr=1e-2)
+    pieces = {"seq_len": 8} if "seq_len" in RECIPES[name].options else {}
+    config = config_of(name, text=file, batch_size=24, hidden=32, epochs=3, lr=1e-2, **pieces)
     data = load_dataset(config)
     assert len({x.size(0) for x in data.train.x}) == 2
     run = Run(config, len(data.vocab), data.train.steps(config.epochs))
@@ -146,10 +147,10 @@ def test_the_corpus_is_read_in_order(tmp_path):
 def test_every_python_has_a_corpus():
     text = standard_library_source()
     assert len(text) > 1_000_000 and "class ArgumentParser" in text
-    config = config_of("char-gru", limit=10_000)
+    config = config_of("char-gru", limit=50_000)
     data = load_dataset(config)
-    assert data.tokens == 10_000 and data.source.startswith("the first 10,000 of ")
-    assert data.vocab == Characters(sorted(set(text[:10_000])))
+    assert data.tokens == 50_000 and data.source.startswith("the first 50,000 of ")
+    assert data.vocab == Characters(sorted(set(text[:50_000])))
     assert data.vocab.decode(data.vocab.encode(text[:100])) == text[:100]
 
 

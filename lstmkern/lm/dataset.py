@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from . import distributed
 from .corpora import (
     DOCSTRINGS,
     SOURCE,
@@ -20,7 +21,7 @@ from .data import Batches, Corpus, load_corpus, make_batches
 from .errors import InputError
 from .stream import TokenStream, split_documents, unigram_perplexity, validation_batches
 from .train import Config
-from .vocabulary import Characters, Subwords, Vocabulary
+from .vocabulary import Characters, Subwords, Vocabulary, vocabulary_from
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ def documents(path: str | None) -> tuple[list[Document], list[Document]]:
 
 def _subwords(config: Config, vocab: Vocabulary | None) -> Dataset:
     train, valid = ([document.text for document in part] for part in documents(config.text))
-    vocab = vocab or Subwords.train(train, config.subwords)
+    if vocab is None:
+        # One process learns it for all: theirs must not differ, and need not be learnt again.
+        vocab = vocabulary_from(distributed.from_first(lambda: Subwords.train(train, config.subwords).state()))
     train, valid = ([torch.tensor(ids) for ids in vocab.encode_all(part)] for part in (train, valid))
     digest = hashlib.sha256("\n".join(vocab).encode())
     for ids in (*train, *valid):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -75,6 +75,14 @@ def total(tensor: Tensor) -> Tensor:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
     return tensor
+
+
+def from_first(make: Callable[[], Any]) -> Any:
+    """What ``make`` gives on the first process, on every process."""
+    things = [make() if rank() == 0 else None]
+    if processes() > 1:
+        dist.broadcast_object_list(things)
+    return things[0]
 
 
 def gathered(thing: Any) -> list[Any]:
