@@ -64,8 +64,9 @@ ROOT = Path(__file__).resolve().parent
 sources = ["csrc/module.cpp", "csrc/ops.cpp", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp"))]
 headers = sorted(str(p.relative_to(ROOT)) for suffix in ("h", "inl") for p in ROOT.glob(f"csrc/**/*.{suffix}"))
 macros = [("LSTMKERN_VERSION", f'"{VERSION}"')]
-# No -march: each kernel file names its own instruction set. No -std: torch chooses.
-flags = {"cxx": ["-O2", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"]}
+# No -march: each kernel file names its own instruction set. No -std: torch chooses. CFLAGS may name another -O.
+level = [] if "-O" in os.environ.get("CFLAGS", "") else ["-O2"]
+flags = {"cxx": [*level, "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"]}
 if with_cuda:
     archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHS)  # without it torch asks the GPU, if there is one
     sources += sorted(str(p.relative_to(ROOT)) for s in ("cpp", "cu") for p in ROOT.glob(f"csrc/cuda/*.{s}"))
