@@ -264,5 +264,42 @@ void for_kind(const Layer& layer, F&& f) {
   }
 }
 
+// A Loop<CELL, S>(layer, memory) takes its memory when it is made; run(d, call) runs a direction.
+template <template <Cell, class> class Loop, class L>
+struct Measuring {
+  const L& layer;
+  size_t bytes = 0;
+  template <Cell CELL, class S>
+  void run() {
+    Carver memory(nullptr);
+    Loop<CELL, S> loop(layer, memory);
+    bytes = memory.used();
+  }
+};
+
+template <template <Cell, class> class Loop, class L>
+struct Running {
+  const L& layer;
+  const Call& call;
+  template <Cell CELL, class S>
+  void run() {
+    Carver memory(call.workspace);
+    Loop<CELL, S> loop(layer, memory);
+    for (int d = 0; d < layer.D; ++d) loop.run(d, call);
+  }
+};
+
+template <template <Cell, class> class Loop, class L>
+size_t measure(const L& layer) {
+  Measuring<Loop, L> m{layer};
+  for_kind(layer, m);
+  return m.bytes;
+}
+
+template <template <Cell, class> class Loop, class L>
+void run_directions(const L& layer, const Call& call) {
+  for_kind(layer, Running<Loop, L>{layer, call});
+}
+
 }  // namespace cuda
 }  // namespace lstmkern

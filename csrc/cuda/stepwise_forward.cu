@@ -228,39 +228,13 @@ class ForwardLoop {
   }
 };
 
-struct MeasureForward {
-  const Forward& layer;
-  size_t bytes = 0;
-  template <Cell CELL, class S>
-  void run() {
-    Carver memory(nullptr);
-    ForwardLoop<CELL, S> loop(layer, memory);
-    bytes = memory.used();
-  }
-};
-
-struct RunForward {
-  const Forward& layer;
-  const Call& call;
-  template <Cell CELL, class S>
-  void run() {
-    Carver memory(call.workspace);
-    ForwardLoop<CELL, S> loop(layer, memory);
-    for (int d = 0; d < layer.D; ++d) loop.run(d, call);
-  }
-};
-
 }  // namespace
 
 namespace stepwise {
 
-size_t forward_workspace(const Forward& layer) {
-  MeasureForward measure{layer};
-  for_kind(layer, measure);
-  return measure.bytes;
-}
+size_t forward_workspace(const Forward& layer) { return measure<ForwardLoop>(layer); }
 
-void forward(const Forward& layer, const Call& call) { for_kind(layer, RunForward{layer, call}); }
+void forward(const Forward& layer, const Call& call) { run_directions<ForwardLoop>(layer, call); }
 
 }  // namespace stepwise
 }  // namespace cuda

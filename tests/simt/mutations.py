@@ -19,11 +19,11 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE.parent))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
 
-F, B, S = "cuda/stepwise_forward.cu", "cuda/stepwise_backward.cu", "cuda/steps.h"
+F, B, S, W = "cuda/stepwise_forward.cu", "cuda/stepwise_backward.cu", "cuda/steps.h", "cuda/gradients.cu"
 # ruff: noqa: E501 (a table: one fault a line)
 MUTATIONS = [  # name, file, line as it is, line with the fault
-    ("dropped barrier", B, "  sync_block();", "  ;"),
-    ("barrier for one warp", B, "  sync_block();", "  if (warp == 0) sync_block();"),
+    ("dropped barrier", W, "  sync_block();", "  ;"),
+    ("barrier for one warp", W, "  sync_block();", "  if (warp == 0) sync_block();"),
     ("swapped gates forward", F, "cells::lstm_forward(a[0][k], a[1][k], a[2][k]", "cells::lstm_forward(a[1][k], a[0][k], a[2][k]"),
     ("swapped gates backward", B, "dc[k], a[0][k], a[1][k], a[2][k], a[3][k]);", "dc[k], a[1][k], a[0][k], a[2][k], a[3][k]);"),
     ("swapped GRU planes", B, "dh[k], a[1][k], a[2][k], a[0][k], a[3][k]", "dh[k], a[2][k], a[1][k], a[0][k], a[3][k]"),
@@ -55,14 +55,14 @@ MUTATIONS = [  # name, file, line as it is, line with the fault
     ("dh of every step from h0", B, "mask.real(step.before, j) ? output.at", "false ? output.at"),
     ("h before a reset in dW_hh", B, "if (mask.anew(step.now, j)) n = 0;", ";"),
     ("padding in dW", B, "store(to + g * p.H, zeros, n);", ";"),
-    ("padded input in dW", B, "      x = input;", "      ;"),
-    ("second direction overwrites", B, "d > 0);", "false);"),
-    ("bias sums skip a warp", B, "w < kSumWarps; ++w) total", "w < kSumWarps - 1; ++w) total"),
-    ("bias sums skip a row", B, "row += kSumWarps)", "row += kSumWarps + 1)"),
-    ("bias sums lose a chunk", B, "i < chunks; ++i) total", "i < chunks - (chunks > 1); ++i) total"),
+    ("padded input in dW", W, "      x = input;", "      ;"),
+    ("second direction overwrites", W, "d > 0);", "false);"),
+    ("bias sums skip a warp", W, "w < kSumWarps; ++w) total", "w < kSumWarps - 1; ++w) total"),
+    ("bias sums skip a row", W, "row += kSumWarps)", "row += kSumWarps + 1)"),
+    ("bias sums lose a chunk", W, "i < chunks; ++i) total", "i < chunks - (chunks > 1); ++i) total"),
     ("rows beyond the grid", S, "row < rows; row += stride)", "row < rows; row += rows)"),
     ("too much work per block", S, "const unsigned down = kThreads / across;", "const unsigned down = 16 * kThreads / across;"),
-    ("derivative of the projection's output lost", B, "all.of(d_output, now, P, P), w_hr", "all.of(d_output, step_of(L, d, s - 1).now, P, P), w_hr"),
+    ("derivative of the projection's output lost", B, "all.of(trace.d_output, now, P, P), w_hr", "all.of(trace.d_output, step_of(L, d, s - 1).now, P, P), w_hr"),
 ]  # fmt: skip
 
 SERVER = multiprocessing.get_context("forkserver")
