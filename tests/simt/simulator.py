@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CELLS = {"RNN_TANH": 0, "RNN_RELU": 1, "LSTM": 2, "GRU": 3}
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+ENGINE = ["fibers", "scheduler", "primitives", "memory"]
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
 FLAGS = ["-std=c++17", "-g1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function"]
 
@@ -82,11 +83,11 @@ def object_of(source, csrc, build, flags):
 
 def build(csrc=ROOT / "csrc", where=ROOT / "build" / "simt", flags=("-O1",), main=False, jobs=None):
     """The simulator with the kernels of `csrc` as a shared library, or with `main` as a program."""
-    sources = [*sorted((csrc / "cuda").glob("*.cu")), HERE / "simt.cpp", HERE / "selftest.cu", HERE / "driver.cpp"]
+    sources = [*sorted((csrc / "cuda").glob("*.cu")), *(HERE / f"{n}.cpp" for n in ENGINE), HERE / "selftest.cu", HERE / "driver.cpp"]
     sources += [HERE / "main.cpp"] if main else []
     flags = [*FLAGS, *flags]
     with ThreadPoolExecutor(jobs or int(os.environ.get("LSTMKERN_JOBS", os.cpu_count() or 1))) as pool:
-        # driver.cpp includes nothing of a changed csrc but its interface, simt.cpp and selftest.cu not even that
+        # driver.cpp includes nothing of a changed csrc but its interface, the engine and selftest.cu not even that
         objects = list(
             pool.map(lambda s: object_of(s, csrc if csrc in s.parents else ROOT / "csrc", where, flags), sources)
         )
