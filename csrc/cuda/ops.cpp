@@ -70,18 +70,18 @@ struct CudaBackEnd {
   };
 
   template <class L>
-  static void run(const L& layer, const Tensor& like, size_t bytes, void (*body)(const L&, const Call&)) {
-    const Tensor workspace = at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
+  static void run(const L& layer, const Tensor& like, const Choice& choice, void (*body)(const L&, const Call&)) {
+    const Tensor workspace = at::empty({static_cast<int64_t>(choice.workspace)}, like.options().dtype(at::kByte));
     AtenProducts products(like.device());
     body(layer, {workspace.data_ptr(), &products, c10::cuda::getCurrentCUDAStream(like.device().index()).stream()});
   }
   static void forward(const Forward& layer, const Tensor& like) {
-    const Tier& tier = tier_for(layer);
-    run(layer, like, tier.forward_workspace(layer), tier.forward);
+    const Choice choice = tier_for(layer);
+    run(layer, like, choice, choice.tier->forward);
   }
   static void backward(const Backward& layer, const Tensor& like) {
-    const Tier& tier = tier_for(layer);
-    run(layer, like, tier.backward_workspace(layer), tier.backward);
+    const Choice choice = tier_for(layer);
+    run(layer, like, choice, choice.tier->backward);
   }
 };
 

@@ -1,8 +1,8 @@
-// What the stepwise kernels share: values and their 16-byte accesses, steps and what is real in them, launches.
+// What all kernels share: values and their 16-byte accesses, steps and what is real in them, launches.
 #pragma once
 
 #include "device.h"
-#include "stepwise.h"
+#include "tiers.h"
 
 namespace lstmkern {
 namespace cuda {

@@ -1,10 +1,10 @@
-// The stepwise tier on the simulator, for tests: one layer, forward or backward, from the caller's plain arrays. Every
+// Every tier on the simulator, for tests: one layer, forward or backward, from the caller's plain arrays. Every
 // array is copied to guarded "device" memory first and the results are copied back; the products are plain loops.
 #include <algorithm>
 #include <numeric>
 #include <vector>
 
-#include "../../csrc/cuda/stepwise.h"
+#include "../../csrc/cuda/dispatch.h"
 #include "simt.h"
 
 using namespace lstmkern;
@@ -55,6 +55,20 @@ struct HostProducts final : cuda::Products {
   }
 };
 
+const cuda::Tier kTiers[] = {
+    {"stepwise", cuda::stepwise::forward_workspace, cuda::stepwise::forward, cuda::stepwise::backward_workspace,
+     cuda::stepwise::backward},
+    {"cluster", cuda::cluster::forward_workspace, cuda::cluster::forward, cuda::cluster::backward_workspace,
+     cuda::cluster::backward},
+    {"grid", cuda::grid::forward_workspace, cuda::grid::forward, cuda::grid::backward_workspace, cuda::grid::backward},
+};
+
+// The workspace, or an error where the tier does not take the layer.
+void* workspace(size_t bytes, const char* tier) {
+  if (!bytes) throw simt::Error(std::string("not for the tier ") + tier);
+  return simt::allocate(bytes, "workspace");
+}
+
 size_t size_of(int64_t dtype) { return dtype == 0 ? 4 : dtype == 1 ? 8 : 2; }
 
 // "Device" copies of the caller's arrays.
@@ -95,6 +109,8 @@ extern "C" {
 struct Arguments {  // mirrored in simulator.py
   int64_t cell, dtype, T, N, I, H, P, D, batch_first, packed, rows, seed;
   int64_t grad_output_columns;  // of its rows in memory; at least D*P
+  int64_t tier;                 // 0 stepwise, 1 cluster, 2 grid
+  int64_t multiprocessors, shared_per_block, largest_cluster;  // of the device; 0: an H100's
   const int64_t* batch_sizes;   // packed
   const int64_t* lengths;
   const void *resets, *input, *h0, *c0;
@@ -109,6 +125,11 @@ struct Arguments {  // mirrored in simulator.py
 int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
   try {
     simt::seed(uint64_t(a->seed));
+    simt::device() = simt::Device{};
+    if (a->multiprocessors) simt::device().multiprocessors = unsigned(a->multiprocessors);
+    if (a->shared_per_block) simt::device().shared_per_block = size_t(a->shared_per_block);
+    if (a->largest_cluster) simt::device().largest_cluster = unsigned(a->largest_cluster);
+    const cuda::Tier& tier = kTiers[a->tier];
     Memory memory;
     const size_t size = size_of(a->dtype);
     Backward b{};
@@ -161,8 +182,8 @@ int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
       static_cast<Layer&>(f) = b;
       f.h_n = memory.out(a->h_n, b.D * b.N * b.P * size, "h_n");
       f.c_n = memory.out(a->c_n, b.D * b.N * b.H * size, "c_n");
-      call.workspace = simt::allocate(cuda::stepwise::forward_workspace(f), "workspace");
-      cuda::stepwise::forward(f, call);
+      call.workspace = workspace(tier.forward_workspace(f), tier.name);
+      tier.forward(f, call);
     } else {
       b.grad_output =
           view(memory.in(a->grad_output, R * a->grad_output_columns * size, "grad_output"), a->grad_output_columns);
@@ -178,8 +199,8 @@ int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
         b.grad_weights[d] = {w[0], w[1], w[2], w[3], w[4]};
         b.want_weights = w[0] != nullptr;
       }
-      call.workspace = simt::allocate(cuda::stepwise::backward_workspace(b), "workspace");
-      cuda::stepwise::backward(b, call);
+      call.workspace = workspace(tier.backward_workspace(b), tier.name);
+      tier.backward(b, call);
     }
     memory.finish();
     return 0;

@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <vector>
 
-#include "../../csrc/cuda/stepwise.h"
+#include "../../csrc/cuda/dispatch.h"
 #include "simt.h"
 
 namespace {
@@ -17,7 +17,8 @@ struct Shape {
 
 extern "C" {
 struct Arguments {  // as in driver.cpp
-  int64_t cell, dtype, T, N, I, H, P, D, batch_first, packed, rows, seed, grad_output_columns;
+  int64_t cell, dtype, T, N, I, H, P, D, batch_first, packed, rows, seed, grad_output_columns, tier,
+      multiprocessors, shared_per_block, largest_cluster;
   const int64_t *batch_sizes, *lengths;
   const void *resets, *input, *h0, *c0;
   const void* weights[2][5];

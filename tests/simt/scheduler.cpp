@@ -88,7 +88,7 @@ void refuse(const LaunchInfo& l, const std::string& why) {
               text(l.block) + ", " + std::to_string(l.shared) + " bytes of shared memory)");
 }
 
-void check_launch(const LaunchInfo& l) {
+size_t check_launch(const LaunchInfo& l) {  // the blocks that can be resident together
   const Device& d = device_;
   if (l.grid.count() == 0 || l.block.count() == 0) refuse(l, "empty grid or block");
   if (l.block.count() > 1024 || l.block.x > 1024 || l.block.y > 1024) refuse(l, "more than 1024 threads in a block");
@@ -101,8 +101,10 @@ void check_launch(const LaunchInfo& l) {
   const size_t by_threads = d.threads_per_multiprocessor / ((l.block.count() + 31) / 32 * 32);
   const size_t by_shared = d.shared_per_multiprocessor / (l.shared + d.shared_reserved);
   const size_t each = std::min({by_threads, by_shared, size_t(d.blocks_per_multiprocessor)});
-  if (l.cooperative && l.grid.count() > each * d.multiprocessors)
-    refuse(l, "cooperative grid larger than can be resident, " + std::to_string(each * d.multiprocessors) + " blocks");
+  const size_t resident = each * d.multiprocessors / l.cluster * l.cluster;
+  if (l.cooperative && l.grid.count() > resident)
+    refuse(l, "cooperative grid larger than can be resident, " + std::to_string(resident) + " blocks");
+  return resident;
 }
 
 Index unflatten(uint64_t i, const Index& size) {
@@ -211,6 +213,8 @@ void schedule() {
 Device& device() { return device_; }
 void seed(uint64_t value) { random_.state = value; }
 uint64_t launches() { return launches_; }
+
+size_t resident_blocks(const LaunchInfo& info) { return check_launch(info); }
 
 void run(const LaunchInfo& info, const std::function<void()>& thread) {
   ++launches_;

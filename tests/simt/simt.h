@@ -15,6 +15,7 @@
 #include <string>
 #include <type_traits>
 
+#define LSTMKERN_HOPPER 1
 #define LSTMKERN_KERNEL(threads) void
 #define LSTMKERN_DEVICE inline
 #define LSTMKERN_BOTH inline
@@ -58,7 +59,7 @@ struct Device {
   unsigned multiprocessors = 132;
   unsigned threads_per_multiprocessor = 2048, blocks_per_multiprocessor = 32;
   size_t shared_per_multiprocessor = 228 * 1024, shared_per_block = 227 * 1024, shared_reserved = 1024;
-  unsigned portable_cluster = 8, largest_cluster = 16;
+  unsigned largest_cluster = 16;
 };
 Device& device();
 
@@ -70,6 +71,8 @@ void* allocate(size_t bytes, const char* name);
 void free_all();
 void check_guards();
 
+// Blocks that can be resident together; throws where the launch is refused.
+size_t resident_blocks(const LaunchInfo& info);
 void run(const LaunchInfo& info, const std::function<void()>& thread);
 
 // From inside a kernel.
@@ -323,6 +326,21 @@ template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), const Launch& how, const A&... arguments) {
   simt::run({name, how.grid, how.block, how.shared, how.cluster, how.cooperative},
             [&] { kernel(static_cast<P>(arguments)...); });
+}
+
+struct Chip {
+  int major, multiprocessors;
+  size_t shared_per_block;
+};
+inline Chip chip() { return {9, int(simt::device().multiprocessors), simt::device().shared_per_block}; }
+
+template <class... P>
+int resident_blocks(const char* name, void (*)(P...), const Launch& how) {
+  try {
+    return int(simt::resident_blocks({name, how.grid, how.block, how.shared, how.cluster, how.cooperative}));
+  } catch (const simt::Error&) {
+    return 0;
+  }
 }
 
 }  // namespace cuda

@@ -17,6 +17,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+TIERS = {"stepwise": 0, "cluster": 1, "grid": 2}
 CELLS = {"RNN_TANH": 0, "RNN_RELU": 1, "LSTM": 2, "GRU": 3}
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 ENGINE = ["fibers", "scheduler", "primitives", "memory"]
@@ -46,6 +47,10 @@ class Arguments(ctypes.Structure):  # mirrors driver.cpp
                 "rows",
                 "seed",
                 "grad_output_columns",
+                "tier",
+                "multiprocessors",
+                "shared_per_block",
+                "largest_cluster",
             ]
         ],
         *[(name, ctypes.c_void_p) for name in ["batch_sizes", "lengths", "resets", "input", "h0", "c0"]],
@@ -102,8 +107,11 @@ def build(csrc=ROOT / "csrc", where=ROOT / "build" / "simt", flags=("-O1",), mai
 
 
 class Simulator:
-    def __init__(self, library):
+    """tier: whose kernels run. device: multiprocessors, shared_per_block and largest_cluster where not an H100's."""
+
+    def __init__(self, library, tier="stepwise", **device):
         self.library = ctypes.CDLL(str(library))
+        self.device = dict(device, tier=TIERS[tier])
         self.message = ctypes.create_string_buffer(4096)
 
     def _check(self, status):
@@ -115,7 +123,7 @@ class Simulator:
         self._check(self.library.simt_selftest(*args))
 
     def _arguments(self, input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, seed):
-        a = Arguments(cell=CELLS[mode], dtype=DTYPES[input.dtype], seed=seed)
+        a = Arguments(cell=CELLS[mode], dtype=DTYPES[input.dtype], seed=seed, **self.device)
         a.D, a.N, a.P = h0.shape
         a.I = input.size(-1)
         a.H = weights[0].size(0) // GATES[mode]
@@ -201,5 +209,5 @@ def forward_and_backward(simulator, problem, *, seed=0, needs=(True, True, True)
 
 
 @functools.lru_cache
-def simulator():
-    return Simulator(build())
+def simulator(tier="stepwise", **device):
+    return Simulator(build(), tier, **device)
