@@ -31,7 +31,7 @@ namespace lstmkern {
 namespace cuda {
 
 constexpr int kResidentThreads = 256;  // at most: 8 warps, so that a thread may have 255 registers
-constexpr int kElements = 4;           // (unit, sequence) pairs per thread, at most
+constexpr int kElements = 2;           // (unit, sequence) pairs per thread, at most
 constexpr int64_t kMostResidentUnits = 4096;  // no chip holds more; keeps the plan within int
 
 // --- fragments ---
@@ -127,7 +127,8 @@ struct Plan {
   int row;             // H rounded up to whole tiles: the state is `parts` rows of so many values per sequence
   int depth;           // parts * row
   int stride;          // of a sequence's state in shared memory, in values: 16 bytes more, against bank conflicts
-  int in_shared;       // steps of depth whose fragments a warp has in shared memory
+  int steps;           // of depth for a warp
+  int in_shared;       // of these, how many have their fragments in shared memory
   int state_at, partial_at, partial_stride, bytes;  // of shared memory
   int batches;                                      // teams per direction
 
@@ -152,8 +153,8 @@ Plan make_plan(const Layer& layer, int blocks, int tiles, int buffers) {
   p.stride = p.depth + 16 / static_cast<int>(sizeof(S));
   p.batches = static_cast<int>((layer.N + p.sequences - 1) / p.sequences);
   if (p.slices == 0) return p;
-  const int steps = (p.depth / T::kDepth + p.slices - 1) / p.slices;
-  p.in_shared = steps > Pass::kKept ? steps - Pass::kKept : 0;
+  p.steps = (p.depth / T::kDepth + p.slices - 1) / p.slices;
+  p.in_shared = p.steps > Pass::kKept ? p.steps - Pass::kKept : 0;
   p.state_at = p.in_shared * Pass::kProducts * p.warps() * 512;
   p.partial_at = p.state_at + buffers * p.sequences * p.stride * static_cast<int>(sizeof(S));
   p.partial_stride = p.groups * T::kUnits + 4;
@@ -218,6 +219,40 @@ LSTMKERN_DEVICE Bytes16 together(float value, S narrowed) {
 template <class S>
 constexpr int kTogether = 16 / static_cast<int>(sizeof(S));  // lanes, and values
 
+LSTMKERN_DEVICE void words(unsigned (&to)[4], const Bytes16& from) {
+#pragma unroll
+  for (int r = 0; r < 4; ++r) to[r] = from.word[r];
+}
+
+// --- the weights, packed ---
+
+// A direction's weights as fragments in the order in which the loop takes them, [blocks, warps, steps, products, lanes]:
+// every team reads them from there in whole lines.
+constexpr int kPackThreads = 128;
+
+template <class Pass>
+LSTMKERN_KERNEL(kPackThreads)
+pack_weights(typename Pass::Arguments a, int d, Bytes16* to) {
+  using T = Tile<typename Pass::Value>;
+  const Plan& p = a.plan;
+  const int warp = static_cast<int>(block_index().x) * (kPackThreads / 32) + static_cast<int>(warp_index());
+  if (warp >= p.blocks * p.warps()) return;
+  const int rank = warp / p.warps(), group = warp % p.warps() % p.groups, slice = warp % p.warps() / p.groups;
+  for (int i = static_cast<int>(block_index().y); i < p.steps; i += static_cast<int>(grid_size().y))
+    for (int m = 0; m < Pass::kProducts; ++m) {
+      unsigned fragment[4];
+      T::load(fragment, group * T::kUnits, (slice + i * p.slices) * T::kDepth, [&](int row, int column) {
+        return row < p.units ? Pass::weight(a, d, m, rank * p.units + row, column) : typename Pass::Value{};
+      });
+      store16(to + ((static_cast<int64_t>(warp) * p.steps + i) * Pass::kProducts + m) * 32 + lane_index(),
+              Bytes16{{fragment[0], fragment[1], fragment[2], fragment[3]}});
+    }
+}
+
+inline int64_t packed_pieces(const Plan& p, int products) {
+  return static_cast<int64_t>(p.blocks) * p.warps() * p.steps * products * 32;
+}
+
 // --- the loop ---
 
 // Pass: what a step does with the sums (resident_forward.h, resident_backward.h). Wire: how the state travels. `shared` is the block's dynamic shared memory, as `plan` divides it.
@@ -233,17 +268,16 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
   float* const partial = reinterpret_cast<float*>(shared + p.partial_at);
 
   // The weights, once.
-  unsigned kept[KEPT][M][4];
+  const Bytes16* const packed =
+      pass.side.packed + (static_cast<int64_t>(pass.seat.rank) * p.warps() + warp) * p.steps * M * 32 + lane_index();
+  unsigned kept[KEPT][M][4] = {};
 #pragma unroll
   for (int i = 0; i < KEPT; ++i)
+    if (i < p.steps)
 #pragma unroll
-    for (int m = 0; m < M; ++m) pass.template weights<T>(kept[i][m], m, group * T::kUnits, (slice + i * p.slices) * T::kDepth);
+      for (int m = 0; m < M; ++m) words(kept[i][m], load16(packed + (i * M + m) * 32));
   for (int i = 0; i < p.in_shared; ++i)
-    for (int m = 0; m < M; ++m) {
-      unsigned a[4];
-      pass.template weights<T>(a, m, group * T::kUnits, (slice + (KEPT + i) * p.slices) * T::kDepth);
-      store16(fragment(i, m), Bytes16{{a[0], a[1], a[2], a[3]}});
-    }
+    for (int m = 0; m < M; ++m) store16(fragment(i, m), load16(packed + ((KEPT + i) * M + m) * 32));
 
   pass.begin(wire.first());
   wire.begin();
@@ -261,10 +295,7 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
       if (k >= p.depth) break;
       unsigned a[M][4];
 #pragma unroll
-      for (int m = 0; m < M; ++m) {
-        const Bytes16 v = load16(fragment(i, m));
-        a[m][0] = v.word[0], a[m][1] = v.word[1], a[m][2] = v.word[2], a[m][3] = v.word[3];
-      }
+      for (int m = 0; m < M; ++m) words(a[m], load16(fragment(i, m)));
       T::multiply(sums, a, state, p.stride, k);
     }
 #pragma unroll
@@ -345,6 +376,7 @@ struct ResidentTier {
       Carver memory(nullptr);
       typename Pass<CELL, S>::Host host(layer, memory);
       Body<Pass<CELL, S>> body(layer, plan, memory);
+      memory.take<Bytes16>(layer.D * packed_pieces(plan, Pass<CELL, S>::kProducts));
       bytes = memory.used();
       return true;
     }
@@ -361,7 +393,19 @@ struct ResidentTier {
       Carver memory(call.workspace);
       typename Pass<CELL, S>::Host host(layer, memory);
       Body<Pass<CELL, S>> body(layer, plan, memory);
-      body.loop(host.prepare(plan, call), call.stream);
+      typename Pass<CELL, S>::Arguments a = host.prepare(plan, call);
+      const int64_t pieces = packed_pieces(plan, Pass<CELL, S>::kProducts);
+      Bytes16* packed = memory.take<Bytes16>(layer.D * pieces);
+      for (int d = 0; d < layer.D; ++d, packed += pieces) {
+        Launch how;
+        how.grid = {static_cast<unsigned>((plan.blocks * plan.warps() * 32 + kPackThreads - 1) / kPackThreads),
+                    static_cast<unsigned>(plan.steps), 1};
+        how.block.x = kPackThreads;
+        how.stream = call.stream;
+        launch("pack_weights", pack_weights<Pass<CELL, S>>, how, a, d, packed);
+        a.side[d].packed = packed;
+      }
+      body.loop(a, call.stream);
       host.finish(call);
       return true;
     }

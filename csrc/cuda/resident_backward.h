@@ -15,6 +15,7 @@ struct ResidentBackward {
   int64_t H, Hp;
   struct Side {  // a direction; what may be absent is null
     const S* w_hh;
+    const Bytes16* packed;  // see pack_weights
     Rows<const S> grad_output, grad_cells, output, cells, gates;
     const S *grad_h_n, *grad_c_n, *h0, *c0;  // [N, H]
     S *grad_h0, *grad_c0;
@@ -48,13 +49,11 @@ struct BackwardPass {
 
   LSTMKERN_DEVICE Element element(int e) const { return element_of(a.plan, seat, e, a.times.N, a.H); }
 
-  template <class T>
-  LSTMKERN_DEVICE void weights(unsigned (&to)[4], int, int unit, int k) const {
-    T::load(to, unit, k, [&](int row, int column) {
-      const int64_t at = seat.rank * a.plan.units + row, gate = column / a.plan.row, from = column % a.plan.row;
-      const bool there = row < a.plan.units && at < a.H && gate < kParts && from < a.H;
-      return there ? side.w_hh[(gate * a.H + from) * a.H + at] : S{};
-    });
+  // Row `unit` of W_hh^T, column of the state.
+  static LSTMKERN_DEVICE S weight(const Arguments& a, int d, int, int64_t unit, int column) {
+    const int64_t gate = column / a.plan.row, from = column % a.plan.row;
+    if (unit >= a.H || gate >= kParts || from >= a.H) return S{};
+    return a.side[d].w_hh[(gate * a.H + from) * a.H + unit];
   }
 
   LSTMKERN_DEVICE void begin(S* state) {

@@ -14,6 +14,7 @@ struct ResidentForward {
   int64_t H, Hp;
   struct Side {  // a direction
     const S* w_hh;
+    const Bytes16* packed;  // see pack_weights
     Rows<const float> x_gates;  // [G, H]: x W_ih^T
     const float* bias;          // [saved planes, H], see sum_biases
     const S *h0, *c0;           // [N, H]
@@ -46,13 +47,10 @@ struct ForwardPass {
 
   LSTMKERN_DEVICE Element element(int e) const { return element_of(a.plan, seat, e, a.times.N, a.H); }
 
-  template <class T>
-  LSTMKERN_DEVICE void weights(unsigned (&to)[4], int product, int unit, int k) const {
-    T::load(to, unit, k, [&](int row, int column) {
-      const int64_t at = seat.rank * a.plan.units + row;
-      const bool there = row < a.plan.units && at < a.H && column < a.H;
-      return there ? side.w_hh[(product * a.H + at) * a.H + column] : S{};
-    });
+  // Of the matrix of a product (a gate): row `unit`, column of the state.
+  static LSTMKERN_DEVICE S weight(const Arguments& a, int d, int product, int64_t unit, int64_t column) {
+    if (unit >= a.H || column >= a.H) return S{};
+    return a.side[d].w_hh[(product * a.H + unit) * a.H + column];
   }
 
   // The state that the first step starts from: all of the team's, and this thread's own.
