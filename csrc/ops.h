@@ -254,7 +254,8 @@ class Problem {
 };
 
 // A BackEnd says whether it runs on a device of its own (where `lengths` stay, see Layer::lengths), and brings
-// forward() and backward(), which are told the device by one of its tensors, and a Guard, which lives as long as a call.
+// forward() and backward(), which are told the device by one of its tensors, and a Guard, which lives as long as a
+// call.
 template <class BackEnd>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor& input, const Tensor& h0,
                                                                  const OptionalTensor& c0, at::TensorList weights,

@@ -101,6 +101,8 @@ size_t forward_workspace(const Forward& layer) { return ForwardTier::workspace(l
 void forward(const Forward& layer, const Call& call) { ForwardTier::run(layer, call); }
 size_t backward_workspace(const Backward& layer) { return BackwardTier::workspace(layer); }
 void backward(const Backward& layer, const Call& call) { BackwardTier::run(layer, call); }
+bool plan(const Forward& layer, Plan& plan) { return ForwardTier::plan(layer, plan); }
+bool plan(const Backward& layer, Plan& plan) { return BackwardTier::plan(layer, plan); }
 
 }  // namespace cluster
 }  // namespace cuda

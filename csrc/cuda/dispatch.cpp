@@ -1,6 +1,6 @@
-// The tiers and the choice among them: a plain table. A resident tier becomes the automatic choice for a class of shapes
-// only when a result file of real hardware (benchmarks/results) says that it wins there; none does yet, so without
-// LSTMKERN_CUDA_TIER the last tier runs everything.
+// The tiers and the choice among them: a plain table. A resident tier becomes the automatic choice for a class of
+// shapes only when a result file of real hardware (benchmarks/results) says that it wins there; none does yet, so
+// without LSTMKERN_CUDA_TIER the last tier runs everything.
 #include "dispatch.h"
 
 #include <atomic>
@@ -32,7 +32,7 @@ int first_tier() {
 }
 
 template <class L>
-Choice choose(const L& layer, size_t (*Tier::* workspace)(const L&), int pass) {
+Choice choose(const L& layer, size_t (*Tier::*workspace)(const L&), int pass) {
   for (int i = first_tier();; ++i) {
     const size_t bytes = (kTiers[i].*workspace)(layer);
     if (bytes == 0 && i + 1 < kCount) continue;

@@ -2,8 +2,8 @@
 // A block writes its units' part of the state to global memory and then adds one to the team's counter (release); who
 // needs the next state waits for the counter (acquire) to reach blocks * step and copies it to shared memory. Two
 // buffers of the state: a block that writes step + 1 has seen everyone's part of step, so everyone is done reading what
-// it overwrites. All blocks of a launch must be resident together: it is a cooperative launch of no more teams than fit,
-// and the other teams follow in launches of their own. Design and arithmetic: resident.h.
+// it overwrites. All blocks of a launch must be resident together: it is a cooperative launch of no more teams than
+// fit, and the other teams follow in launches of their own. Design and arithmetic: resident.h.
 #include "resident_backward.h"
 #include "resident_forward.h"
 
@@ -154,6 +154,8 @@ size_t forward_workspace(const Forward& layer) { return ForwardTier::workspace(l
 void forward(const Forward& layer, const Call& call) { ForwardTier::run(layer, call); }
 size_t backward_workspace(const Backward& layer) { return BackwardTier::workspace(layer); }
 void backward(const Backward& layer, const Call& call) { BackwardTier::run(layer, call); }
+bool plan(const Forward& layer, Plan& plan) { return ForwardTier::plan(layer, plan); }
+bool plan(const Backward& layer, Plan& plan) { return BackwardTier::plan(layer, plan); }
 
 }  // namespace grid
 }  // namespace cuda

@@ -1,5 +1,5 @@
-// What precedes the time loop, whichever tier runs it: the input product for all steps, the biases, and for kernels that
-// run the loop themselves the tables of steps.
+// What precedes the time loop, whichever tier runs it: the input product for all steps, the biases, and for kernels
+// that run the loop themselves the tables of steps.
 #pragma once
 
 #include "steps.h"

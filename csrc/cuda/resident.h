@@ -30,8 +30,8 @@
 namespace lstmkern {
 namespace cuda {
 
-constexpr int kResidentThreads = 256;  // at most: 8 warps, so that a thread may have 255 registers
-constexpr int kElements = 2;           // (unit, sequence) pairs per thread, at most
+constexpr int kResidentThreads = 256;         // at most: 8 warps, so that a thread may have 255 registers
+constexpr int kElements = 2;                  // (unit, sequence) pairs per thread, at most
 constexpr int64_t kMostResidentUnits = 4096;  // no chip holds more; keeps the plan within int
 
 // --- fragments ---
@@ -136,8 +136,8 @@ struct Plan {
   LSTMKERN_BOTH int elements() const { return (units * sequences + warps() * 32 - 1) / (warps() * 32); }
 };
 
-// What the plan depends on in a pass: kProducts, matrices that a unit has a row in; kParts of the state; kKept, steps of
-// depth whose fragments are in registers. `buffers`: of the state in shared memory.
+// What the plan depends on in a pass: kProducts, matrices that a unit has a row in; kParts of the state; kKept, steps
+// of depth whose fragments are in registers. `buffers`: of the state in shared memory.
 template <class Pass>
 Plan make_plan(const Layer& layer, int blocks, int tiles, int buffers) {
   using S = typename Pass::Value;
@@ -177,9 +177,9 @@ LSTMKERN_DEVICE Seat seat_of(const Plan& p, int team, int rank) { return {team /
 
 // One of a thread's (unit, sequence) pairs.
 struct Element {
-  int n, unit;     // within the team, within the layer
-  int at;          // unit within the block
-  int64_t j;       // sequence of the layer
+  int n, unit;      // within the team, within the layer
+  int at;           // unit within the block
+  int64_t j;        // sequence of the layer
   bool mine, real;  // a pair of this team at all; one that exists in the layer
 };
 
@@ -226,8 +226,8 @@ LSTMKERN_DEVICE void words(unsigned (&to)[4], const Bytes16& from) {
 
 // --- the weights, packed ---
 
-// A direction's weights as fragments in the order in which the loop takes them, [blocks, warps, steps, products, lanes]:
-// every team reads them from there in whole lines.
+// A direction's weights as fragments in the order in which the loop takes them, [blocks, warps, steps, products,
+// lanes]: every team reads them from there in whole lines.
 constexpr int kPackThreads = 128;
 
 template <class Pass>
@@ -255,7 +255,8 @@ inline int64_t packed_pieces(const Plan& p, int products) {
 
 // --- the loop ---
 
-// Pass: what a step does with the sums (resident_forward.h, resident_backward.h). Wire: how the state travels. `shared` is the block's dynamic shared memory, as `plan` divides it.
+// Pass: what a step does with the sums (resident_forward.h, resident_backward.h). Wire: how the state travels. `shared`
+// is the block's dynamic shared memory, as `plan` divides it.
 template <int TILES, class Pass, class Wire>
 LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wire& wire, int64_t steps) {
   using S = typename Pass::Value;
@@ -300,7 +301,8 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
     }
 #pragma unroll
     for (int m = 0; m < M; ++m) {
-      float* const to = partial + static_cast<size_t>(slice * M + m) * p.sequences * p.partial_stride + group * T::kUnits;
+      float* const to =
+          partial + static_cast<size_t>(slice * M + m) * p.sequences * p.partial_stride + group * T::kUnits;
       T::each(sums[m], [&](int unit, int n, float sum) { to[n * p.partial_stride + unit] = sum; });
     }
     sync_block();
@@ -313,8 +315,10 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
       if (x.real)
 #pragma unroll
         for (int m = 0; m < M; ++m) {
-          const float* from = partial + static_cast<size_t>(m) * p.sequences * p.partial_stride + x.n * p.partial_stride + x.at;
-          for (int i = 0; i < p.slices; ++i) total[m] += from[static_cast<size_t>(i) * M * p.sequences * p.partial_stride];
+          const float* from =
+              partial + static_cast<size_t>(m) * p.sequences * p.partial_stride + x.n * p.partial_stride + x.at;
+          for (int i = 0; i < p.slices; ++i)
+            total[m] += from[static_cast<size_t>(i) * M * p.sequences * p.partial_stride];
         }
       float out[Pass::kParts] = {};
       if (x.real) pass.finish(e, x, total, out);
@@ -333,22 +337,15 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
   pass.end();
 }
 
-// f.template run<CELL, S>() for the layers that the resident tiers know; false for others: projections and fp64.
+// f.template run<CELL, S>() for the layers that the resident tiers know; false for others: fp64, projections, and RNN
+// (which would fall out of the same templates, for twice the time to compile them).
 template <class F>
 bool for_resident_kind(const Layer& layer, F&& f) {
   if (layer.weights[0].w_hr || layer.H > kMostResidentUnits) return false;
   auto with = [&](auto tag) {
     using S = decltype(tag);
-    switch (layer.cell) {
-      case Cell::lstm: return f.template run<Cell::lstm, S>();
-      case Cell::gru: return f.template run<Cell::gru, S>();
-#if !defined(LSTMKERN_ONLY_F32)
-      case Cell::rnn_tanh: return f.template run<Cell::rnn_tanh, S>();
-      case Cell::rnn_relu: return f.template run<Cell::rnn_relu, S>();
-#else
-      default: return false;
-#endif
-    }
+    if (layer.cell == Cell::lstm) return f.template run<Cell::lstm, S>();
+    if (layer.cell == Cell::gru) return f.template run<Cell::gru, S>();
     return false;
   };
   switch (layer.dtype) {
@@ -368,10 +365,10 @@ struct ResidentTier {
   template <class L>
   struct Measure {
     const L& layer;
+    Plan plan = {};
     size_t bytes = 0;
     template <Cell CELL, class S>
     bool run() {
-      Plan plan;
       if (!Body<Pass<CELL, S>>::choose(layer, plan)) return false;
       Carver memory(nullptr);
       typename Pass<CELL, S>::Host host(layer, memory);
@@ -411,11 +408,18 @@ struct ResidentTier {
     }
   };
 
-  // 0: not for this tier.
   template <class L>
   static size_t workspace(const L& layer) {
     Measure<L> measure{layer};
     return for_resident_kind(layer, measure) ? measure.bytes : 0;
+  }
+
+  template <class L>
+  static bool plan(const L& layer, Plan& plan) {
+    Measure<L> measure{layer};
+    const bool possible = for_resident_kind(layer, measure);
+    plan = measure.plan;
+    return possible;
   }
 
   template <class L>
@@ -424,6 +428,16 @@ struct ResidentTier {
       throw std::runtime_error("lstmkern: the device cannot hold the layer's recurrent weights");
   }
 };
+
+// How a tier would run a layer; false: it cannot.
+namespace cluster {
+bool plan(const Forward& layer, Plan& plan);
+bool plan(const Backward& layer, Plan& plan);
+}  // namespace cluster
+namespace grid {
+bool plan(const Forward& layer, Plan& plan);
+bool plan(const Backward& layer, Plan& plan);
+}  // namespace grid
 
 }  // namespace cuda
 }  // namespace lstmkern

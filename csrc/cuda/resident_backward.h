@@ -33,15 +33,17 @@ struct BackwardPass {
   using Value = S;
   using Arguments = ResidentBackward<S>;
   using Host = ResidentBackwardLayer<CELL, S>;
-  static constexpr int kProducts = 1, kParts = kGates<CELL>, kMoreSteps = 1, kKept = 32;
+  static constexpr int kProducts = 1, kParts = kGates<CELL>, kMoreSteps = 1;
+  static constexpr int kKept = sizeof(S) == 2 ? 36 : 32;
 
   const ResidentBackward<S>& a;
   const typename ResidentBackward<S>::Side& side;
   const Seat seat;
   int64_t place = 0;  // of the step at hand
   // Of each of the thread's pairs. carry: LSTM dc, GRU what skips the product. The rest is of the coming step: gates
-  // as saved, dh and dc from outside, c or (RNN) h, h and c as the step found them.
-  float carry[kElements], gates[kElements][4], dh[kElements], dc[kElements], value[kElements], h[kElements], c[kElements];
+  // as saved, dh and dc from outside, the step's c, h and c as it found them.
+  float carry[kElements], gates[kElements][4], dh[kElements], dc[kElements], c_now[kElements], h[kElements],
+      c[kElements];
   bool inside[kElements], real[kElements], after[kElements], keeps[kElements];  // keeps: the step after took its state
 
   LSTMKERN_DEVICE BackwardPass(const ResidentBackward<S>& a, const Seat& seat)
@@ -81,17 +83,13 @@ struct BackwardPass {
       if (side.grad_output.data) dh[e] += widen(side.grad_output.at(place, at.j)[at.unit]);
       if (side.grad_h_n && !after[e]) dh[e] += widen(side.grad_h_n[own]);
       if (!anew) h[e] = widen(goes_on ? side.output.at(before.place, at.j)[at.unit] : side.h0[own]);
-      if constexpr (kParts > 1) {
-        const S* const saved = side.gates.at(place, at.j) + at.unit;
+      const S* const saved = side.gates.at(place, at.j) + at.unit;
 #pragma unroll
-        for (int g = 0; g < 4; ++g) gates[e][g] = widen(saved[g * a.Hp]);
-      } else {
-        value[e] = widen(side.output.at(place, at.j)[at.unit]);
-      }
+      for (int g = 0; g < 4; ++g) gates[e][g] = widen(saved[g * a.Hp]);
       if constexpr (CELL == Cell::lstm) {
         if (side.grad_c_n && !after[e]) dc[e] += widen(side.grad_c_n[own]);
         if (side.grad_cells.data) dc[e] += widen(side.grad_cells.at(place, at.j)[at.unit]);
-        value[e] = widen(side.cells.at(place, at.j)[at.unit]);
+        c_now[e] = widen(side.cells.at(place, at.j)[at.unit]);
         if (!anew) c[e] = widen(goes_on ? side.cells.at(before.place, at.j)[at.unit] : side.c0[own]);
       }
     }
@@ -118,21 +116,18 @@ struct BackwardPass {
     S* const to = side.dgates.at(place, at.j) + at.unit;
     if constexpr (CELL == Cell::lstm) {
       float dc_now = dc[e] + dc_through;
-      cells::lstm_backward(gates[e][0], gates[e][1], gates[e][2], gates[e][3], c[e], tanh(value[e]), d, dc_now, out[0],
+      cells::lstm_backward(gates[e][0], gates[e][1], gates[e][2], gates[e][3], c[e], tanh(c_now[e]), d, dc_now, out[0],
                            out[1], out[2], out[3]);
       carry[e] = dc_now;
 #pragma unroll
       for (int g = 0; g < 4; ++g) narrow(out[g], to[g * a.H]);
-    } else if constexpr (CELL == Cell::gru) {
+    } else {
       float dn;
       cells::gru_backward(gates[e][0], gates[e][1], gates[e][2], gates[e][3], h[e], d, out[0], out[1], dn, out[2],
                           carry[e]);
       narrow(dn, to[0]);
 #pragma unroll
       for (int g = 0; g < 3; ++g) narrow(out[g], to[(g + 1) * a.H]);
-    } else {
-      out[0] = cells::rnn_backward<CELL == Cell::rnn_relu>(value[e], d);
-      narrow(out[0], to[0]);
     }
     if (side.h_before.data) narrow(h[e], side.h_before.at(place, at.j)[at.unit]);
   }

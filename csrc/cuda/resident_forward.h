@@ -14,7 +14,7 @@ struct ResidentForward {
   int64_t H, Hp;
   struct Side {  // a direction
     const S* w_hh;
-    const Bytes16* packed;  // see pack_weights
+    const Bytes16* packed;      // see pack_weights
     Rows<const float> x_gates;  // [G, H]: x W_ih^T
     const float* bias;          // [saved planes, H], see sum_biases
     const S *h0, *c0;           // [N, H]
@@ -99,15 +99,13 @@ struct ForwardPass {
         cells::lstm_forward(gates[0], gates[1], gates[2], gates[3], c[e], c_now, h[e]);
         c[e] = c_now;
         if (side.cells.data) narrow(c[e], side.cells.at(place, at.j)[at.unit]);
-      } else if constexpr (CELL == Cell::gru) {
+      } else {
         const float h_before = h[e];
 #pragma unroll
         for (int g = 0; g < 4; ++g) gates[g] = x[e][g] + (g == 2 ? 0 : sums[g < 2 ? g : 2]);
         cells::gru_forward(gates[0], gates[1], gates[2], gates[3], h_before, h[e]);
-      } else {
-        h[e] = cells::rnn_forward<CELL == Cell::rnn_relu>(x[e][0] + sums[0]);
       }
-      if (kProducts > 1 && saved) {
+      if (saved) {
 #pragma unroll
         for (int g = 0; g < 4; ++g) narrow(gates[g], saved[g * a.Hp]);
       }

@@ -243,7 +243,8 @@ class BackwardLoop {
       const int64_t rows = larger(now.active, p.in.step.after.active);
       if (d_full) {
         launch("incoming", incoming<S>, cover(rows, P, kAtOnce<S>, call.stream), p.in, all.rows<S>(trace.d_output, P));
-        if (s >= 0) call.products->multiply(matrix(d_full, now.active, H, H), all.of(trace.d_output, now, P, P), w_hr, false);
+        if (s >= 0)
+          call.products->multiply(matrix(d_full, now.active, H, H), all.of(trace.d_output, now, P, P), w_hr, false);
       }
       launch("cell_backward", cell_backward<CELL, S>, cover(rows, H, kAtOnce<S>, call.stream), p);
       if (s < 0) break;

@@ -1,6 +1,6 @@
 // The kernels of a layer on CUDA, in tiers. All begin with one product for all inputs and end backward with one product
-// over all rows for each weight gradient. Torch-free: products are made by whoever calls (cuBLAS through ATen in ops.cpp,
-// a plain loop in the tests).
+// over all rows for each weight gradient. Torch-free: products are made by whoever calls (cuBLAS through ATen in
+// ops.cpp, a plain loop in the tests).
 #pragma once
 
 #include "../layer.h"

@@ -100,7 +100,9 @@ size_t check_launch(const LaunchInfo& l) {  // the blocks that can be resident t
   if (l.grid.x % l.cluster) refuse(l, "grid.x is no multiple of the cluster");
   const size_t by_threads = d.threads_per_multiprocessor / ((l.block.count() + 31) / 32 * 32);
   const size_t by_shared = d.shared_per_multiprocessor / (l.shared + d.shared_reserved);
-  const size_t each = std::min({by_threads, by_shared, size_t(d.blocks_per_multiprocessor)});
+  const size_t by_registers = d.registers_per_multiprocessor / (l.block.count() * d.registers_per_thread);
+  const size_t each =
+      std::min({by_threads, by_shared, std::max(by_registers, size_t(1)), size_t(d.blocks_per_multiprocessor)});
   const size_t resident = each * d.multiprocessors / l.cluster * l.cluster;
   if (l.cooperative && l.grid.count() > resident)
     refuse(l, "cooperative grid larger than can be resident, " + std::to_string(resident) + " blocks");

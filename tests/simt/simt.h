@@ -1,5 +1,5 @@
-// device.h's names with a CPU meaning: every CUDA thread is a fiber, and a seeded scheduler (scheduler.cpp) runs the fibers
-// of a launch one at a time in random order, so that nothing but a barrier, a flag or a collective orders them.
+// device.h's names with a CPU meaning: every CUDA thread is a fiber, and a seeded scheduler (scheduler.cpp) runs the
+// fibers of a launch one at a time in random order, so that nothing but a barrier, a flag or a collective orders them.
 //
 // What is found, and reported as an exception that names kernel, place and threads: a barrier or collective that some
 // thread never reaches; a flag nobody sets; threads at different barriers; launches that hardware refuses; misaligned
@@ -58,6 +58,7 @@ struct LaunchInfo {
 struct Device {
   unsigned multiprocessors = 132;
   unsigned threads_per_multiprocessor = 2048, blocks_per_multiprocessor = 32;
+  unsigned registers_per_multiprocessor = 65536, registers_per_thread = 256;  // a kernel's own number is not known here
   size_t shared_per_multiprocessor = 228 * 1024, shared_per_block = 227 * 1024, shared_reserved = 1024;
   unsigned largest_cluster = 16;
 };

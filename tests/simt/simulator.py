@@ -122,6 +122,15 @@ class Simulator:
         args = name.encode(), ctypes.c_uint64(seed), self.message, ctypes.c_size_t(4096)
         self._check(self.library.simt_selftest(*args))
 
+    def plan(self, mode, dtype, N, H, D=1, backward=False):
+        """How this resident tier would run a layer (the fields of resident.h's Plan), or None."""
+        a = Arguments(cell=CELLS[mode], dtype=DTYPES[dtype], N=N, H=H, D=D, **self.device)
+        out = (ctypes.c_int64 * 8)()
+        if not self.library.simt_plan(ctypes.byref(a), int(backward), out):
+            return None
+        names = ("blocks", "units", "groups", "slices", "sequences", "steps", "in_shared", "bytes")
+        return dict(zip(names, out, strict=True))
+
     def _arguments(self, input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, seed):
         a = Arguments(cell=CELLS[mode], dtype=DTYPES[input.dtype], seed=seed, **self.device)
         a.D, a.N, a.P = h0.shape
