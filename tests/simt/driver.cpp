@@ -64,10 +64,17 @@ const cuda::Tier kTiers[] = {
     {"grid", cuda::grid::forward_workspace, cuda::grid::forward, cuda::grid::backward_workspace, cuda::grid::backward},
 };
 
-// The workspace, or an error where the tier does not take the layer.
-void* workspace(size_t bytes, const char* tier) {
-  if (!bytes) throw simt::Error(std::string("not for the tier ") + tier);
-  return simt::allocate(bytes, "workspace");
+// A tier of the caller's choice, or whom the dispatch table chooses.
+cuda::Choice chosen(int64_t tier, const Forward& f) {
+  return tier == 3 ? cuda::tier_for(f) : cuda::Choice{&kTiers[tier], kTiers[tier].forward_workspace(f)};
+}
+cuda::Choice chosen(int64_t tier, const Backward& b) {
+  return tier == 3 ? cuda::tier_for(b) : cuda::Choice{&kTiers[tier], kTiers[tier].backward_workspace(b)};
+}
+
+void* workspace(const cuda::Choice& choice) {
+  if (!choice.workspace) throw simt::Error(std::string("not for the tier ") + choice.tier->name);
+  return simt::allocate(choice.workspace, "workspace");
 }
 
 size_t size_of(int64_t dtype) { return dtype == 0 ? 4 : dtype == 1 ? 8 : 2; }
@@ -110,7 +117,7 @@ extern "C" {
 struct Arguments {  // mirrored in simulator.py
   int64_t cell, dtype, T, N, I, H, P, D, batch_first, packed, rows, seed;
   int64_t grad_output_columns;                                 // of its rows in memory; at least D*P
-  int64_t tier;                                                // 0 stepwise, 1 cluster, 2 grid
+  int64_t tier;                                                // 0 stepwise, 1 cluster, 2 grid, 3 whom the dispatch table says
   int64_t multiprocessors, shared_per_block, largest_cluster;  // of the device; 0: an H100's
   const int64_t* batch_sizes;                                  // packed
   const int64_t* lengths;
@@ -148,12 +155,12 @@ int simt_plan(const Arguments* a, int backward, int64_t (&out)[8]) {
   return 1;
 }
 
-// 0, or 1 with a message.
+// 0 and the name of the tier that ran, or 1 and what went wrong.
 int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
   try {
     simt::seed(uint64_t(a->seed));
     set_device(*a);
-    const cuda::Tier& tier = kTiers[a->tier];
+    const char* name = "";
     Memory memory;
     const size_t size = size_of(a->dtype);
     Backward b{};
@@ -206,8 +213,10 @@ int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
       static_cast<Layer&>(f) = b;
       f.h_n = memory.out(a->h_n, b.D * b.N * b.P * size, "h_n");
       f.c_n = memory.out(a->c_n, b.D * b.N * b.H * size, "c_n");
-      call.workspace = workspace(tier.forward_workspace(f), tier.name);
-      tier.forward(f, call);
+      const cuda::Choice choice = chosen(a->tier, f);
+      call.workspace = workspace(choice);
+      choice.tier->forward(f, call);
+      name = choice.tier->name;
     } else {
       b.grad_output =
           view(memory.in(a->grad_output, R * a->grad_output_columns * size, "grad_output"), a->grad_output_columns);
@@ -223,10 +232,13 @@ int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
         b.grad_weights[d] = {w[0], w[1], w[2], w[3], w[4]};
         b.want_weights = w[0] != nullptr;
       }
-      call.workspace = workspace(tier.backward_workspace(b), tier.name);
-      tier.backward(b, call);
+      const cuda::Choice choice = chosen(a->tier, b);
+      call.workspace = workspace(choice);
+      choice.tier->backward(b, call);
+      name = choice.tier->name;
     }
     memory.finish();
+    std::strncpy(message, name, length - 1);
     return 0;
   } catch (const std::exception& e) {
     std::strncpy(message, e.what(), length - 1);

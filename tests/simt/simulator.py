@@ -17,7 +17,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-TIERS = {"stepwise": 0, "cluster": 1, "grid": 2}
+TIERS = {"stepwise": 0, "cluster": 1, "grid": 2, "dispatch": 3}
 CELLS = {"RNN_TANH": 0, "RNN_RELU": 1, "LSTM": 2, "GRU": 3}
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 ENGINE = ["fibers", "scheduler", "primitives", "memory"]
@@ -88,7 +88,13 @@ def object_of(source, csrc, build, flags):
 
 def build(csrc=ROOT / "csrc", where=ROOT / "build" / "simt", flags=("-O1",), main=False, jobs=None):
     """The simulator with the kernels of `csrc` as a shared library, or with `main` as a program."""
-    sources = [*sorted((csrc / "cuda").glob("*.cu")), *(HERE / f"{n}.cpp" for n in ENGINE), HERE / "selftest.cu", HERE / "driver.cpp"]
+    sources = [
+        *sorted((csrc / "cuda").glob("*.cu")),
+        csrc / "cuda" / "dispatch.cpp",
+        *(HERE / f"{n}.cpp" for n in ENGINE),
+        HERE / "selftest.cu",
+        HERE / "driver.cpp",
+    ]
     sources += [HERE / "main.cpp"] if main else []
     flags = [*FLAGS, *flags]
     with ThreadPoolExecutor(jobs or int(os.environ.get("LSTMKERN_JOBS", os.cpu_count() or 1))) as pool:
@@ -121,6 +127,10 @@ class Simulator:
     def selftest(self, name, seed):
         args = name.encode(), ctypes.c_uint64(seed), self.message, ctypes.c_size_t(4096)
         self._check(self.library.simt_selftest(*args))
+
+    def ran(self):
+        """The tier that the last layer ran on."""
+        return self.message.value.decode()
 
     def plan(self, mode, dtype, N, H, D=1, backward=False):
         """How this resident tier would run a layer (the fields of resident.h's Plan), or None."""
