@@ -2,6 +2,9 @@
 #include <pybind11/pybind11.h>
 
 #include "layer.h"
+#if defined(LSTMKERN_CUDA_VERSION)
+#include "cuda/dispatch.h"
+#endif
 
 namespace py = pybind11;
 
@@ -31,5 +34,15 @@ PYBIND11_MODULE(_C, m) {
         return info;
       },
       "version, compiler, cuda (version or None), cuda_archs, openmp of this build");
+  m.def(
+      "cuda_tier_runs",
+      [] {
+        py::dict all;
+#if defined(LSTMKERN_CUDA_VERSION)
+        for (const auto& tier : lstmkern::cuda::tier_runs()) all[tier.name] = py::make_tuple(tier.forward, tier.backward);
+#endif
+        return all;
+      },
+      "{tier: (forward, backward)}: how often each tier of CUDA kernels has run in this process");
   m.def("cpu_capability", &lstmkern::cpu::capability, "The instruction set in use: avx512, avx2 or baseline");
 }

@@ -350,8 +350,10 @@ bool for_resident_kind(const Layer& layer, F&& f) {
   };
   switch (layer.dtype) {
     case DType::f32: return with(float{});
+#if LSTMKERN_TYPES > 1
     case DType::bf16: return with(bf16{});
-#if !defined(LSTMKERN_ONLY_F32)
+#endif
+#if LSTMKERN_TYPES > 2
     case DType::f16: return with(f16{});
 #endif
     default: return false;

@@ -240,6 +240,11 @@ class Carver {
   size_t used_ = 0;
 };
 
+// The mutation tests, which compile many copies, lower this: 1 is fp32 alone, 2 that and bf16.
+#if !defined(LSTMKERN_TYPES)
+#define LSTMKERN_TYPES 4
+#endif
+
 // f(type tag) for the layer's cell and storage type, as f.template run<CELL, S>().
 template <class F>
 void for_kind(const Layer& layer, F&& f) {
@@ -254,10 +259,12 @@ void for_kind(const Layer& layer, F&& f) {
   };
   switch (layer.dtype) {
     case DType::f32: return with(float{});
-#if !defined(LSTMKERN_ONLY_F32)  // the mutation tests compile many copies
-    case DType::f64: return with(double{});
+#if LSTMKERN_TYPES > 1
     case DType::bf16: return with(bf16{});
+#endif
+#if LSTMKERN_TYPES > 2
     case DType::f16: return with(f16{});
+    case DType::f64: return with(double{});
 #else
     default: return;
 #endif

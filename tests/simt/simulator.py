@@ -8,8 +8,10 @@ import ctypes
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -66,31 +68,37 @@ def compiler():
     return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
 
 
-def headers(csrc):
-    return [csrc / "layer.h", csrc / "cells.h", *sorted((csrc / "cuda").glob("*.h")), *sorted(HERE.glob("*.h"))]
+def includes(source, seen):
+    """The file and all of ours that it includes."""
+    if source not in seen and source.exists():
+        seen.append(source)
+        for name in re.findall(r'#include "(.*?)"', source.read_text()):
+            found = [(folder / name).resolve() for folder in (source.parent, HERE)]
+            for path in (p for p in found if p.exists()):
+                includes(path, seen)
+    return seen
 
 
-def object_of(source, csrc, build, flags):
+def object_of(source, build, flags):
     """Compiles one file unless the same text was compiled with the same flags before."""
-    extra = [HERE / "selftest_main.inl"] if source.name == "selftest.cu" else []
-    text = (
-        b"\0".join(p.read_bytes() for p in [source, *headers(csrc), *extra]) + " ".join([*flags, compiler()]).encode()
-    )
+    files = includes(source.resolve(), [])
+    text = b"\0".join(p.read_bytes() for p in files) + " ".join([*flags, compiler()]).encode()
     path = build / f"{source.stem}-{hashlib.sha256(text).hexdigest()[:16]}.o"
     if not path.exists():
         build.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.tmp")
+        part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
         defines = ["-DLSTMKERN_SIMT", f"-I{HERE}"]
         subprocess.run([compiler(), *flags, *defines, "-x", "c++", "-c", source, "-o", part], check=True)
         part.rename(path)
     return path
 
 
-def build(csrc=ROOT / "csrc", where=ROOT / "build" / "simt", flags=("-O1",), main=False, jobs=None):
-    """The simulator with the kernels of `csrc` as a shared library, or with `main` as a program."""
+def build(where=ROOT / "build" / "simt", flags=("-O1",), main=False, jobs=None, changed=None, names=()):
+    """The simulator and the kernels as a shared library, or with `main` as a program. The sources that `names` begin
+    with are taken from `changed`, a copy of csrc."""
+    kernels = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ROOT / "csrc" / "cuda" / "dispatch.cpp"]
     sources = [
-        *sorted((csrc / "cuda").glob("*.cu")),
-        csrc / "cuda" / "dispatch.cpp",
+        *(changed / "cuda" / p.name if p.name.startswith(tuple(names)) else p for p in kernels),
         *(HERE / f"{n}.cpp" for n in ENGINE),
         HERE / "selftest.cu",
         HERE / "driver.cpp",
@@ -98,10 +106,7 @@ def build(csrc=ROOT / "csrc", where=ROOT / "build" / "simt", flags=("-O1",), mai
     sources += [HERE / "main.cpp"] if main else []
     flags = [*FLAGS, *flags]
     with ThreadPoolExecutor(jobs or int(os.environ.get("LSTMKERN_JOBS", os.cpu_count() or 1))) as pool:
-        # driver.cpp includes nothing of a changed csrc but its interface, the engine and selftest.cu not even that
-        objects = list(
-            pool.map(lambda s: object_of(s, csrc if csrc in s.parents else ROOT / "csrc", where, flags), sources)
-        )
+        objects = list(pool.map(lambda s: object_of(s, where, flags), sources))
     name = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:16]
     path = where / (f"simt-{name}" if main else f"libsimt-{name}.so")
     if not path.exists():
