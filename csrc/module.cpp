@@ -39,7 +39,8 @@ PYBIND11_MODULE(_C, m) {
       [] {
         py::dict all;
 #if defined(LSTMKERN_CUDA_VERSION)
-        for (const auto& tier : lstmkern::cuda::tier_runs()) all[tier.name] = py::make_tuple(tier.forward, tier.backward);
+        for (const auto& tier : lstmkern::cuda::tier_runs())
+          all[tier.name] = py::make_tuple(tier.forward, tier.backward);
 #endif
         return all;
       },

@@ -68,10 +68,11 @@ PLANS = [
     ("cluster", {"largest_cluster": 1}, Case("GRU", T=2, N=9, I=2, H=50), torch.bfloat16, {"groups": 4, "blocks": 1}),
     ("cluster", {"largest_cluster": 4}, Case("LSTM", T=2, N=2, I=2, H=152), torch.float32, {"in_shared": 4}),
     ("cluster", {"largest_cluster": 8}, Case("LSTM", T=2, N=1, I=2, H=360), torch.bfloat16, {"in_shared": (1, 9)}),
-    ("grid", {"multiprocessors": 4}, Case("LSTM", T=3, N=40, I=2, H=33, D=2), torch.bfloat16, {"sequences": 16}),
-    ("grid", {"multiprocessors": 3}, Case("LSTM", T=3, N=40, I=2, H=33), torch.bfloat16, {"sequences": 32}),
-    ("grid", {"multiprocessors": 3}, Case("GRU", T=3, N=30, I=2, H=40), torch.float16, {"blocks": (1, 3)}),
-    ("grid", {"multiprocessors": 4}, Case("LSTM", T=2, N=9, I=2, H=100), torch.float32, {"groups": 2, "blocks": 2}),
+    # Several launches, of one team each.
+    ("grid", {"multiprocessors": 3}, Case("LSTM", T=2, N=40, I=2, H=70), torch.bfloat16, {"sequences": 16}),
+    ("grid", {"multiprocessors": 5}, Case("GRU", T=2, N=40, I=2, H=70, D=2), torch.float16, {"blocks": (1, 5)}),
+    ("grid", {"multiprocessors": 5}, Case("LSTM", T=2, N=33, I=2, H=70), torch.bfloat16, {"sequences": 32}),
+    ("grid", {"multiprocessors": 4}, Case("LSTM", T=2, N=9, I=2, H=100), torch.float32, {"in_shared": 1}),
     ("grid", {"multiprocessors": 6}, Case("LSTM", T=2, N=2, I=2, H=330), torch.bfloat16, {"in_shared": (1, 9)}),
 ]
 

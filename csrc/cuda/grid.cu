@@ -108,23 +108,28 @@ class Grid {
     state.flags = memory.take<unsigned>(static_cast<int64_t>(teams) * kFlagStride);
   }
 
-  // The plan with the fewest launches; among those the one that spreads the weights most.
+  // The plan whose steps should take the least time, all launches together. What plans differ in, in bytes through L2
+  // at the rate of an H100 (benchmarks/README.md): the wait for a step counts as 5 MB, a clock as 3 KB.
   static bool choose(const Layer& layer, Plan& best) {
+    constexpr int64_t kWait = 5000000, kClock = 3000;
     const Chip chip = cuda::chip();
-    int fewest = 0;
+    int64_t least = 0;
     for (int units = 16; chip.major >= 9 && units <= 64; units += 16)
       for (int tiles = 1; tiles <= kMostTiles; tiles *= 2) {
         const int blocks = static_cast<int>((layer.H + units - 1) / units);
         const Plan p = make_plan<Pass>(layer, blocks, tiles, 1);
         if (!possible(p, chip)) continue;
-        const int at_once = room(p);
+        const int64_t at_once = room(p), teams = static_cast<int64_t>(p.batches) * layer.D;
         if (at_once == 0) continue;
-        const int launches = (p.batches * layer.D + at_once - 1) / at_once;
-        if (fewest && fewest <= launches) continue;
-        fewest = launches;
+        const int64_t launches = (teams + at_once - 1) / at_once, state = p.sequences * p.depth;
+        const int64_t multiply = static_cast<int64_t>(p.steps) * Tile<S>::kClocks * tiles, read = p.in_shared * 4;
+        const int64_t clocks = (multiply > read ? multiply : read) * Pass::kProducts * p.warps();
+        const int64_t cost = launches * (kWait + kClock * clocks) + p.blocks * teams * state * int64_t{sizeof(S)};
+        if (least && least <= cost) continue;
+        least = cost;
         best = p;
       }
-    return fewest > 0;
+    return least > 0;
   }
 
   void loop(const typename Pass::Arguments& a, void* stream) const {

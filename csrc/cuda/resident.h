@@ -37,10 +37,10 @@ constexpr int64_t kMostResidentUnits = 4096;  // no chip holds more; keeps the p
 // --- fragments ---
 
 // Fragments of a [units, depth] matrix and their products with the state [sequences, depth]. kSums: sums per lane for
-// 8 sequences.
+// 8 sequences; kClocks: of a multiprocessor for a fragment and 8 sequences, about.
 template <class S>
 struct Tile {
-  static constexpr int kUnits = 16, kDepth = 16, kSums = 4;
+  static constexpr int kUnits = 16, kDepth = 16, kSums = 4, kClocks = 2;
 
   template <class Element>
   static LSTMKERN_DEVICE void load(unsigned (&a)[4], int unit, int k, const Element& element) {
@@ -80,7 +80,7 @@ struct Tile {
 
 template <>
 struct Tile<float> {
-  static constexpr int kUnits = 32, kDepth = 4, kSums = 8;
+  static constexpr int kUnits = 32, kDepth = 4, kSums = 8, kClocks = 8;
 
   template <class Element>
   static LSTMKERN_DEVICE void load(unsigned (&a)[4], int unit, int k, const Element& element) {

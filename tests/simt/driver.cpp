@@ -116,8 +116,8 @@ extern "C" {
 
 struct Arguments {  // mirrored in simulator.py
   int64_t cell, dtype, T, N, I, H, P, D, batch_first, packed, rows, seed;
-  int64_t grad_output_columns;                                 // of its rows in memory; at least D*P
-  int64_t tier;                                                // 0 stepwise, 1 cluster, 2 grid, 3 whom the dispatch table says
+  int64_t grad_output_columns;  // of its rows in memory; at least D*P
+  int64_t tier;                 // 0 stepwise, 1 cluster, 2 grid, 3 whom the dispatch table says
   int64_t multiprocessors, shared_per_block, largest_cluster;  // of the device; 0: an H100's
   const int64_t* batch_sizes;                                  // packed
   const int64_t* lengths;

@@ -185,6 +185,9 @@ void schedule() {
   for (uint64_t i = 0; i < clusters; ++i) order[i] = i;
   for (uint64_t i = clusters; i > 1; --i) std::swap(order[i - 1], order[random_.below(i)]);
   auto& ready = machine->ready;
+  // Now and then one block hardly gets to run for a while, so that the others come as far ahead of it as they can.
+  const Block* slow = nullptr;
+  uint64_t change = 0;
   while (true) {
     leave_finished();
     while (machine->resident.size() < room && !order.empty()) {
@@ -195,7 +198,14 @@ void schedule() {
     if (!machine->at_flags.empty() && (ready.empty() || random_.below(16) == 0)) look_at_flags();
     if (ready.empty()) throw Error(deadlock());
     if (machine->idle_polls > 1000 + 100 * ready.size()) throw Error(deadlock());
-    const size_t pick = random_.below(ready.size());
+    if (change-- == 0) {
+      const auto& blocks = machine->resident[random_.below(machine->resident.size())]->blocks;
+      slow = random_.below(4) ? blocks[random_.below(blocks.size())].get() : nullptr;
+      change = uint64_t(1) << random_.below(16);
+    }
+    size_t pick = random_.below(ready.size());
+    const int again = machine->idle_polls > 200 ? 0 : 16;  // unless everyone waits for the slow one
+    for (int i = 0; i < again && ready[pick]->block == slow; ++i) pick = random_.below(ready.size());
     Fiber* f = ready[pick];
     ready[pick] = ready.back();
     ready.pop_back();
