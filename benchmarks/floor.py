@@ -20,7 +20,7 @@ REMOTE = 32  # bytes per clock into a multiprocessor over the cluster's network 
 L2 = 5.5e12  # bytes per second, all multiprocessors
 L2_EACH = 64  # bytes per clock into one multiprocessor
 HBM = 4.8e12  # bytes per second, H200
-CLUSTER_BARRIER, FLAG, BLOCK_BARRIER = 0.3e-6, 0.75e-6, 0.02e-6  # seconds (shared/gpu-notes)
+CLUSTER_BARRIER, FLAG, BLOCK_BARRIER = 0.3e-6, 0.75e-6, 0.02e-6  # seconds
 CELL = 0.08e-6  # loads of the partial sums, five exponentials in a row, the packing: about 150 clocks
 
 SHAPES = [  # cell, dtype, N, H
@@ -75,7 +75,10 @@ def step(tier, cell, dtype, N, H, backward):
 
 
 def main():
-    print("| shape | tier | pass | blocks x units, sequences | shared memory, KB | state in, KB | device memory, KB |", end="")
+    print(
+        "| shape | tier | pass | blocks x units, sequences | shared memory, KB | state in, KB | device memory, KB |",
+        end="",
+    )
     print(" shared / multiply / state / memory / wait, us | launches or rounds | us per step |")
     print("|" + "---|" * 10)
     for cell, dtype, N, H in SHAPES:
