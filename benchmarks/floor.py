@@ -1,4 +1,4 @@
-"""What a step of the resident CUDA tiers should cost, on paper: `python -m benchmarks.floor` prints the table of README.md.
+"""What a step of the resident CUDA tiers should cost, on paper: `python -m benchmarks.floor` prints README.md's table.
 
 The plan of a layer (blocks, units, sequences, what lies in registers and in shared memory) is the real one, asked of
 csrc/cuda/resident.h through the simulator; the rates below are data-sheet or published figures, not measurements.
