@@ -65,17 +65,15 @@ class Cluster {
   Cluster(const Layer& layer, const Plan& plan, Carver&) : L(layer), plan(plan) {}
 
   // The plan with the fewest rounds of clusters; among those the largest cluster and the smallest batch.
-  static bool choose(const Layer& layer, Plan& best) {
-    const Chip chip = cuda::chip();
+  static bool choose(const Layer& layer, const Chip& chip, Plan& best) {
     int64_t fewest = 0;
-    for (int blocks = 16; chip.major >= 9 && blocks > 0; blocks /= 2)
+    for (int blocks = 16; blocks > 0; blocks /= 2)
       for (int tiles = 1; tiles <= kMostTiles; ++tiles) {
-        const Plan p = make_plan<Pass>(layer, blocks, tiles, 2);
+        Plan p = make_plan<Pass>(layer, blocks, tiles, 2);
         if (!possible(p, chip) || (p.units == 8 && (blocks - 1) * 8 >= p.row)) continue;  // or some would have no units
-        const Launch l = how(layer, p);
-        const int64_t room = resident_blocks("cluster_loop", kernel(tiles), l) / blocks;
-        if (room == 0) continue;  // not granted by this device
-        const int64_t rounds = (p.batches * layer.D + room - 1) / room;
+        p.together = resident_blocks("cluster_loop", kernel(tiles), how(layer, p)) / blocks;
+        if (p.together == 0) continue;  // not granted by this device
+        const int64_t rounds = (p.batches * layer.D + p.together - 1) / p.together;
         if (fewest && fewest <= rounds) continue;
         fewest = rounds;
         best = p;

@@ -189,8 +189,9 @@ LSTMKERN_DEVICE unsigned cluster_size() {
   asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(v));
   return v;
 }
-LSTMKERN_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-LSTMKERN_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// Not .aligned: a warp's lanes may come one by one.
+LSTMKERN_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+LSTMKERN_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 LSTMKERN_DEVICE void sync_cluster() {
   cluster_arrive();
   cluster_wait();
@@ -263,18 +264,19 @@ void launch(const char* name, void (*kernel)(P...), const Launch& how, const A&.
 // --- what the device can hold ---
 
 struct Chip {
-  int major, multiprocessors;
+  int device, major, multiprocessors;
   size_t shared_per_block;
 };
 
 inline Chip chip() {
-  auto ask = [](cudaDeviceAttr what) {
-    int device, value;
-    check(cudaGetDevice(&device), "device");
+  int device;
+  check(cudaGetDevice(&device), "device");
+  auto ask = [device](cudaDeviceAttr what) {
+    int value;
     check(cudaDeviceGetAttribute(&value, what, device), "device attribute");
     return value;
   };
-  return {ask(cudaDevAttrComputeCapabilityMajor), ask(cudaDevAttrMultiProcessorCount),
+  return {device, ask(cudaDevAttrComputeCapabilityMajor), ask(cudaDevAttrMultiProcessorCount),
           static_cast<size_t>(ask(cudaDevAttrMaxSharedMemoryPerBlockOptin))};
 }
 

@@ -97,11 +97,6 @@ class Grid {
     return l;
   }
 
-  // Teams that can be resident together.
-  static int room(const Plan& plan) {
-    return resident_blocks("grid_loop", kernel(plan.sequences / 8), how(plan, 1)) / plan.blocks;
-  }
-
  public:
   Grid(const Layer& layer, const Plan& plan, Carver& memory) : plan(plan), teams(plan.batches * layer.D) {
     state.state = memory.take<S>(static_cast<int64_t>(teams) * 2 * plan.sequences * plan.depth);
@@ -110,18 +105,18 @@ class Grid {
 
   // The plan whose steps should take the least time, all launches together. What plans differ in, in bytes through L2
   // at the rate of an H100 (benchmarks/README.md): the wait for a step counts as 5 MB, a clock as 3 KB.
-  static bool choose(const Layer& layer, Plan& best) {
+  static bool choose(const Layer& layer, const Chip& chip, Plan& best) {
     constexpr int64_t kWait = 5000000, kClock = 3000;
-    const Chip chip = cuda::chip();
     int64_t least = 0;
-    for (int units = 16; chip.major >= 9 && units <= 64; units += 16)
+    for (int units = 16; units <= 64; units += 16)
       for (int tiles = 1; tiles <= kMostTiles; tiles *= 2) {
         const int blocks = static_cast<int>((layer.H + units - 1) / units);
-        const Plan p = make_plan<Pass>(layer, blocks, tiles, 1);
+        Plan p = make_plan<Pass>(layer, blocks, tiles, 1);
         if (!possible(p, chip)) continue;
-        const int64_t at_once = room(p), teams = static_cast<int64_t>(p.batches) * layer.D;
-        if (at_once == 0) continue;
-        const int64_t launches = (teams + at_once - 1) / at_once, state = p.sequences * p.depth;
+        p.together = resident_blocks("grid_loop", kernel(tiles), how(p, 1)) / p.blocks;
+        if (p.together == 0) continue;
+        const int64_t teams = static_cast<int64_t>(p.batches) * layer.D;
+        const int64_t launches = (teams + p.together - 1) / p.together, state = p.sequences * p.depth;
         const int64_t multiply = static_cast<int64_t>(p.steps) * Tile<S>::kClocks * tiles, read = p.in_shared * 4;
         const int64_t clocks = (multiply > read ? multiply : read) * Pass::kProducts * p.warps();
         const int64_t cost = launches * (kWait + kClock * clocks) + p.blocks * teams * state * int64_t{sizeof(S)};
@@ -138,10 +133,9 @@ class Grid {
     clear.block.x = kThreads;
     clear.stream = stream;
     launch("clear_flags", clear_flags, clear, state.flags, teams * kFlagStride);
-    const int at_once = room(plan);
     GridState<S> g = state;
-    for (g.first = 0; g.first < teams; g.first += at_once) {
-      Launch l = how(plan, teams - g.first < at_once ? teams - g.first : at_once);
+    for (g.first = 0; g.first < teams; g.first += plan.together) {
+      Launch l = how(plan, teams - g.first < plan.together ? teams - g.first : plan.together);
       l.stream = stream;
       launch("grid_loop", kernel(plan.sequences / 8), l, a, g);
     }

@@ -131,6 +131,7 @@ struct Plan {
   int in_shared;       // of these, how many have their fragments in shared memory
   int state_at, partial_at, partial_stride, bytes;  // of shared memory
   int batches;                                      // teams per direction
+  int together;                                     // teams that are resident together
 
   LSTMKERN_BOTH int warps() const { return groups * slices; }
   LSTMKERN_BOTH int elements() const { return (units * sequences + warps() * 32 - 1) / (warps() * 32); }
@@ -285,6 +286,7 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
   pass.ahead(0);
   for (int64_t step = 0; step < steps; ++step) {
     const S* const state = wire.receive(step);
+    sync_warp();  // for the tile products: what came before may have parted the lanes
     float sums[M][TILES][T::kSums] = {};
 #pragma unroll
     for (int i = 0; i < KEPT; ++i) {
@@ -360,10 +362,30 @@ bool for_resident_kind(const Layer& layer, F&& f) {
   }
 }
 
-// A tier of resident weights for Pass<CELL, S>: Body<Pass> says choose(layer, plan), whether and how the layer can run
-// there; workspace(layer, plan, memory); and loop(arguments, memory, call).
+// A tier of resident weights for Pass<CELL, S>: Body<Pass> says choose(layer, chip, plan), whether and how the layer
+// can run there; workspace(layer, plan, memory); and loop(arguments, memory, call).
 template <template <class> class Body, template <Cell, class> class Pass>
 struct ResidentTier {
+  // choose(), which asks the device about a dozen kernels, or what it said the last time.
+  template <Cell CELL, class S>
+  static bool choose(const Layer& layer, Plan& plan) {
+    struct Answer {
+      Chip chip;
+      int64_t N, H;
+      int D;
+      bool possible;
+      Plan plan;
+    };
+    static thread_local Answer last = {{-1, 0, 0, 0}, 0, 0, 0, false, {}};
+    const Chip now = chip();
+    if (last.chip.device != now.device || last.N != layer.N || last.H != layer.H || last.D != layer.D) {
+      last = {now, layer.N, layer.H, layer.D, false, {}};
+      last.possible = now.major >= 9 && Body<Pass<CELL, S>>::choose(layer, now, last.plan);
+    }
+    plan = last.plan;
+    return last.possible;
+  }
+
   template <class L>
   struct Measure {
     const L& layer;
@@ -371,7 +393,7 @@ struct ResidentTier {
     size_t bytes = 0;
     template <Cell CELL, class S>
     bool run() {
-      if (!Body<Pass<CELL, S>>::choose(layer, plan)) return false;
+      if (!choose<CELL, S>(layer, plan)) return false;
       Carver memory(nullptr);
       typename Pass<CELL, S>::Host host(layer, memory);
       Body<Pass<CELL, S>> body(layer, plan, memory);
@@ -388,7 +410,7 @@ struct ResidentTier {
     template <Cell CELL, class S>
     bool run() {
       Plan plan;
-      if (!Body<Pass<CELL, S>>::choose(layer, plan)) return false;
+      if (!choose<CELL, S>(layer, plan)) return false;
       Carver memory(call.workspace);
       typename Pass<CELL, S>::Host host(layer, memory);
       Body<Pass<CELL, S>> body(layer, plan, memory);

@@ -130,7 +130,9 @@ struct Arguments {  // mirrored in simulator.py
 };
 
 static void set_device(const Arguments& a) {
+  const int number = simt::device().number + 1;
   simt::device() = simt::Device{};
+  simt::device().number = number;
   if (a.multiprocessors) simt::device().multiprocessors = unsigned(a.multiprocessors);
   if (a.shared_per_block) simt::device().shared_per_block = size_t(a.shared_per_block);
   if (a.largest_cluster) simt::device().largest_cluster = unsigned(a.largest_cluster);

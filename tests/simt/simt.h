@@ -56,6 +56,7 @@ struct LaunchInfo {
 
 // The machine whose refusals are imitated: an H100's limits. Tests make it smaller.
 struct Device {
+  int number = 0;  // tests that change the device change this, too
   unsigned multiprocessors = 132;
   unsigned threads_per_multiprocessor = 2048, blocks_per_multiprocessor = 32;
   unsigned registers_per_multiprocessor = 65536, registers_per_thread = 256;  // a kernel's own number is not known here
@@ -330,10 +331,12 @@ void launch(const char* name, void (*kernel)(P...), const Launch& how, const A&.
 }
 
 struct Chip {
-  int major, multiprocessors;
+  int device, major, multiprocessors;
   size_t shared_per_block;
 };
-inline Chip chip() { return {9, int(simt::device().multiprocessors), simt::device().shared_per_block}; }
+inline Chip chip() {
+  return {simt::device().number, 9, int(simt::device().multiprocessors), simt::device().shared_per_block};
+}
 
 template <class... P>
 int resident_blocks(const char* name, void (*)(P...), const Launch& how) {
