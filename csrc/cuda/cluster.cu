@@ -4,6 +4,7 @@
 // Design and arithmetic: resident.h.
 #include "resident_backward.h"
 #include "resident_forward.h"
+#include "resident_loop.h"
 
 namespace lstmkern {
 namespace cuda {

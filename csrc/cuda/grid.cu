@@ -6,6 +6,7 @@
 // fit, and the other teams follow in launches of their own. Design and arithmetic: resident.h.
 #include "resident_backward.h"
 #include "resident_forward.h"
+#include "resident_loop.h"
 
 namespace lstmkern {
 namespace cuda {

@@ -21,6 +21,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PY
 
 F, B, S, W = "cuda/stepwise_forward.cu", "cuda/stepwise_backward.cu", "cuda/steps.h", "cuda/gradients.cu"
 C, G, R, IN = "cuda/cluster.cu", "cuda/grid.cu", "cuda/resident.h", "cuda/inputs.cu"
+RL = "cuda/resident_loop.h"
 RF, RB = "cuda/resident_forward.h", "cuda/resident_backward.h"
 # ruff: noqa: E501 (a table: one fault a line)
 MUTATIONS = [  # name, file, line as it is, line with the fault
@@ -73,17 +74,17 @@ RESIDENT = [
     ("no cluster barrier at the start", C, "{ sync_cluster(); }", "{ sync_block(); }"),
     ("cluster does not wait", C, "settle() const { cluster_wait(); }", "settle() const {}"),
     ("cluster does not arrive", C, "publish(int64_t) const { cluster_arrive(); }", "publish(int64_t) const {}"),
-    ("partial sums without a barrier", R, "    sync_block();\n    const bool last", "    const bool last"),
-    ("one slice of the sum left out", R, "for (int i = 0; i < p.slices; ++i)", "for (int i = 0; i < p.slices - 1; ++i)"),
-    ("last step of depth left out", R, "if (k < p.depth) T::multiply", "if (k + T::kDepth < p.depth) T::multiply"),
-    ("wrong fragments in shared memory", R, "load16(packed + ((KEPT + i) * M + m) * 32)", "load16(packed + (i * M + m) * 32)"),
-    ("warps share their fragments", R, "* p.warps() + warp) * 512", "* p.warps()) * 512"),
+    ("partial sums without a barrier", RL, "    sync_block();\n    const bool last", "    const bool last"),
+    ("one slice of the sum left out", RL, "for (int i = 0; i < p.slices; ++i)", "for (int i = 0; i < p.slices - 1; ++i)"),
+    ("last step of depth left out", RL, "if (k < p.depth) T::multiply", "if (k + T::kDepth < p.depth) T::multiply"),
+    ("wrong fragments in shared memory", RL, "load16(packed + ((KEPT + i) * M + m) * 32)", "load16(packed + (i * M + m) * 32)"),
+    ("warps share their fragments", RL, "* p.warps() + warp) * 512", "* p.warps()) * 512"),
     ("neighbours swapped in 32 bits", R, "lane & 1 ? w | v << 16", "lane & 1 ? v | w << 16"),
     ("halves swapped in 16 bytes", R, "return lane & 4 ?", "return lane & 8 ?"),
-    ("state of every part in the first", R, "part * p.row + x.unit", "0 * p.row + x.unit"),
+    ("state of every part in the first", RL, "part * p.row + x.unit", "0 * p.row + x.unit"),
     ("partial sums over the state", R, "p.state_at + buffers * p.sequences", "p.state_at + (buffers - 1) * p.sequences"),
     ("mma's other rows", R, "f(group + i / 2 * 8, t * 8 + member * 2 + i % 2", "f(group + i % 2 * 8, t * 8 + member * 2 + i / 2"),
-    ("packed for the wrong slice", R, "(slice + i * p.slices) * T::kDepth, [&]", "(slice * p.steps + i) * T::kDepth, [&]"),
+    ("packed for the wrong slice", RL, "(slice + i * p.slices) * T::kDepth, [&]", "(slice * p.steps + i) * T::kDepth, [&]"),
     ("reverse direction from the front", "cuda/inputs.h", "const int64_t t = d ? T - 1 - s : s;", "const int64_t t = s;"),
     ("reset ignored", RF, "if (anew[e]) h[e] = c[e] = 0;", ";"),
     ("reset of the first step ignored", RF, "&& !a.mask.anew(first, j);", ";"),
