@@ -1,6 +1,6 @@
 """Do the simulator's tests notice faults? Applies one-line faults to copies of the kernels and runs a few quick layers.
 
-    python tests/simt/mutations.py [part of a tier's and a fault's name]
+    python tests/simt/mutations.py [parts of tiers' and faults' names ...]
 
 Exit code 0 if the unchanged kernels pass and every fault is caught: wrong numbers, an error of the simulator, or a crash.
 """
@@ -157,7 +157,7 @@ def caught(mutation, folder):
 
 
 def main():
-    wanted = [m for m in WORK if len(sys.argv) < 2 or sys.argv[1] in " ".join(m[:2])]
+    wanted = [m for m in WORK if len(sys.argv) < 2 or any(part in " ".join(m[:2]) for part in sys.argv[1:])]
     start, missed = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as folder:
         for tier in SOURCES:
