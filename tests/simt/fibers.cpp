@@ -63,7 +63,6 @@ void fiber_entry() {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(nullptr, &machine->main_bottom, &machine->main_size);
 #endif
-  f->block->begun = true;
   try {
     (*machine->thread)();
   } catch (const std::exception& e) {

@@ -108,7 +108,6 @@ struct Block {
   std::vector<Fiber*> fibers;
   std::vector<Warp> warps;
   size_t waiting = 0, done = 0;
-  bool begun = false;  // a thread of it has run
   Place place{"", 0};
   char* memory = nullptr;  // this block's part of the arena
   size_t dynamic = 0, used = 0;

@@ -139,7 +139,7 @@ void* remote(void* shared, unsigned rank, Place place) {
   const ptrdiff_t at = static_cast<char*>(shared) - f->block->memory;
   if (at < 0 || at >= ptrdiff_t(f->block->used)) fail("remote: not an address in shared memory, at " + text(place));
   Block* other = c->blocks[rank].get();
-  if (!other->begun) fail("remote: the other block has not started (sync_cluster first), at " + text(place));
+  if (c->phase == 0) fail("remote: the other block may not have started (sync_cluster first), at " + text(place));
   if (other->done == other->fibers.size()) fail("remote: that block has ended, at " + text(place));
   // Static arrays are laid out at their first use; the other block may not have got there.
   for (auto& a : f->block->arrays)
