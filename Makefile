@@ -112,10 +112,10 @@ gpu:
 	[ $$status = 0 ] || echo "FAILED:$$failed"; exit $$status
 
 gpu-build:
-	LSTMKERN_CUDA=1 timeout 120 $(PYTHON) setup.py --quiet build_ext --inplace
+	LSTMKERN_CUDA=1 timeout 100 $(PYTHON) setup.py --quiet build_ext --inplace
 
 gpu-test:
-	timeout 90 $(PYTHON) -m pytest -m cuda tests/test_cuda.py
+	timeout 120 $(PYTHON) -m pytest -m cuda tests/test_cuda.py
 
 # Needs a driver that lets the sanitizer in; where it does not, says so and counts as failed.
 gpu-sanitize:
@@ -127,7 +127,7 @@ gpu-test-rest:
 	timeout 90 $(PYTHON) -m pytest -m "not cuda" $$($(PYTHON) -c "import xdist" 2> /dev/null && echo "-n auto")
 
 gpu-bench:
-	timeout 130 $(PYTHON) benchmarks/gpu.py --seconds 95
+	timeout 120 $(PYTHON) benchmarks/gpu.py --seconds 85
 
 clean:
 	rm -rf build lstmkern/_C*.so

@@ -64,9 +64,10 @@ ROOT = Path(__file__).resolve().parent
 sources = ["csrc/module.cpp", "csrc/ops.cpp", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp"))]
 headers = sorted(str(p.relative_to(ROOT)) for suffix in ("h", "inl") for p in ROOT.glob(f"csrc/**/*.{suffix}"))
 macros = [("LSTMKERN_VERSION", f'"{VERSION}"')]
-# No -march: each kernel file names its own instruction set. No -std: torch chooses. -g0: Python's own flags ask for
-# debugging information, which makes the library five times as large and its compilation slower.
-flags = {"cxx": ["-O2", "-g0", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"]}
+# No -march: each kernel file names its own instruction set. No -std: torch chooses. CFLAGS may name another -O. -g0:
+# Python's own flags ask for debugging information, which makes the library five times as large and slower to compile.
+level = [] if "-O" in os.environ.get("CFLAGS", "") else ["-O2"]
+flags = {"cxx": [*level, "-g0", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"]}
 if os.environ.get("LSTMKERN_SANITIZE"):  # for `make test-asan`
     flags["cxx"] += ["-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 if with_cuda:

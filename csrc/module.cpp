@@ -3,6 +3,9 @@
 
 #include "cpu/peak.h"
 #include "layer.h"
+#if defined(LSTMKERN_CUDA_VERSION)
+#include "cuda/dispatch.h"
+#endif
 
 namespace py = pybind11;
 
@@ -41,4 +44,15 @@ PYBIND11_MODULE(_C, m) {
       [](bool bf16) { return lstmkern::cpu::capability(bf16 ? lstmkern::DType::bf16 : lstmkern::DType::f32); },
       pybind11::arg("bf16") = false,
       "The instruction set in use: baseline, avx2 or avx512; for bf16 also avx512_bf16 or amx");
+  m.def(
+      "cuda_tier_runs",
+      [] {
+        py::dict all;
+#if defined(LSTMKERN_CUDA_VERSION)
+        for (const auto& tier : lstmkern::cuda::tier_runs())
+          all[tier.name] = py::make_tuple(tier.forward, tier.backward);
+#endif
+        return all;
+      },
+      "{tier: (forward, backward)}: how often each tier of CUDA kernels has run in this process");
 }

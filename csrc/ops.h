@@ -224,7 +224,8 @@ class Problem {
       for (int64_t j = 0; j < layer.N; ++j)
         TORCH_CHECK(length[j] > 0 && length[j] <= layer.T, "lengths must be between 1 and ", layer.T, ", got ",
                     length[j], " for sequence ", j);
-      if (on_device_) return point(host.to(input.device()));
+      // From pageable memory: staged before the call returns, and no reason to wait for the device.
+      if (on_device_) return point(host.to(input.device(), at::kLong, /*non_blocking=*/true));
       std::stable_sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) { return length[a] > length[b]; });
       std::fill(active_.begin(), active_.end(), 0);
       for (int64_t j = 0; j < layer.N; ++j) ++active_[length[j] - 1];
@@ -253,7 +254,8 @@ class Problem {
 };
 
 // A BackEnd says whether it runs on a device of its own (where `lengths` stay, see Layer::lengths), and brings
-// forward() and backward(), which are told the device by one of its tensors.
+// forward() and backward(), which are told the device by one of its tensors, and a Guard, which lives as long as a
+// call.
 template <class BackEnd>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor& input, const Tensor& h0,
                                                                  const OptionalTensor& c0, at::TensorList weights,
@@ -261,6 +263,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor& i
                                                                  const OptionalTensor& lengths,
                                                                  const OptionalTensor& resets, c10::string_view mode,
                                                                  bool batch_first, bool save, bool cells) {
+  const typename BackEnd::Guard guard(input);
   Problem problem(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, BackEnd::on_device);
   Forward f{problem.layer};
   const bool lstm = f.cell == Cell::lstm;
@@ -287,6 +290,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     at::TensorList weights, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
     const OptionalTensor& resets, const Tensor& output, const Tensor& cells, const Tensor& gates, c10::string_view mode,
     bool batch_first, std::array<bool, 3> needs) {
+  const typename BackEnd::Guard guard(input);
   Problem problem(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, BackEnd::on_device);
   if (gates.numel()) problem.set_gates(gates);
   Backward b{problem.layer};

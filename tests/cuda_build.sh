@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Builds the complete extension against the CUDA build of torch, on a machine that needs no GPU, and tries what can be
 # tried there: it links, loads, says what it was built for, and a CUDA call ends in torch's own error.
-# PYTHON: the interpreter to make the environment with. CUDA_TORCH: what pip installs. CUDA_VENV: where.
+# PYTHON: the interpreter to make the environment with. CUDA_TORCH: what pip installs (=== because == would take a
+# +cpu build, too). CUDA_VENV: where. Compiles for one architecture and the CPU kernels, which other tests run, without
+# optimisation: what is tried here is that everything compiles and links.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3} torch=${CUDA_TORCH:-torch} venv=${CUDA_VENV:-build/cuda-venv}
+python=${PYTHON:-python3} torch=${CUDA_TORCH:-torch===2.13.0} venv=${CUDA_VENV:-build/cuda-venv}
 if ! command -v nvcc > /dev/null; then
   echo "no nvcc: nothing to build"
   exit 0
@@ -24,6 +26,7 @@ mkdir -p "$copy"
 cp -rp csrc lstmkern setup.py pyproject.toml README.md "$copy"
 rm -f "$copy"/lstmkern/_C*.so
 cd "$copy"
+export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0a} MAX_JOBS=${MAX_JOBS:-2} CFLAGS=${CFLAGS:--O0}
 LSTMKERN_CUDA=1 "$root/$venv/bin/python" setup.py --quiet build_ext --inplace
 echo "build: $((SECONDS - start)) s"
 "$root/$venv/bin/python" - << 'EOF'

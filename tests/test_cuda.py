@@ -19,6 +19,24 @@ MODULES = {"LSTM": {}, "GRU": {}, "RNN": {}}
 ids = lambda v: str(v).removeprefix("torch.")  # noqa: E731
 
 
+TIERS = ["stepwise", "cluster", "grid"]
+
+
+@pytest.fixture(params=TIERS)
+def tier(request, monkeypatch):
+    """The tier to begin with; what it cannot run falls to the next (csrc/cuda/dispatch.cpp)."""
+    monkeypatch.setenv("LSTMKERN_CUDA_TIER", request.param)
+    return request.param
+
+
+def ran(tier, run):
+    """Whether run() was that tier's work, forward and backward."""
+    before = lstmkern._C.cuda_tier_runs()
+    run()
+    after = lstmkern._C.cuda_tier_runs()
+    return all(a > b for a, b in zip(after[tier], before[tier], strict=True))
+
+
 @pytest.fixture(autouse=True)
 def exact_products():
     before = torch.backends.cuda.matmul.allow_tf32
@@ -62,6 +80,47 @@ CASES += [
 ]
 
 
+# For the resident tiers: weights in registers and in shared memory, several tiles of sequences, several launches.
+RESIDENT = [
+    Case(mode, T=6, N=N, I=16, H=H, D=D, ragged=ragged, resets=ragged is not None)
+    for mode in ("LSTM", "GRU")
+    for N, H, D, ragged in [
+        (5, 7, 2, "lengths"),
+        (33, 64, 2, "packed"),
+        (9, 250, 1, "lengths"),
+        (64, 320, 2, None),
+        (200, 512, 1, None),
+    ]
+]
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0), reason="compute capability 9.0 needed"
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=ids)
+@pytest.mark.parametrize("case", RESIDENT, ids=str)
+@pytest.mark.parametrize("tier", TIERS[1:], indirect=True)
+def test_resident_parity_with_fp64(tier, case, dtype):
+    problem, got = make(case, dtype), {}
+    mine = ran(tier, lambda: got.update(ours(problem)))
+    assert mine or (dtype == torch.float32 and case.H > 256), "the tier did not take the layer"
+    check(problem, got, torch_nn(problem, torch.float64), torch_nn(problem, dtype))
+
+
+@pytest.mark.parametrize(
+    ("tier", "H", "dtype"),
+    [("cluster", 640, torch.bfloat16), ("cluster", 448, torch.float32), ("grid", 1800, torch.float16)],
+    indirect=["tier"],
+    ids=ids,
+)
+def test_largest_layers(tier, H, dtype):
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("compute capability 9.0 needed")
+    problem, got = make(Case("LSTM", T=4, N=9, I=8, H=H), dtype), {}
+    assert ran(tier, lambda: got.update(ours(problem)))
+    check(problem, got, torch_nn(problem, torch.float64), torch_nn(problem, dtype))
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_parity_with_fp64(case, dtype):
@@ -97,7 +156,7 @@ def training_step(module, x, lengths=None):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_200_repeats_bit_for_bit(name):
+def test_200_repeats_bit_for_bit(name, tier):
     module = getattr(lstmkern, name)(96, 200, bidirectional=True, device="cuda", dtype=torch.bfloat16)
     x = torch.randn(30, 17, 96, device="cuda", dtype=torch.bfloat16)
     lengths = torch.randint(1, 31, (17,), device="cuda")
@@ -108,7 +167,7 @@ def test_200_repeats_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_own_stream_races_with_the_default_one(name):
+def test_own_stream_races_with_the_default_one(name, tier):
     """Work on a side stream sees what was written on that stream, however busy the default stream is."""
     module = getattr(lstmkern, name)(64, 128, device="cuda")
     wanted = []
@@ -131,7 +190,7 @@ def test_own_stream_races_with_the_default_one(name):
             assert torch.equal(a, b)
 
 
-def test_threads_with_streams_of_their_own():
+def test_threads_with_streams_of_their_own(tier):
     module = lstmkern.LSTM(32, 64, device="cuda")
     x = torch.randn(15, 4, 32, device="cuda")
     with torch.no_grad():
@@ -155,7 +214,7 @@ def test_threads_with_streams_of_their_own():
 
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=ids)
-def test_graph_capture_and_replay(name, dtype):
+def test_graph_capture_and_replay(name, dtype, tier):
     module = getattr(lstmkern, name)(40, 72, bidirectional=True, device="cuda", dtype=dtype)
     x = torch.randn(12, 5, 40, device="cuda", dtype=dtype, requires_grad=True)
     lengths = torch.tensor([12, 3, 7, 1, 9], device="cuda")
@@ -183,7 +242,7 @@ def test_graph_capture_and_replay(name, dtype):
             assert torch.equal(a, b)
 
 
-def test_no_synchronisation():
+def test_no_synchronisation(tier):
     module = lstmkern.LSTM(8, 16, bidirectional=True, device="cuda")
     x, lengths = torch.randn(5, 3, 8, device="cuda"), torch.tensor([5, 2, 4], device="cuda")
     training_step(module, x, lengths)
@@ -194,7 +253,7 @@ def test_no_synchronisation():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_no_device_memory_per_step():
+def test_no_device_memory_per_step(tier):
     """The workspace is one block: the number of allocations does not depend on T."""
     module = lstmkern.LSTM(8, 16, device="cuda")
 
@@ -206,6 +265,23 @@ def test_no_device_memory_per_step():
         return torch.cuda.memory_stats()["allocation.all.allocated"] - before
 
     assert allocations(4) == allocations(64)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU"])
+@pytest.mark.parametrize("tier", TIERS[1:], indirect=True)
+def test_seventy_thousand_steps_in_one_launch(name, tier):
+    """Resident tiers take fp32: as far from fp64 as the stepwise tier is, give or take."""
+    torch.manual_seed(1)
+    module = getattr(lstmkern, name)(4, 8, device="cuda")
+    x = torch.randn(70_000, 2, 4, device="cuda")
+    got = training_step(module, x)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LSTMKERN_CUDA_TIER", "stepwise")
+        stepwise = training_step(module, x)
+    exact = training_step(copy.deepcopy(module).double(), x.double())
+    for a, b, e in zip(got, stepwise, exact, strict=True):
+        bound = 2 * (b - e).abs().max() + 1e-5 * e.abs().max()
+        assert (a - e).abs().max() <= bound
 
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU"])

@@ -156,4 +156,4 @@ def test_no_access_out_of_bounds(tmp_path):
         [program], capture_output=True, text=True, env={**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
     )
     assert run.returncode == 0, run.stdout + run.stderr[-4000:]
-    assert "66 runs" in run.stdout
+    assert "102 runs" in run.stdout

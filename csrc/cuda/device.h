@@ -30,6 +30,13 @@
   extern __shared__ __align__(16) unsigned char lstmkern_dynamic_shared[]; \
   type* name = reinterpret_cast<type*>(lstmkern_dynamic_shared)
 
+// Kernels that need compute capability 9.0 are empty in the code for earlier chips.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define LSTMKERN_HOPPER 1
+#else
+#define LSTMKERN_HOPPER 0
+#endif
+
 namespace lstmkern {
 namespace cuda {
 
@@ -171,7 +178,7 @@ LSTMKERN_DEVICE void wait_flag(const unsigned* flag, unsigned value) {
 
 // --- within a cluster (compute capability 9.0 and later) ---
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#if LSTMKERN_HOPPER
 LSTMKERN_DEVICE unsigned cluster_rank() {
   unsigned v;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(v));
@@ -182,8 +189,9 @@ LSTMKERN_DEVICE unsigned cluster_size() {
   asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(v));
   return v;
 }
-LSTMKERN_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
-LSTMKERN_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+// Not .aligned: a warp's lanes may come one by one.
+LSTMKERN_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
+LSTMKERN_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 LSTMKERN_DEVICE void sync_cluster() {
   cluster_arrive();
   cluster_wait();
@@ -215,33 +223,80 @@ struct Launch {
   bool cooperative = false;  // all blocks resident at once, or refused
 };
 
+// What a launch needs allowed first, and its description in CUDA's terms.
+template <class... P>
+struct Prepared {
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config = {};
+
+  Prepared(const char* name, void (*kernel)(P...), const Launch& how) {
+    if (how.shared > 48 * 1024)
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared)),
+            name);
+    if (how.cluster > 8) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
+    unsigned count = 0;
+    if (how.cluster > 1) {
+      attributes[count].id = cudaLaunchAttributeClusterDimension;
+      attributes[count].val.clusterDim.x = how.cluster;
+      attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
+      ++count;
+    }
+    if (how.cooperative) {
+      attributes[count].id = cudaLaunchAttributeCooperative;
+      attributes[count].val.cooperative = 1;
+      ++count;
+    }
+    config.gridDim = dim3(how.grid.x, how.grid.y, how.grid.z);
+    config.blockDim = dim3(how.block.x, how.block.y, how.block.z);
+    config.dynamicSmemBytes = how.shared;
+    config.stream = static_cast<cudaStream_t>(how.stream);
+    config.attrs = attributes;
+    config.numAttrs = count;
+  }
+};
+
 template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), const Launch& how, const A&... arguments) {
-  if (how.shared > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared)),
-          name);
-  if (how.cluster > 8) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
-  cudaLaunchAttribute attributes[2];
-  unsigned count = 0;
+  const Prepared<P...> prepared(name, kernel, how);
+  check(cudaLaunchKernelEx(&prepared.config, kernel, static_cast<P>(arguments)...), name);
+}
+
+// --- what the device can hold ---
+
+struct Chip {
+  int device, major, multiprocessors;
+  size_t shared_per_block;
+};
+
+inline Chip chip() {
+  int device;
+  check(cudaGetDevice(&device), "device");
+  auto ask = [device](cudaDeviceAttr what) {
+    int value;
+    check(cudaDeviceGetAttribute(&value, what, device), "device attribute");
+    return value;
+  };
+  return {device, ask(cudaDevAttrComputeCapabilityMajor), ask(cudaDevAttrMultiProcessorCount),
+          static_cast<size_t>(ask(cudaDevAttrMaxSharedMemoryPerBlockOptin))};
+}
+
+// Blocks of this launch that can be resident together: whole clusters where it has clusters. 0 where it cannot run.
+template <class... P>
+int resident_blocks(const char* name, void (*kernel)(P...), const Launch& how) {
+  int count = 0;
+  cudaError_t error;
+  const Prepared<P...> prepared(name, kernel, how);
   if (how.cluster > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count].val.clusterDim.x = how.cluster;
-    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
-    ++count;
+    error = cudaOccupancyMaxActiveClusters(&count, kernel, &prepared.config);
+    count *= static_cast<int>(how.cluster);
+  } else {
+    const int threads = static_cast<int>(how.block.x * how.block.y * how.block.z);
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, threads, how.shared);
+    count *= chip().multiprocessors;
   }
-  if (how.cooperative) {
-    attributes[count].id = cudaLaunchAttributeCooperative;
-    attributes[count].val.cooperative = 1;
-    ++count;
-  }
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(how.grid.x, how.grid.y, how.grid.z);
-  config.blockDim = dim3(how.block.x, how.block.y, how.block.z);
-  config.dynamicSmemBytes = how.shared;
-  config.stream = static_cast<cudaStream_t>(how.stream);
-  config.attrs = attributes;
-  config.numAttrs = count;
-  check(cudaLaunchKernelEx(&config, kernel, static_cast<P>(arguments)...), name);
+  if (error == cudaSuccess) return count;
+  cudaGetLastError();  // not to be found by the next call
+  return 0;
 }
 
 }  // namespace cuda

@@ -1,21 +1,36 @@
 // Which kernels run a layer on CUDA.
 #pragma once
 
-#include "stepwise.h"
+#include <vector>
+
+#include "tiers.h"
 
 namespace lstmkern {
 namespace cuda {
 
 struct Tier {
   const char* name;
-  size_t (*forward_workspace)(const Forward&);
+  size_t (*forward_workspace)(const Forward&);  // bytes; 0: this tier cannot run the layer on this device
   void (*forward)(const Forward&, const Call&);
   size_t (*backward_workspace)(const Backward&);
   void (*backward)(const Backward&, const Call&);
 };
 
-// The tier for a layer. LSTMKERN_CUDA_TIER names one that is to be used regardless; a name that is none of ours throws.
-const Tier& tier_for(const Layer& layer);
+// A tier for the layer and the workspace that it takes. LSTMKERN_CUDA_TIER names the tier to begin with; a name that is
+// none of ours throws. What it cannot run falls to the next one of the table; the last one runs everything.
+struct Choice {
+  const Tier* tier;
+  size_t workspace;
+};
+Choice tier_for(const Forward& layer);
+Choice tier_for(const Backward& layer);
+
+// How often each tier has run a pass in this process: what a test or a benchmark asks to know whose work it saw.
+struct TierRuns {
+  const char* name;
+  long forward, backward;
+};
+std::vector<TierRuns> tier_runs();
 
 }  // namespace cuda
 }  // namespace lstmkern

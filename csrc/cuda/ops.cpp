@@ -63,60 +63,33 @@ class AtenProducts final : public Products {
 
 struct CudaBackEnd {
   static constexpr bool on_device = true;
+  struct Guard {  // the tensors' device; the products inside are below autograd
+    explicit Guard(const Tensor& tensor) : device(tensor.device()) {}
+    c10::cuda::CUDAGuard device;
+    at::AutoDispatchBelowADInplaceOrView below;
+  };
 
   template <class L>
-  static void run(const L& layer, const Tensor& like, size_t bytes, void (*body)(const L&, const Call&)) {
-    const Tensor workspace = at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
+  static void run(const L& layer, const Tensor& like, const Choice& choice, void (*body)(const L&, const Call&)) {
+    const Tensor workspace = at::empty({static_cast<int64_t>(choice.workspace)}, like.options().dtype(at::kByte));
     AtenProducts products(like.device());
     body(layer, {workspace.data_ptr(), &products, c10::cuda::getCurrentCUDAStream(like.device().index()).stream()});
   }
   static void forward(const Forward& layer, const Tensor& like) {
-    const Tier& tier = tier_for(layer);
-    run(layer, like, tier.forward_workspace(layer), tier.forward);
+    const Choice choice = tier_for(layer);
+    run(layer, like, choice, choice.tier->forward);
   }
   static void backward(const Backward& layer, const Tensor& like) {
-    const Tier& tier = tier_for(layer);
-    run(layer, like, tier.backward_workspace(layer), tier.backward);
+    const Choice choice = tier_for(layer);
+    run(layer, like, choice, choice.tier->backward);
   }
 };
-
-// f on the device of its tensors; the products inside are below autograd.
-template <class F>
-auto on_device_of(const Tensor& tensor, F&& f) {
-  const c10::cuda::CUDAGuard guard(tensor.device());
-  const at::AutoDispatchBelowADInplaceOrView below;
-  return f();
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> forward(const Tensor& input, const Tensor& h0,
-                                                           const OptionalTensor& c0, at::TensorList weights,
-                                                           const OptionalTensor& batch_sizes,
-                                                           const OptionalTensor& lengths, const OptionalTensor& resets,
-                                                           c10::string_view mode, bool batch_first, bool save,
-                                                           bool cells) {
-  return on_device_of(input, [&] {
-    return layer_forward<CudaBackEnd>(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save,
-                                      cells);
-  });
-}
-
-std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> backward(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
-    const OptionalTensor& grad_cells, const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
-    at::TensorList weights, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-    const OptionalTensor& resets, const Tensor& output, const Tensor& cells, const Tensor& gates, c10::string_view mode,
-    bool batch_first, std::array<bool, 3> needs) {
-  return on_device_of(input, [&] {
-    return layer_backward<CudaBackEnd>(grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, batch_sizes,
-                                       lengths, resets, output, cells, gates, mode, batch_first, needs);
-  });
-}
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(lstmkern, CUDA, m) {
-  m.impl("layer_forward", forward);
-  m.impl("layer_backward", backward);
+  m.impl("layer_forward", layer_forward<CudaBackEnd>);
+  m.impl("layer_backward", layer_backward<CudaBackEnd>);
 }
 
 }  // namespace cuda

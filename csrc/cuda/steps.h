@@ -1,8 +1,8 @@
-// What the stepwise kernels share: values and their 16-byte accesses, steps and what is real in them, launches.
+// What all kernels share: values and their 16-byte accesses, steps and what is real in them, launches.
 #pragma once
 
 #include "device.h"
-#include "stepwise.h"
+#include "tiers.h"
 
 namespace lstmkern {
 namespace cuda {
@@ -240,6 +240,11 @@ class Carver {
   size_t used_ = 0;
 };
 
+// The mutation tests, which compile many copies, lower this: 1 is fp32 alone, 2 that and bf16.
+#if !defined(LSTMKERN_TYPES)
+#define LSTMKERN_TYPES 4
+#endif
+
 // f(type tag) for the layer's cell and storage type, as f.template run<CELL, S>().
 template <class F>
 void for_kind(const Layer& layer, F&& f) {
@@ -254,14 +259,53 @@ void for_kind(const Layer& layer, F&& f) {
   };
   switch (layer.dtype) {
     case DType::f32: return with(float{});
-#if !defined(LSTMKERN_ONLY_F32)  // the mutation tests compile many copies
-    case DType::f64: return with(double{});
+#if LSTMKERN_TYPES > 1
     case DType::bf16: return with(bf16{});
+#endif
+#if LSTMKERN_TYPES > 2
     case DType::f16: return with(f16{});
+    case DType::f64: return with(double{});
 #else
     default: return;
 #endif
   }
+}
+
+// A Loop<CELL, S>(layer, memory) takes its memory when it is made; run(d, call) runs a direction.
+template <template <Cell, class> class Loop, class L>
+struct Measuring {
+  const L& layer;
+  size_t bytes = 0;
+  template <Cell CELL, class S>
+  void run() {
+    Carver memory(nullptr);
+    Loop<CELL, S> loop(layer, memory);
+    bytes = memory.used();
+  }
+};
+
+template <template <Cell, class> class Loop, class L>
+struct Running {
+  const L& layer;
+  const Call& call;
+  template <Cell CELL, class S>
+  void run() {
+    Carver memory(call.workspace);
+    Loop<CELL, S> loop(layer, memory);
+    for (int d = 0; d < layer.D; ++d) loop.run(d, call);
+  }
+};
+
+template <template <Cell, class> class Loop, class L>
+size_t measure(const L& layer) {
+  Measuring<Loop, L> m{layer};
+  for_kind(layer, m);
+  return m.bytes;
+}
+
+template <template <Cell, class> class Loop, class L>
+void run_directions(const L& layer, const Call& call) {
+  for_kind(layer, Running<Loop, L>{layer, call});
 }
 
 }  // namespace cuda

@@ -1,18 +1,10 @@
 // Stepwise backward. Per step, from the last to the first: one kernel for the cell's derivative, then dgates W_hh by
-// the caller's product. The gates' derivatives of all steps stay, so that dx and every weight gradient are one
-// product over all rows.
-#include "steps.h"
+// the caller's product. The gates' derivatives of all steps stay for what follows (gradients.h).
+#include "gradients.h"
 
 namespace lstmkern {
 namespace cuda {
 namespace {
-
-// A row of gates' derivatives lies in planes of H. GRU: n r z n_h, so that the input's three (n r z) and the recurrent
-// three (r z n_h) are each contiguous. Everyone else: the gates in their order.
-template <Cell CELL>
-constexpr int kPlanes = CELL == Cell::gru ? 4 : kGates<CELL>;
-template <Cell CELL>
-constexpr int kHiddenPlane = CELL == Cell::gru ? 1 : 0;  // the first of those that W_hh takes
 
 // --- kernels ---
 
@@ -187,74 +179,6 @@ cell_backward(BackwardStep<S> p) {
   });
 }
 
-// to = from, [rows, columns].
-template <class S>
-LSTMKERN_KERNEL(kThreads)
-copy_rows(S* to, const S* from, int64_t rows, int64_t columns) {
-  constexpr int V = kAtOnce<S>;
-  for_pieces<V>(rows, columns, [&](int64_t row, int64_t column, int n) {
-    Compute<S> v[V];
-    load(v, from + row * columns + column, n);
-    store(to + row * columns + column, v, n);
-  });
-}
-
-// The input with zeros for padding: what lies there may be anything, and zero times NaN is NaN.
-template <class S>
-LSTMKERN_KERNEL(kThreads)
-without_padding(Rows<S> to, Rows<const S> from, int64_t T, int64_t N, int64_t columns, Mask mask) {
-  constexpr int V = kAtOnce<S>;
-  for_pieces<V>(T * N, columns, [&](int64_t row, int64_t column, int n) {
-    const int64_t t = row / N, j = row % N;
-    Compute<S> v[V] = {};
-    if (mask.real({t, t, N}, j)) load(v, from.at(t, j) + column, n);
-    store(to.at(t, j) + column, v, n);
-  });
-}
-
-// Column sums in an order that depends on the sizes alone. First the sums of `chunks` runs of rows, [chunks, columns]:
-// a block takes 32 pieces of columns, its 8 warps take turns at the rows.
-constexpr int kSumWarps = 8;
-
-template <class S>
-LSTMKERN_KERNEL(32 * kSumWarps)
-sum_rows(Compute<S>* sums, const S* from, int64_t rows, int64_t columns, int64_t chunks) {
-  using C = Compute<S>;
-  constexpr int V = kAtOnce<S>, kAcross = 32 * V;
-  LSTMKERN_SHARED(C, shared, kSumWarps * kAcross);
-  const int lane = static_cast<int>(lane_index()), warp = static_cast<int>(warp_index());
-  const int64_t column = (static_cast<int64_t>(block_index().x) * 32 + lane) * V, chunk = block_index().y;
-  const int n = columns - column >= V ? V : columns > column ? static_cast<int>(columns - column) : 0;
-  C sum[V] = {};
-  for (int64_t row = rows * chunk / chunks + warp; row < rows * (chunk + 1) / chunks; row += kSumWarps)
-    add(sum, from + row * columns + column, n);
-  store(shared + warp * kAcross + lane * V, sum, V);
-  sync_block();
-  for (int k = static_cast<int>(thread_rank()); k < kAcross; k += 32 * kSumWarps) {
-    const int64_t at = static_cast<int64_t>(block_index().x) * kAcross + k;
-    if (at >= columns) break;
-    C total = 0;
-    for (int w = 0; w < kSumWarps; ++w) total += shared[w * kAcross + k];
-    sums[chunk * columns + at] = total;
-  }
-}
-
-// Then their sum, to both biases' gradients.
-template <Cell CELL, class S>
-LSTMKERN_KERNEL(kThreads)
-bias_gradients(S* b_ih, S* b_hh, const Compute<S>* sums, int64_t H, int64_t chunks) {
-  using C = Compute<S>;
-  constexpr int planes = kPlanes<CELL>;
-  for_pieces<1>(planes, H, [&](int64_t plane, int64_t unit, int) {
-    C total = 0;
-    for (int64_t i = 0; i < chunks; ++i) total += sums[(i * planes + plane) * H + unit];
-    // GRU: planes n r z n_h are the gates 2 0 1 and 2.
-    const int64_t gate = CELL == Cell::gru ? (plane + 2) % 3 : plane;
-    if (CELL != Cell::gru || plane < 3) narrow(total, b_ih[gate * H + unit]);
-    if (CELL != Cell::gru || plane > 0) narrow(total, b_hh[gate * H + unit]);
-  });
-}
-
 // --- the time loop ---
 
 template <Cell CELL, class S>
@@ -264,31 +188,24 @@ class BackwardLoop {
 
   const Backward& L;
   const Numbering all;
-  const int64_t chunks;  // of rows, in sums
-  S *dgates, *h_before, *d_output, *full, *input, *w_ih;
-  C *carry, *product, *d_full, *sums;
-
-  static int64_t chunks_of(int64_t rows) { return rows < 128 ? 1 : rows < 64 * 128 ? rows / 128 : 64; }
+  Trace<S> trace;
+  Scratch scratch;
+  C *carry, *product, *d_full;
 
  public:
-  BackwardLoop(const Backward& layer, Carver& memory) : L(layer), all(layer), chunks(chunks_of(all.count)) {
-    const bool project = L.weights[0].w_hr != nullptr, want = L.want_weights;
-    dgates = memory.take<S>(all.count * planes * L.H);
-    h_before = memory.take<S>(want ? all.count * L.P : 0);
-    d_output = memory.take<S>(project ? all.count * L.P : 0);
-    full = memory.take<S>(project && want ? all.count * L.H : 0);
-    input = memory.take<S>(want && L.lengths ? all.count * L.I : 0);
-    w_ih = memory.take<S>(CELL == Cell::gru && L.grad_input.data ? G * L.H * L.I : 0);
+  BackwardLoop(const Backward& layer, Carver& memory)
+      : L(layer),
+        all(layer),
+        trace(take_trace<CELL, S>(layer, all.count, memory)),
+        scratch(take_scratch(layer, memory)) {
     carry = memory.take<C>(G > 1 ? L.N * L.H : 0);
     product = memory.take<C>(L.N * L.P);
-    d_full = memory.take<C>(project ? L.N * L.H : 0);
-    sums = memory.take<C>(want && L.grad_weights[0].b_ih ? chunks * planes * L.H : 0);
+    d_full = memory.take<C>(L.weights[0].w_hr ? L.N * L.H : 0);
   }
 
   void run(int d, const Call& call) {
     steps(d, call);
-    if (L.grad_input.data) input_gradient(d, call);
-    if (L.want_weights) weight_gradients(d, call);
+    gradients(L, d, &trace, scratch, call);
   }
 
  private:
@@ -306,7 +223,7 @@ class BackwardLoop {
     p.in.grad_h_n = offset<S>(L.grad_h_n, d * N * P);
     p.in.output = rows_of<const S>(L.output, d * P);
     p.in.h0 = offset<S>(L.h0, d * N * P);
-    p.in.h_before = all.rows<S>(h_before, P);
+    p.in.h_before = all.rows<S>(trace.h_before, P);
     p.in.grad_h0 = offset<S>(L.grad_h0, d * N * P);
     p.d_full = d_full;
     p.gates = rows_of<const S>(L.gates, d * L.gates_direction);
@@ -315,8 +232,8 @@ class BackwardLoop {
     p.grad_cells = rows_of<const S>(L.grad_cells, d * H);
     p.grad_c_n = offset<S>(L.grad_c_n, d * N * H);
     p.carry = carry;
-    p.dgates = all.rows<S>(dgates, planes * H);
-    p.full = all.rows<S>(full, H);
+    p.dgates = all.rows<S>(trace.dgates, planes * H);
+    p.full = all.rows<S>(trace.full, H);
     p.grad_c0 = offset<S>(L.grad_c0, d * N * H);
     const Matrix w_hh = matrix(static_cast<const S*>(w.w_hh), G * H, P, P);
     const Matrix w_hr = matrix(static_cast<const S*>(w.w_hr), P, H, H);
@@ -325,85 +242,15 @@ class BackwardLoop {
       const Moment& now = p.in.step.now;
       const int64_t rows = larger(now.active, p.in.step.after.active);
       if (d_full) {
-        launch("incoming", incoming<S>, cover(rows, P, kAtOnce<S>, call.stream), p.in, all.rows<S>(d_output, P));
-        if (s >= 0) call.products->multiply(matrix(d_full, now.active, H, H), all.of(d_output, now, P, P), w_hr, false);
+        launch("incoming", incoming<S>, cover(rows, P, kAtOnce<S>, call.stream), p.in, all.rows<S>(trace.d_output, P));
+        if (s >= 0)
+          call.products->multiply(matrix(d_full, now.active, H, H), all.of(trace.d_output, now, P, P), w_hr, false);
       }
       launch("cell_backward", cell_backward<CELL, S>, cover(rows, H, kAtOnce<S>, call.stream), p);
       if (s < 0) break;
-      const Matrix recurrent = all.of(dgates + kHiddenPlane<CELL> * H, now, G * H, planes * H);
+      const Matrix recurrent = all.of(trace.dgates + kHiddenPlane<CELL> * H, now, G * H, planes * H);
       call.products->multiply(matrix(product, now.active, P, P), recurrent, w_hh, false);
     }
-  }
-
-  // dx = dgates W_ih; the second direction adds to the first.
-  void input_gradient(int d, const Call& call) {
-    const int64_t H = L.H, I = L.I;
-    const S* weights = static_cast<const S*>(L.weights[d].w_ih);
-    if (CELL == Cell::gru) {  // in the planes' order
-      launch("copy_rows", copy_rows<S>, cover(H, I, kAtOnce<S>, call.stream), w_ih, weights + 2 * H * I, H, I);
-      launch("copy_rows", copy_rows<S>, cover(2 * H, I, kAtOnce<S>, call.stream), w_ih + H * I, weights, 2 * H, I);
-      weights = w_ih;
-    }
-    call.products->multiply(matrix(static_cast<S*>(L.grad_input.data), all.count, I, I),
-                            matrix(dgates, all.count, G * H, planes * H), matrix(weights, G * H, I, I), d > 0);
-  }
-
-  // to [rows, columns] = a^T b over all rows, a [count, rows] in memory `a_stride` apart.
-  void over_rows(const Call& call, void* to, const S* a, int64_t rows, int64_t a_stride, const S* b, int64_t columns) {
-    call.products->multiply(matrix(static_cast<S*>(to), rows, columns, columns),
-                            transpose(matrix(a, all.count, rows, a_stride)), matrix(b, all.count, columns, columns),
-                            false);
-  }
-
-  void weight_gradients(int d, const Call& call) {
-    const WeightGrads& w = L.grad_weights[d];
-    const int64_t H = L.H, I = L.I, P = L.P, ld = planes * H;
-    const S* x = static_cast<const S*>(L.input.data);
-    if (L.lengths) {
-      if (d == 0)
-        launch("without_padding", without_padding<S>, cover(all.count, I, kAtOnce<S>, call.stream),
-               all.rows<S>(input, I), rows_of<const S>(L.input), L.T, L.N, I, mask_of(L));
-      x = input;
-    }
-    if (CELL == Cell::gru) {
-      over_rows(call, w.w_ih, dgates + H, 2 * H, ld, x, I);
-      over_rows(call, static_cast<S*>(w.w_ih) + 2 * H * I, dgates, H, ld, x, I);
-    } else {
-      over_rows(call, w.w_ih, dgates, G * H, ld, x, I);
-    }
-    over_rows(call, w.w_hh, dgates + kHiddenPlane<CELL> * H, G * H, ld, h_before, P);
-    if (w.w_hr) over_rows(call, w.w_hr, d_output, P, P, full, H);
-    if (!w.b_ih) return;
-    Launch how;
-    how.block = {32, kSumWarps, 1};
-    const int64_t across = 32 * kAtOnce<S>;
-    how.grid = {static_cast<unsigned>((ld + across - 1) / across), static_cast<unsigned>(chunks), 1};
-    how.stream = call.stream;
-    launch("sum_rows", sum_rows<S>, how, sums, static_cast<const S*>(dgates), all.count, ld, chunks);
-    launch("bias_gradients", bias_gradients<CELL, S>, cover(planes, H, 1, call.stream), static_cast<S*>(w.b_ih),
-           static_cast<S*>(w.b_hh), static_cast<const C*>(sums), H, chunks);
-  }
-};
-
-struct MeasureBackward {
-  const Backward& layer;
-  size_t bytes = 0;
-  template <Cell CELL, class S>
-  void run() {
-    Carver memory(nullptr);
-    BackwardLoop<CELL, S> loop(layer, memory);
-    bytes = memory.used();
-  }
-};
-
-struct RunBackward {
-  const Backward& layer;
-  const Call& call;
-  template <Cell CELL, class S>
-  void run() {
-    Carver memory(call.workspace);
-    BackwardLoop<CELL, S> loop(layer, memory);
-    for (int d = 0; d < layer.D; ++d) loop.run(d, call);
   }
 };
 
@@ -411,13 +258,9 @@ struct RunBackward {
 
 namespace stepwise {
 
-size_t backward_workspace(const Backward& layer) {
-  MeasureBackward measure{layer};
-  for_kind(layer, measure);
-  return measure.bytes;
-}
+size_t backward_workspace(const Backward& layer) { return measure<BackwardLoop>(layer); }
 
-void backward(const Backward& layer, const Call& call) { for_kind(layer, RunBackward{layer, call}); }
+void backward(const Backward& layer, const Call& call) { run_directions<BackwardLoop>(layer, call); }
 
 }  // namespace stepwise
 }  // namespace cuda

@@ -1,6 +1,6 @@
 // Stepwise forward. Per step: h W_hh^T by the caller's product, then one kernel for the cell (and with projection a
 // second product and a second kernel).
-#include "steps.h"
+#include "inputs.h"
 
 namespace lstmkern {
 namespace cuda {
@@ -135,22 +135,6 @@ copy_state(To* to, const From* from, int64_t N, int64_t columns, Moment first, M
   });
 }
 
-// What the cell adds, [planes, H]: b_ih + b_hh, for a GRU r and z so, then n of b_ih and n of b_hh each alone.
-template <Cell CELL, class S>
-LSTMKERN_KERNEL(kThreads)
-sum_biases(Compute<S>* sums, const S* b_ih, const S* b_hh, int64_t H) {
-  using C = Compute<S>;
-  constexpr int planes = CELL == Cell::gru ? 4 : kGates<CELL>;
-  for_pieces<1>(planes, H, [&](int64_t plane, int64_t unit, int) {
-    const bool hidden_only = CELL == Cell::gru && plane == 3, input_only = CELL == Cell::gru && plane == 2;
-    const int64_t at = (hidden_only ? 2 : plane) * H + unit;
-    C sum = 0;
-    if (b_ih && !hidden_only) sum += widen(b_ih[at]);
-    if (b_hh && !input_only) sum += widen(b_hh[at]);
-    sums[plane * H + unit] = sum;
-  });
-}
-
 // --- the time loop ---
 
 template <Cell CELL, class S>
@@ -183,9 +167,6 @@ class ForwardLoop {
     S* c_n = offset<S>(L.c_n, d * N * H);
     C* cell = c;
     if constexpr (!kApart) cell = c_n;
-    const S* b_ih = static_cast<const S*>(w.b_ih);
-    const S* b_hh = static_cast<const S*>(w.b_hh);
-    launch("sum_biases", sum_biases<CELL, S>, cover(4, H, 1, call.stream), bias, b_ih, b_hh, H);
     const Moment first = moment(L, d, 0), never = {-1, 0, 0};
     const S* h0 = static_cast<const S*>(L.h0) + d * N * P;
     launch("copy_state", copy_state<S, S>, cover(N, P, 4, call.stream), h, h0, N, P, first, mask);
@@ -193,10 +174,8 @@ class ForwardLoop {
       const S* c0 = static_cast<const S*>(L.c0) + d * N * H;
       launch("copy_state", copy_state<C, S>, cover(N, H, 4, call.stream), cell, c0, N, H, first, mask);
     }
-    const Matrix x = matrix(static_cast<const S*>(L.input.data), all.count, L.I, L.I);
-    const Matrix w_ih = matrix(static_cast<const S*>(w.w_ih), G * H, L.I, L.I);
     const Matrix w_hh = matrix(static_cast<const S*>(w.w_hh), G * H, P, P);
-    call.products->multiply(matrix(x_gates, all.count, G * H, G * H), x, transpose(w_ih), false);
+    input_products(L, d, x_gates, bias, call);
 
     ForwardStep<S> p = {};
     p.H = H;
@@ -228,39 +207,13 @@ class ForwardLoop {
   }
 };
 
-struct MeasureForward {
-  const Forward& layer;
-  size_t bytes = 0;
-  template <Cell CELL, class S>
-  void run() {
-    Carver memory(nullptr);
-    ForwardLoop<CELL, S> loop(layer, memory);
-    bytes = memory.used();
-  }
-};
-
-struct RunForward {
-  const Forward& layer;
-  const Call& call;
-  template <Cell CELL, class S>
-  void run() {
-    Carver memory(call.workspace);
-    ForwardLoop<CELL, S> loop(layer, memory);
-    for (int d = 0; d < layer.D; ++d) loop.run(d, call);
-  }
-};
-
 }  // namespace
 
 namespace stepwise {
 
-size_t forward_workspace(const Forward& layer) {
-  MeasureForward measure{layer};
-  for_kind(layer, measure);
-  return measure.bytes;
-}
+size_t forward_workspace(const Forward& layer) { return measure<ForwardLoop>(layer); }
 
-void forward(const Forward& layer, const Call& call) { for_kind(layer, RunForward{layer, call}); }
+void forward(const Forward& layer, const Call& call) { run_directions<ForwardLoop>(layer, call); }
 
 }  // namespace stepwise
 }  // namespace cuda

@@ -1,10 +1,11 @@
-// The stepwise tier on the simulator, for tests: one layer, forward or backward, from the caller's plain arrays. Every
+// Every tier on the simulator, for tests: one layer, forward or backward, from the caller's plain arrays. Every
 // array is copied to guarded "device" memory first and the results are copied back; the products are plain loops.
 #include <algorithm>
 #include <numeric>
 #include <vector>
 
-#include "../../csrc/cuda/stepwise.h"
+#include "../../csrc/cuda/dispatch.h"
+#include "../../csrc/cuda/resident.h"
 #include "simt.h"
 
 using namespace lstmkern;
@@ -55,6 +56,27 @@ struct HostProducts final : cuda::Products {
   }
 };
 
+const cuda::Tier kTiers[] = {
+    {"stepwise", cuda::stepwise::forward_workspace, cuda::stepwise::forward, cuda::stepwise::backward_workspace,
+     cuda::stepwise::backward},
+    {"cluster", cuda::cluster::forward_workspace, cuda::cluster::forward, cuda::cluster::backward_workspace,
+     cuda::cluster::backward},
+    {"grid", cuda::grid::forward_workspace, cuda::grid::forward, cuda::grid::backward_workspace, cuda::grid::backward},
+};
+
+// A tier of the caller's choice, or whom the dispatch table chooses.
+cuda::Choice chosen(int64_t tier, const Forward& f) {
+  return tier == 3 ? cuda::tier_for(f) : cuda::Choice{&kTiers[tier], kTiers[tier].forward_workspace(f)};
+}
+cuda::Choice chosen(int64_t tier, const Backward& b) {
+  return tier == 3 ? cuda::tier_for(b) : cuda::Choice{&kTiers[tier], kTiers[tier].backward_workspace(b)};
+}
+
+void* workspace(const cuda::Choice& choice) {
+  if (!choice.workspace) throw simt::Error(std::string("not for the tier ") + choice.tier->name);
+  return simt::allocate(choice.workspace, "workspace");
+}
+
 size_t size_of(int64_t dtype) { return dtype == 0 ? 4 : dtype == 1 ? 8 : 2; }
 
 // "Device" copies of the caller's arrays.
@@ -95,7 +117,9 @@ extern "C" {
 struct Arguments {  // mirrored in simulator.py
   int64_t cell, dtype, T, N, I, H, P, D, batch_first, packed, rows, seed;
   int64_t grad_output_columns;  // of its rows in memory; at least D*P
-  const int64_t* batch_sizes;   // packed
+  int64_t tier;                 // 0 stepwise, 1 cluster, 2 grid, 3 whom the dispatch table says
+  int64_t multiprocessors, shared_per_block, largest_cluster;  // of the device; 0: an H100's
+  const int64_t* batch_sizes;                                  // packed
   const int64_t* lengths;
   const void *resets, *input, *h0, *c0;
   const void* weights[2][5];  // w_ih w_hh b_ih b_hh w_hr
@@ -105,10 +129,40 @@ struct Arguments {  // mirrored in simulator.py
   void* grad_weights[2][5];
 };
 
-// 0, or 1 with a message.
+static void set_device(const Arguments& a) {
+  const int number = simt::device().number + 1;
+  simt::device() = simt::Device{};
+  simt::device().number = number;
+  if (a.multiprocessors) simt::device().multiprocessors = unsigned(a.multiprocessors);
+  if (a.shared_per_block) simt::device().shared_per_block = size_t(a.shared_per_block);
+  if (a.largest_cluster) simt::device().largest_cluster = unsigned(a.largest_cluster);
+}
+
+// Whether a resident tier takes a layer of this cell, dtype, N, H and D, and its plan.
+int simt_plan(const Arguments* a, int backward, int64_t (&out)[8]) {
+  set_device(*a);
+  Forward f{};
+  Backward b{};
+  Layer& layer = backward ? static_cast<Layer&>(b) : f;
+  layer.cell = static_cast<Cell>(a->cell);
+  layer.dtype = static_cast<DType>(a->dtype);
+  layer.input.step = layer.input.lane = 1;
+  layer.T = 0, layer.N = a->N, layer.I = 1, layer.H = layer.P = a->H, layer.D = int(a->D);
+  cuda::Plan p;
+  const bool possible = a->tier == 1 ? (backward ? cuda::cluster::plan(b, p) : cuda::cluster::plan(f, p))
+                                     : (backward ? cuda::grid::plan(b, p) : cuda::grid::plan(f, p));
+  if (!possible) return 0;
+  const int64_t values[8] = {p.blocks, p.units, p.groups, p.slices, p.sequences, p.steps, p.in_shared, p.bytes};
+  std::copy(values, values + 8, out);
+  return 1;
+}
+
+// 0 and the name of the tier that ran, or 1 and what went wrong.
 int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
   try {
     simt::seed(uint64_t(a->seed));
+    set_device(*a);
+    const char* name = "";
     Memory memory;
     const size_t size = size_of(a->dtype);
     Backward b{};
@@ -161,8 +215,10 @@ int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
       static_cast<Layer&>(f) = b;
       f.h_n = memory.out(a->h_n, b.D * b.N * b.P * size, "h_n");
       f.c_n = memory.out(a->c_n, b.D * b.N * b.H * size, "c_n");
-      call.workspace = simt::allocate(cuda::stepwise::forward_workspace(f), "workspace");
-      cuda::stepwise::forward(f, call);
+      const cuda::Choice choice = chosen(a->tier, f);
+      call.workspace = workspace(choice);
+      choice.tier->forward(f, call);
+      name = choice.tier->name;
     } else {
       b.grad_output =
           view(memory.in(a->grad_output, R * a->grad_output_columns * size, "grad_output"), a->grad_output_columns);
@@ -178,10 +234,13 @@ int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
         b.grad_weights[d] = {w[0], w[1], w[2], w[3], w[4]};
         b.want_weights = w[0] != nullptr;
       }
-      call.workspace = simt::allocate(cuda::stepwise::backward_workspace(b), "workspace");
-      cuda::stepwise::backward(b, call);
+      const cuda::Choice choice = chosen(a->tier, b);
+      call.workspace = workspace(choice);
+      choice.tier->backward(b, call);
+      name = choice.tier->name;
     }
     memory.finish();
+    std::strncpy(message, name, length - 1);
     return 0;
   } catch (const std::exception& e) {
     std::strncpy(message, e.what(), length - 1);

@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <vector>
 
-#include "../../csrc/cuda/stepwise.h"
+#include "../../csrc/cuda/dispatch.h"
 #include "simt.h"
 
 namespace {
@@ -17,7 +17,8 @@ struct Shape {
 
 extern "C" {
 struct Arguments {  // as in driver.cpp
-  int64_t cell, dtype, T, N, I, H, P, D, batch_first, packed, rows, seed, grad_output_columns;
+  int64_t cell, dtype, T, N, I, H, P, D, batch_first, packed, rows, seed, grad_output_columns, tier, multiprocessors,
+      shared_per_block, largest_cluster;
   const int64_t *batch_sizes, *lengths;
   const void *resets, *input, *h0, *c0;
   const void* weights[2][5];
@@ -95,11 +96,13 @@ int main() {
           if (i == 4 && s.P == s.H) continue;
           a.weights[d][i] = values(sizes[i]), a.grad_weights[d][i] = values(sizes[i]);
         }
-      for (int backward = 0; backward < 2; ++backward, ++runs)
-        if (simt_layer(&a, backward, message, sizeof message)) {
-          std::printf("%s\n", message);
-          return 1;
-        }
+      const bool resident = s.cell >= 2 && s.P == s.H && dtype != 1;
+      for (a.tier = 0; a.tier < (resident ? 3 : 1); ++a.tier)
+        for (int backward = 0; backward < 2; ++backward, ++runs)
+          if (simt_layer(&a, backward, message, sizeof message)) {
+            std::printf("%s\n", message);
+            return 1;
+          }
     }
   for (const char* name : {"block_sum", "warp", "mma_bf16", "async", "relay", "cluster_4"})
     for (uint64_t seed = 0; seed < 3; ++seed, ++runs)

@@ -1,4 +1,4 @@
-"""What must notice the faults of mutations.py: small layers in fp32 that together take every path of the kernels.
+"""What must notice the faults of mutations.py: small layers that together take every path of the kernels.
 
 Imported once, with the references computed, by the server that a process per fault is forked from.
 """
@@ -13,27 +13,43 @@ from simt.layers import Case, check, make, padding, torch_nn  # noqa: E402
 from simt.simulator import Simulator, forward_and_backward  # noqa: E402
 
 torch.set_num_threads(1)
-PROBLEMS = [
-    (problem := make(case, torch.float32), torch_nn(problem, torch.float64), torch_nn(problem, torch.float32))
-    for case in (
-        Case("LSTM", T=4, N=3, I=3, H=7, P=3, D=2, ragged="lengths", resets=True),
-        Case("LSTM", T=4, N=3, I=3, H=5, resets=True, ragged="packed"),
-        Case("LSTM", T=3, N=2, I=2, H=9, D=2, ragged="lengths", resets=True, batch_first=True),
-        Case("GRU", T=4, N=3, I=3, H=6, D=2, resets=True, ragged="lengths"),
-        Case("RNN_TANH", T=3, N=2, I=3, H=515),
-        Case("RNN_RELU", T=30, N=9, I=2, H=3),
-        Case("GRU", T=2, N=300, I=1, H=1),
-    )
-]
+f32, bf16 = torch.float32, torch.bfloat16
+CASES = {  # by tier: a case, its dtype, and what is special about the device
+    "stepwise": [
+        (Case("LSTM", T=4, N=3, I=3, H=7, P=3, D=2, ragged="lengths", resets=True), f32, {}),
+        (Case("LSTM", T=4, N=3, I=3, H=5, resets=True, ragged="packed"), f32, {}),
+        (Case("LSTM", T=3, N=2, I=2, H=9, D=2, ragged="lengths", resets=True, batch_first=True), f32, {}),
+        (Case("GRU", T=4, N=3, I=3, H=6, D=2, resets=True, ragged="lengths"), f32, {}),
+        (Case("RNN_TANH", T=3, N=2, I=3, H=515), f32, {}),
+        (Case("RNN_RELU", T=30, N=9, I=2, H=3), f32, {}),
+        (Case("GRU", T=2, N=300, I=1, H=1), f32, {}),
+    ],
+    "cluster": [
+        (Case("LSTM", T=4, N=9, I=2, H=20, D=2, ragged="lengths", resets=True), bf16, {}),
+        (Case("GRU", T=4, N=3, I=2, H=18, D=2, ragged="packed", resets=True), bf16, {"largest_cluster": 2}),
+        (Case("LSTM", T=3, N=3, I=2, H=35, D=2, resets=True), f32, {"largest_cluster": 4}),
+        (Case("GRU", T=2, N=2, I=2, H=140), f32, {"largest_cluster": 4}),  # weights in shared memory, too
+    ],
+    "grid": [
+        (Case("LSTM", T=4, N=9, I=2, H=20, D=2, ragged="lengths", resets=True), bf16, {"multiprocessors": 1}),
+        (Case("GRU", T=5, N=3, I=2, H=40, ragged="packed"), f32, {}),
+    ],
+}
+PROBLEMS = {
+    tier: [
+        (problem := make(case, dtype), device, torch_nn(problem, torch.float64), torch_nn(problem, dtype))
+        for case, dtype, device in cases
+    ]
+    for tier, cases in CASES.items()
+}
 
 
-def run(library, answer):
-    """Writes what is wrong with the kernels in `library` to the file `answer`; nothing is: "" """
-    simulator = Simulator(library)
+def run(library, answer, tier):
+    """Writes what is wrong with the tier's kernels in `library` to the file `answer`; nothing is: "" """
     message = ""
     try:
-        for problem, exact, theirs in PROBLEMS:
-            results = forward_and_backward(simulator, problem)
+        for problem, device, exact, theirs in PROBLEMS[tier]:
+            results = forward_and_backward(Simulator(library, tier, **device), problem)
             check(problem, results, exact, theirs)
             if problem.case.ragged == "lengths":
                 assert padding(problem, results["output"]).all_zero(), "output: padding is not zero"

@@ -1,6 +1,6 @@
 """Do the simulator's tests notice faults? Applies one-line faults to copies of the kernels and runs a few quick layers.
 
-    python tests/simt/mutations.py [part of a name]
+    python tests/simt/mutations.py [parts of tiers' and faults' names ...]
 
 Exit code 0 if the unchanged kernels pass and every fault is caught: wrong numbers, an error of the simulator, or a crash.
 """
@@ -19,11 +19,14 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE.parent))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
 
-F, B, S = "cuda/stepwise_forward.cu", "cuda/stepwise_backward.cu", "cuda/steps.h"
+F, B, S, W = "cuda/stepwise_forward.cu", "cuda/stepwise_backward.cu", "cuda/steps.h", "cuda/gradients.cu"
+C, G, R, IN = "cuda/cluster.cu", "cuda/grid.cu", "cuda/resident.h", "cuda/inputs.cu"
+RL = "cuda/resident_loop.h"
+RF, RB = "cuda/resident_forward.h", "cuda/resident_backward.h"
 # ruff: noqa: E501 (a table: one fault a line)
 MUTATIONS = [  # name, file, line as it is, line with the fault
-    ("dropped barrier", B, "  sync_block();", "  ;"),
-    ("barrier for one warp", B, "  sync_block();", "  if (warp == 0) sync_block();"),
+    ("dropped barrier", W, "  sync_block();", "  ;"),
+    ("barrier for one warp", W, "  sync_block();", "  if (warp == 0) sync_block();"),
     ("swapped gates forward", F, "cells::lstm_forward(a[0][k], a[1][k], a[2][k]", "cells::lstm_forward(a[1][k], a[0][k], a[2][k]"),
     ("swapped gates backward", B, "dc[k], a[0][k], a[1][k], a[2][k], a[3][k]);", "dc[k], a[1][k], a[0][k], a[2][k], a[3][k]);"),
     ("swapped GRU planes", B, "dh[k], a[1][k], a[2][k], a[0][k], a[3][k]", "dh[k], a[2][k], a[1][k], a[0][k], a[3][k]"),
@@ -35,8 +38,8 @@ MUTATIONS = [  # name, file, line as it is, line with the fault
     ("wrong stride of saved gates", F, "store(saved + g * p.Hp, a[g], V);", "store(saved + g * p.H, a[g], V);"),
     ("wrong stride of the state", F, "p.h_gates + j * G * p.H + unit", "p.h_gates + j * p.H + unit"),
     ("bias not added", F, "add(a[g], b + g * p.H, n);", ";"),
-    ("b_hh twice", F, "sum += widen(b_ih[at])", "sum += widen(b_hh[at])"),
-    ("b_hn with the input's", F, "if (b_hh && !input_only)", "if (b_hh)"),
+    ("b_hh twice", IN, "sum += widen(b_ih[at])", "sum += widen(b_hh[at])"),
+    ("b_hn with the input's", IN, "if (b_hh && !input_only)", "if (b_hh)"),
     ("cell state not kept", F, "store(c_state, c, n);", ";"),
     ("reset ignored for c", F, "clear_if(anew, c);", ";"),
     ("reset ignored for h", F, "clear_if(anew, h);", ";"),
@@ -55,45 +58,95 @@ MUTATIONS = [  # name, file, line as it is, line with the fault
     ("dh of every step from h0", B, "mask.real(step.before, j) ? output.at", "false ? output.at"),
     ("h before a reset in dW_hh", B, "if (mask.anew(step.now, j)) n = 0;", ";"),
     ("padding in dW", B, "store(to + g * p.H, zeros, n);", ";"),
-    ("padded input in dW", B, "      x = input;", "      ;"),
-    ("second direction overwrites", B, "d > 0);", "false);"),
-    ("bias sums skip a warp", B, "w < kSumWarps; ++w) total", "w < kSumWarps - 1; ++w) total"),
-    ("bias sums skip a row", B, "row += kSumWarps)", "row += kSumWarps + 1)"),
-    ("bias sums lose a chunk", B, "i < chunks; ++i) total", "i < chunks - (chunks > 1); ++i) total"),
+    ("padded input in dW", W, "      x = input;", "      ;"),
+    ("second direction overwrites", W, "d > 0);", "false);"),
+    ("bias sums skip a warp", W, "w < kSumWarps; ++w) total", "w < kSumWarps - 1; ++w) total"),
+    ("bias sums skip a row", W, "row += kSumWarps)", "row += kSumWarps + 1)"),
+    ("bias sums lose a chunk", W, "i < chunks; ++i) total", "i < chunks - (chunks > 1); ++i) total"),
     ("rows beyond the grid", S, "row < rows; row += stride)", "row < rows; row += rows)"),
     ("too much work per block", S, "const unsigned down = kThreads / across;", "const unsigned down = 16 * kThreads / across;"),
-    ("derivative of the projection's output lost", B, "all.of(d_output, now, P, P), w_hr", "all.of(d_output, step_of(L, d, s - 1).now, P, P), w_hr"),
+    ("derivative of the projection's output lost", B, "all.of(trace.d_output, now, P, P), w_hr", "all.of(trace.d_output, step_of(L, d, s - 1).now, P, P), w_hr"),
+]  # fmt: skip
+# In the resident tiers: what they share is tested on the cluster's kernels.
+RESIDENT = [
+    ("one peer too few", C, "peer < p.blocks;", "peer < p.blocks - 1;"),
+    ("one buffer of the state", C, "(step & 1)", "(step & 0)"),
+    ("no cluster barrier at the start", C, "{ sync_cluster(); }", "{ sync_block(); }"),
+    ("cluster does not wait", C, "settle() const { cluster_wait(); }", "settle() const {}"),
+    ("cluster does not arrive", C, "publish(int64_t) const { cluster_arrive(); }", "publish(int64_t) const {}"),
+    ("partial sums without a barrier", RL, "    sync_block();\n    const bool last", "    const bool last"),
+    ("one slice of the sum left out", RL, "for (int i = 0; i < p.slices; ++i)", "for (int i = 0; i < p.slices - 1; ++i)"),
+    ("last step of depth left out", RL, "if (k < p.depth) T::multiply", "if (k + T::kDepth < p.depth) T::multiply"),
+    ("wrong fragments in shared memory", RL, "load16(packed + ((KEPT + i) * M + m) * 32)", "load16(packed + (i * M + m) * 32)"),
+    ("warps share their fragments", RL, "* p.warps() + warp) * 512", "* p.warps()) * 512"),
+    ("neighbours swapped in 32 bits", R, "lane & 1 ? w | v << 16", "lane & 1 ? v | w << 16"),
+    ("halves swapped in 16 bytes", R, "return lane & 4 ?", "return lane & 8 ?"),
+    ("state of every part in the first", RL, "part * p.row + x.unit", "0 * p.row + x.unit"),
+    ("partial sums over the state", R, "p.state_at + buffers * p.sequences", "p.state_at + (buffers - 1) * p.sequences"),
+    ("mma's other rows", R, "f(group + i / 2 * 8, t * 8 + member * 2 + i % 2", "f(group + i % 2 * 8, t * 8 + member * 2 + i / 2"),
+    ("packed for the wrong slice", RL, "(slice + i * p.slices) * T::kDepth, [&]", "(slice * p.steps + i) * T::kDepth, [&]"),
+    ("reverse direction from the front", "cuda/inputs.h", "const int64_t t = d ? T - 1 - s : s;", "const int64_t t = s;"),
+    ("reset ignored", RF, "if (anew[e]) h[e] = c[e] = 0;", ";"),
+    ("reset of the first step ignored", RF, "&& !a.mask.anew(first, j);", ";"),
+    ("padding not zero", RF, "side.output.at(place, at.j)[at.unit] = S{};", ";"),
+    ("b_hn with the input's", RF, "(g == 2 ? 0 : sums[g < 2 ? g : 2])", "sums[g < 2 ? g : 2]"),
+    ("bias lost", RF, "x[e][g] = bias[g * a.H] + ", "x[e][g] = "),
+    ("gradient crosses a reset", RB, "keeps[e] = after[e] && !a.mask.anew(later, at.j);", "keeps[e] = after[e];"),
+    ("weights not transposed", RB, "(gate * a.H + from) * a.H + unit", "(gate * a.H + unit) * a.H + from"),
+    ("h of every step from h0", RB, "goes_on ? side.output.at", "false ? side.output.at"),
+    ("carry lost", RB, "carry[e] = dc_now;", ";"),
+    ("padding in dW", RB, "side.dgates.at(place, at.j)[g * a.H + at.unit] = S{};", ";"),
+    ("initial state's gradient a step early", RB, "kMoreSteps = 1;", "kMoreSteps = 0;"),
+    ("unpublished flag", G, "if (thread_rank() == 0) add_release(flag, 1);", ";"),
+    ("flag before data", G, "    sync_block();\n    if (thread_rank() == 0) add_release", "    if (thread_rank() == 0) add_release"),
+    ("flag awaited too little", G, "static_cast<unsigned>(step) *", "static_cast<unsigned>(step - 1) *"),
+    ("one buffer in L2", G, "(step & 1)", "(step & 0)"),
+    ("flags not cleared", G, "if (i < count) flags[i] = 0;", ";"),
+    ("copy not awaited by the others", G, "    async_wait<0>();\n    sync_block();", "    async_wait<0>();"),
+    ("later launches repeat the first teams", G, "const int team = g.first +", "const int team = 0 * g.first +"),
+    ("tables of steps", IN, "to[i] = numbers.value[i]", "to[i] = numbers.value[0]"),
 ]  # fmt: skip
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["simt.mutation_check"])
 
 
-def notice(library, answer):
+def notice(library, answer, tier):
     from simt import mutation_check
 
-    mutation_check.run(str(library), answer)
+    mutation_check.run(str(library), answer, tier)
+
+
+# Whose kernels show a fault, and the sources that are compiled with it.
+WORK = [("stepwise", *m) for m in MUTATIONS] + [("grid" if m[1] == G else "cluster", *m) for m in RESIDENT]
+SOURCES = {
+    "stepwise": ("stepwise", "gradients", "inputs"),
+    "cluster": ("cluster", "inputs"),
+    "grid": ("grid", "inputs"),
+}
 
 
 def caught(mutation, folder):
     """(name, what noticed the fault or None)."""
     from simt import simulator
 
-    name, file, line, fault = mutation
-    csrc = Path(folder, name.replace(" ", "_"), "csrc")
+    tier, name, file, line, fault = mutation
+    csrc = Path(folder, f"{tier} {name}".replace(" ", "_"), "csrc")
     shutil.copytree(ROOT / "csrc", csrc, ignore=shutil.ignore_patterns("cpu"))
     text = (csrc / file).read_text()
     if line is not None:
         if line not in text:
             return name, None, "the line is not there any more: " + line
         (csrc / file).write_text(text.replace(line, fault, 1))
-    flags = ("-O0", "-g0", "-DLSTMKERN_ONLY_F32", "-Wno-error", "-w")
-    library = simulator.build(csrc, ROOT / "build" / "simt-mutations", flags, jobs=1)
+    flags = ("-O0", "-g0", f"-DLSTMKERN_TYPES={1 if tier == 'stepwise' else 2}", "-Wno-error", "-w")
+    where = ROOT / "build" / "simt-mutations"
+    library = simulator.build(where, flags, jobs=1, changed=csrc, names=SOURCES[tier])
     answer = Path(folder, library.name + ".txt")
-    process = SERVER.Process(target=notice, args=(library, str(answer)))
+    process = SERVER.Process(target=notice, args=(library, str(answer), tier))
     process.start()
     process.join(120)
-    library.unlink()
+    if line is not None:
+        library.unlink()
     if process.is_alive():
         process.kill()
         return name, "no end after two minutes", ""
@@ -104,13 +157,14 @@ def caught(mutation, folder):
 
 
 def main():
-    wanted = [m for m in MUTATIONS if len(sys.argv) < 2 or sys.argv[1] in m[0]]
+    wanted = [m for m in WORK if len(sys.argv) < 2 or any(part in " ".join(m[:2]) for part in sys.argv[1:])]
     start, missed = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as folder:
-        name, by, _ = caught(("no fault", F, None, None), folder)
-        if by:
-            print("the kernels fail without any fault:", by)
-            return 1
+        for tier in SOURCES:
+            _, by, _ = caught((tier, "no fault", F, None, None), folder)
+            if by:
+                print(f"the {tier} kernels fail without any fault:", by)
+                return 1
         with ThreadPoolExecutor(int(os.environ.get("LSTMKERN_JOBS", os.cpu_count() or 1))) as pool:
             for name, by, why in pool.map(lambda m: caught(m, folder), wanted):
                 print(f"{'caught' if by else 'MISSED':7} {name:45} {by or why}", flush=True)

@@ -1,5 +1,5 @@
-// device.h's names with a CPU meaning: every CUDA thread is a fiber, and a seeded scheduler (simt.cpp) runs the fibers
-// of a launch one at a time in random order, so that nothing but a barrier, a flag or a collective orders them.
+// device.h's names with a CPU meaning: every CUDA thread is a fiber, and a seeded scheduler (scheduler.cpp) runs the
+// fibers of a launch one at a time in random order, so that nothing but a barrier, a flag or a collective orders them.
 //
 // What is found, and reported as an exception that names kernel, place and threads: a barrier or collective that some
 // thread never reaches; a flag nobody sets; threads at different barriers; launches that hardware refuses; misaligned
@@ -15,6 +15,7 @@
 #include <string>
 #include <type_traits>
 
+#define LSTMKERN_HOPPER 1
 #define LSTMKERN_KERNEL(threads) void
 #define LSTMKERN_DEVICE inline
 #define LSTMKERN_BOTH inline
@@ -55,10 +56,12 @@ struct LaunchInfo {
 
 // The machine whose refusals are imitated: an H100's limits. Tests make it smaller.
 struct Device {
+  int number = 0;  // tests that change the device change this, too
   unsigned multiprocessors = 132;
   unsigned threads_per_multiprocessor = 2048, blocks_per_multiprocessor = 32;
+  unsigned registers_per_multiprocessor = 65536, registers_per_thread = 256;  // a kernel's own number is not known here
   size_t shared_per_multiprocessor = 228 * 1024, shared_per_block = 227 * 1024, shared_reserved = 1024;
-  unsigned portable_cluster = 8, largest_cluster = 16;
+  unsigned largest_cluster = 16;
 };
 Device& device();
 
@@ -70,6 +73,8 @@ void* allocate(size_t bytes, const char* name);
 void free_all();
 void check_guards();
 
+// Blocks that can be resident together; throws where the launch is refused.
+size_t resident_blocks(const LaunchInfo& info);
 void run(const LaunchInfo& info, const std::function<void()>& thread);
 
 // From inside a kernel.
@@ -88,6 +93,10 @@ void async_commit();
 void async_wait(int newest);
 // Every lane of the warp gives `bytes` (at most 64) and gets what all 32 gave, 64 apart.
 void exchange(const void* mine, size_t bytes, void* all, const char* what, Place place);
+// The same, but gets `result_bytes` of its own line of what together() makes of all 32, once.
+typedef void (*Together)(const char (&given)[32][64], char (&results)[32][64]);
+void collective(const void* mine, size_t bytes, void* result, size_t result_bytes, Together together, const char* what,
+                Place place);
 void fail(const std::string& message);
 
 }  // namespace simt
@@ -229,31 +238,38 @@ inline unsigned ballot(bool predicate, SIMT_HERE) {
 // B: row = threadID * 2 + (i & 1), + 8 for i >= 2, col = groupID;
 // C, D: row = groupID for i < 2 and groupID + 8 otherwise, col = threadID * 2 + (i & 1).
 template <class S>
+struct MmaOperands {
+  unsigned a[4], b[2];
+  float d[4];
+  static void multiply(const char (&given)[32][64], char (&results)[32][64]) {
+    float A[16][16], B[16][8];
+    MmaOperands all[32];
+    for (unsigned lane = 0; lane < 32; ++lane) {
+      std::memcpy(static_cast<void*>(&all[lane]), given[lane], sizeof(MmaOperands));
+      S a_values[8], b_values[4];
+      std::memcpy(a_values, all[lane].a, 16);
+      std::memcpy(b_values, all[lane].b, 8);
+      const unsigned group = lane >> 2, member = lane % 4;
+      for (unsigned i = 0; i < 8; ++i)
+        A[group + (i == 2 || i == 3 || i >= 6 ? 8 : 0)][member * 2 + (i & 1) + (i >= 4 ? 8 : 0)] = widen(a_values[i]);
+      for (unsigned i = 0; i < 4; ++i) B[member * 2 + (i & 1) + (i >= 2 ? 8 : 0)][group] = widen(b_values[i]);
+    }
+    for (unsigned lane = 0; lane < 32; ++lane) {
+      for (unsigned i = 0; i < 4; ++i) {
+        const unsigned row = (lane >> 2) + (i < 2 ? 0 : 8), column = lane % 4 * 2 + (i & 1);
+        for (int k = 0; k < 16; ++k) all[lane].d[i] += A[row][k] * B[k][column];
+      }
+      std::memcpy(results[lane], all[lane].d, 16);
+    }
+  }
+};
+template <class S>
 void mma_16816(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], S, SIMT_HERE) {
-  struct Operands {
-    unsigned a[4], b[2];
-  } mine;
+  MmaOperands<S> mine;
   std::memcpy(mine.a, a, sizeof mine.a);
   std::memcpy(mine.b, b, sizeof mine.b);
-  char all[32][64];
-  simt::exchange(&mine, sizeof mine, all, "mma_16816", {file, line});
-  float A[16][16], B[16][8];
-  for (unsigned lane = 0; lane < 32; ++lane) {
-    S a_values[8], b_values[4];
-    std::memcpy(a_values, all[lane], 16);
-    std::memcpy(b_values, all[lane] + 16, 8);
-    const unsigned group = lane >> 2, member = lane % 4;
-    for (unsigned i = 0; i < 8; ++i)
-      A[group + (i == 2 || i == 3 || i >= 6 ? 8 : 0)][member * 2 + (i & 1) + (i >= 4 ? 8 : 0)] = widen(a_values[i]);
-    for (unsigned i = 0; i < 4; ++i) B[member * 2 + (i & 1) + (i >= 2 ? 8 : 0)][group] = widen(b_values[i]);
-  }
-  const unsigned group = lane_index() >> 2, member = lane_index() % 4;
-  for (unsigned i = 0; i < 4; ++i) {
-    const unsigned row = group + (i < 2 ? 0 : 8), column = member * 2 + (i & 1);
-    float sum = d[i];
-    for (int k = 0; k < 16; ++k) sum += A[row][k] * B[k][column];
-    d[i] = sum;
-  }
+  std::memcpy(mine.d, d, sizeof mine.d);
+  simt::collective(&mine, sizeof mine, d, sizeof d, MmaOperands<S>::multiply, "mma_16816", {file, line});
 }
 
 // Atomics happen at once; before and after them others may run.
@@ -312,6 +328,23 @@ template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), const Launch& how, const A&... arguments) {
   simt::run({name, how.grid, how.block, how.shared, how.cluster, how.cooperative},
             [&] { kernel(static_cast<P>(arguments)...); });
+}
+
+struct Chip {
+  int device, major, multiprocessors;
+  size_t shared_per_block;
+};
+inline Chip chip() {
+  return {simt::device().number, 9, int(simt::device().multiprocessors), simt::device().shared_per_block};
+}
+
+template <class... P>
+int resident_blocks(const char* name, void (*)(P...), const Launch& how) {
+  try {
+    return int(simt::resident_blocks({name, how.grid, how.block, how.shared, how.cluster, how.cooperative}));
+  } catch (const simt::Error&) {
+    return 0;
+  }
 }
 
 }  // namespace cuda

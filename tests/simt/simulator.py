@@ -8,8 +8,10 @@ import ctypes
 import functools
 import hashlib
 import os
+import re
 import shutil
 import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,8 +19,10 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+TIERS = {"stepwise": 0, "cluster": 1, "grid": 2, "dispatch": 3}
 CELLS = {"RNN_TANH": 0, "RNN_RELU": 1, "LSTM": 2, "GRU": 3}
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+ENGINE = ["fibers", "scheduler", "primitives", "memory"]
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
 FLAGS = ["-std=c++17", "-g1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function"]
 
@@ -45,6 +49,10 @@ class Arguments(ctypes.Structure):  # mirrors driver.cpp
                 "rows",
                 "seed",
                 "grad_output_columns",
+                "tier",
+                "multiprocessors",
+                "shared_per_block",
+                "largest_cluster",
             ]
         ],
         *[(name, ctypes.c_void_p) for name in ["batch_sizes", "lengths", "resets", "input", "h0", "c0"]],
@@ -60,36 +68,45 @@ def compiler():
     return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
 
 
-def headers(csrc):
-    return [csrc / "layer.h", csrc / "cells.h", *sorted((csrc / "cuda").glob("*.h")), *sorted(HERE.glob("*.h"))]
+def includes(source, seen):
+    """The file and all of ours that it includes."""
+    if source not in seen and source.exists():
+        seen.append(source)
+        for name in re.findall(r'#include "(.*?)"', source.read_text()):
+            found = [(folder / name).resolve() for folder in (source.parent, HERE)]
+            for path in (p for p in found if p.exists()):
+                includes(path, seen)
+    return seen
 
 
-def object_of(source, csrc, build, flags):
+def object_of(source, build, flags):
     """Compiles one file unless the same text was compiled with the same flags before."""
-    extra = [HERE / "selftest_main.inl"] if source.name == "selftest.cu" else []
-    text = (
-        b"\0".join(p.read_bytes() for p in [source, *headers(csrc), *extra]) + " ".join([*flags, compiler()]).encode()
-    )
+    files = includes(source.resolve(), [])
+    text = b"\0".join(p.read_bytes() for p in files) + " ".join([*flags, compiler()]).encode()
     path = build / f"{source.stem}-{hashlib.sha256(text).hexdigest()[:16]}.o"
     if not path.exists():
         build.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}.tmp")
+        part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
         defines = ["-DLSTMKERN_SIMT", f"-I{HERE}"]
         subprocess.run([compiler(), *flags, *defines, "-x", "c++", "-c", source, "-o", part], check=True)
         part.rename(path)
     return path
 
 
-def build(csrc=ROOT / "csrc", where=ROOT / "build" / "simt", flags=("-O1",), main=False, jobs=None):
-    """The simulator with the kernels of `csrc` as a shared library, or with `main` as a program."""
-    sources = [*sorted((csrc / "cuda").glob("*.cu")), HERE / "simt.cpp", HERE / "selftest.cu", HERE / "driver.cpp"]
+def build(where=ROOT / "build" / "simt", flags=("-O1",), main=False, jobs=None, changed=None, names=()):
+    """The simulator and the kernels as a shared library, or with `main` as a program. The sources that `names` begin
+    with are taken from `changed`, a copy of csrc."""
+    kernels = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ROOT / "csrc" / "cuda" / "dispatch.cpp"]
+    sources = [
+        *(changed / "cuda" / p.name if p.name.startswith(tuple(names)) else p for p in kernels),
+        *(HERE / f"{n}.cpp" for n in ENGINE),
+        HERE / "selftest.cu",
+        HERE / "driver.cpp",
+    ]
     sources += [HERE / "main.cpp"] if main else []
     flags = [*FLAGS, *flags]
     with ThreadPoolExecutor(jobs or int(os.environ.get("LSTMKERN_JOBS", os.cpu_count() or 1))) as pool:
-        # driver.cpp includes nothing of a changed csrc but its interface, simt.cpp and selftest.cu not even that
-        objects = list(
-            pool.map(lambda s: object_of(s, csrc if csrc in s.parents else ROOT / "csrc", where, flags), sources)
-        )
+        objects = list(pool.map(lambda s: object_of(s, where, flags), sources))
     name = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:16]
     path = where / (f"simt-{name}" if main else f"libsimt-{name}.so")
     if not path.exists():
@@ -101,8 +118,11 @@ def build(csrc=ROOT / "csrc", where=ROOT / "build" / "simt", flags=("-O1",), mai
 
 
 class Simulator:
-    def __init__(self, library):
+    """tier: whose kernels run. device: multiprocessors, shared_per_block and largest_cluster where not an H100's."""
+
+    def __init__(self, library, tier="stepwise", **device):
         self.library = ctypes.CDLL(str(library))
+        self.device = dict(device, tier=TIERS[tier])
         self.message = ctypes.create_string_buffer(4096)
 
     def _check(self, status):
@@ -113,8 +133,21 @@ class Simulator:
         args = name.encode(), ctypes.c_uint64(seed), self.message, ctypes.c_size_t(4096)
         self._check(self.library.simt_selftest(*args))
 
+    def ran(self):
+        """The tier that the last layer ran on."""
+        return self.message.value.decode()
+
+    def plan(self, mode, dtype, N, H, D=1, backward=False):
+        """How this resident tier would run a layer (the fields of resident.h's Plan), or None."""
+        a = Arguments(cell=CELLS[mode], dtype=DTYPES[dtype], N=N, H=H, D=D, **self.device)
+        out = (ctypes.c_int64 * 8)()
+        if not self.library.simt_plan(ctypes.byref(a), int(backward), out):
+            return None
+        names = ("blocks", "units", "groups", "slices", "sequences", "steps", "in_shared", "bytes")
+        return dict(zip(names, out, strict=True))
+
     def _arguments(self, input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, seed):
-        a = Arguments(cell=CELLS[mode], dtype=DTYPES[input.dtype], seed=seed)
+        a = Arguments(cell=CELLS[mode], dtype=DTYPES[input.dtype], seed=seed, **self.device)
         a.D, a.N, a.P = h0.shape
         a.I = input.size(-1)
         a.H = weights[0].size(0) // GATES[mode]
@@ -200,5 +233,5 @@ def forward_and_backward(simulator, problem, *, seed=0, needs=(True, True, True)
 
 
 @functools.lru_cache
-def simulator():
-    return Simulator(build())
+def simulator(tier="stepwise", **device):
+    return Simulator(build(), tier, **device)

@@ -1,0 +1,192 @@
+// dx, dW and db from what backward's time loop left (gradients.h).
+#include "gradients.h"
+
+namespace lstmkern {
+namespace cuda {
+namespace {
+
+// --- kernels ---
+
+// to = from, [rows, columns].
+template <class S>
+LSTMKERN_KERNEL(kThreads)
+copy_rows(S* to, const S* from, int64_t rows, int64_t columns) {
+  constexpr int V = kAtOnce<S>;
+  for_pieces<V>(rows, columns, [&](int64_t row, int64_t column, int n) {
+    Compute<S> v[V];
+    load(v, from + row * columns + column, n);
+    store(to + row * columns + column, v, n);
+  });
+}
+
+// The input with zeros for padding: what lies there may be anything, and zero times NaN is NaN.
+template <class S>
+LSTMKERN_KERNEL(kThreads)
+without_padding(Rows<S> to, Rows<const S> from, int64_t T, int64_t N, int64_t columns, Mask mask) {
+  constexpr int V = kAtOnce<S>;
+  for_pieces<V>(T * N, columns, [&](int64_t row, int64_t column, int n) {
+    const int64_t t = row / N, j = row % N;
+    Compute<S> v[V] = {};
+    if (mask.real({t, t, N}, j)) load(v, from.at(t, j) + column, n);
+    store(to.at(t, j) + column, v, n);
+  });
+}
+
+// Column sums in an order that depends on the sizes alone. First the sums of `chunks` runs of rows, [chunks, columns]:
+// a block takes 32 pieces of columns, its 8 warps take turns at the rows.
+constexpr int kSumWarps = 8;
+
+template <class S>
+LSTMKERN_KERNEL(32 * kSumWarps)
+sum_rows(Compute<S>* sums, const S* from, int64_t rows, int64_t columns, int64_t chunks) {
+  using C = Compute<S>;
+  constexpr int V = kAtOnce<S>, kAcross = 32 * V;
+  LSTMKERN_SHARED(C, shared, kSumWarps * kAcross);
+  const int lane = static_cast<int>(lane_index()), warp = static_cast<int>(warp_index());
+  const int64_t column = (static_cast<int64_t>(block_index().x) * 32 + lane) * V, chunk = block_index().y;
+  const int n = columns - column >= V ? V : columns > column ? static_cast<int>(columns - column) : 0;
+  C sum[V] = {};
+  for (int64_t row = rows * chunk / chunks + warp; row < rows * (chunk + 1) / chunks; row += kSumWarps)
+    add(sum, from + row * columns + column, n);
+  store(shared + warp * kAcross + lane * V, sum, V);
+  sync_block();
+  for (int k = static_cast<int>(thread_rank()); k < kAcross; k += 32 * kSumWarps) {
+    const int64_t at = static_cast<int64_t>(block_index().x) * kAcross + k;
+    if (at >= columns) break;
+    C total = 0;
+    for (int w = 0; w < kSumWarps; ++w) total += shared[w * kAcross + k];
+    sums[chunk * columns + at] = total;
+  }
+}
+
+// Then their sum, to both biases' gradients.
+template <Cell CELL, class S>
+LSTMKERN_KERNEL(kThreads)
+bias_gradients(S* b_ih, S* b_hh, const Compute<S>* sums, int64_t H, int64_t chunks) {
+  using C = Compute<S>;
+  constexpr int planes = kPlanes<CELL>;
+  for_pieces<1>(planes, H, [&](int64_t plane, int64_t unit, int) {
+    C total = 0;
+    for (int64_t i = 0; i < chunks; ++i) total += sums[(i * planes + plane) * H + unit];
+    // GRU: planes n r z n_h are the gates 2 0 1 and 2.
+    const int64_t gate = CELL == Cell::gru ? (plane + 2) % 3 : plane;
+    if (CELL != Cell::gru || plane < 3) narrow(total, b_ih[gate * H + unit]);
+    if (CELL != Cell::gru || plane > 0) narrow(total, b_hh[gate * H + unit]);
+  });
+}
+
+// --- products ---
+
+template <Cell CELL, class S>
+class Gradients {
+  using C = Compute<S>;
+  static constexpr int G = kGates<CELL>, planes = kPlanes<CELL>;
+
+  const Backward& L;
+  const Trace<S>& trace;
+  const Scratch& scratch;
+  const Numbering all;
+
+ public:
+  Gradients(const Backward& layer, const Trace<S>& trace, const Scratch& scratch)
+      : L(layer), trace(trace), scratch(scratch), all(layer) {}
+
+  // dx = dgates W_ih; the second direction adds to the first.
+  void input_gradient(int d, const Call& call) {
+    const int64_t H = L.H, I = L.I;
+    const S* weights = static_cast<const S*>(L.weights[d].w_ih);
+    if (CELL == Cell::gru) {  // in the planes' order
+      S* w_ih = static_cast<S*>(scratch.w_ih);
+      launch("copy_rows", copy_rows<S>, cover(H, I, kAtOnce<S>, call.stream), w_ih, weights + 2 * H * I, H, I);
+      launch("copy_rows", copy_rows<S>, cover(2 * H, I, kAtOnce<S>, call.stream), w_ih + H * I, weights, 2 * H, I);
+      weights = w_ih;
+    }
+    call.products->multiply(matrix(static_cast<S*>(L.grad_input.data), all.count, I, I),
+                            matrix(trace.dgates, all.count, G * H, planes * H), matrix(weights, G * H, I, I), d > 0);
+  }
+
+  // to [rows, columns] = a^T b over all rows, a [count, rows] in memory `a_stride` apart.
+  void over_rows(const Call& call, void* to, const S* a, int64_t rows, int64_t a_stride, const S* b, int64_t columns) {
+    call.products->multiply(matrix(static_cast<S*>(to), rows, columns, columns),
+                            transpose(matrix(a, all.count, rows, a_stride)), matrix(b, all.count, columns, columns),
+                            false);
+  }
+
+  void weight_gradients(int d, const Call& call) {
+    const S *dgates = trace.dgates, *input = static_cast<const S*>(scratch.input);
+    C* sums = static_cast<C*>(scratch.sums);
+    const int64_t chunks = scratch.chunks;
+    const WeightGrads& w = L.grad_weights[d];
+    const int64_t H = L.H, I = L.I, P = L.P, ld = planes * H;
+    const S* x = static_cast<const S*>(L.input.data);
+    if (L.lengths) {
+      if (d == 0)
+        launch("without_padding", without_padding<S>, cover(all.count, I, kAtOnce<S>, call.stream),
+               all.rows(static_cast<S*>(scratch.input), I), rows_of<const S>(L.input), L.T, L.N, I, mask_of(L));
+      x = input;
+    }
+    if (CELL == Cell::gru) {
+      over_rows(call, w.w_ih, dgates + H, 2 * H, ld, x, I);
+      over_rows(call, static_cast<S*>(w.w_ih) + 2 * H * I, dgates, H, ld, x, I);
+    } else {
+      over_rows(call, w.w_ih, dgates, G * H, ld, x, I);
+    }
+    over_rows(call, w.w_hh, dgates + kHiddenPlane<CELL> * H, G * H, ld, trace.h_before, P);
+    if (w.w_hr) over_rows(call, w.w_hr, trace.d_output, P, P, trace.full, H);
+    if (!w.b_ih) return;
+    Launch how;
+    how.block = {32, kSumWarps, 1};
+    const int64_t across = 32 * kAtOnce<S>;
+    how.grid = {static_cast<unsigned>((ld + across - 1) / across), static_cast<unsigned>(chunks), 1};
+    how.stream = call.stream;
+    launch("sum_rows", sum_rows<S>, how, sums, dgates, all.count, ld, chunks);
+    launch("bias_gradients", bias_gradients<CELL, S>, cover(planes, H, 1, call.stream), static_cast<S*>(w.b_ih),
+           static_cast<S*>(w.b_hh), static_cast<const C*>(sums), H, chunks);
+  }
+};
+
+struct Measure {
+  const Backward& layer;
+  Carver& memory;
+  Scratch scratch;
+  template <Cell CELL, class S>
+  void run() {
+    constexpr int G = kGates<CELL>;
+    const int64_t rows = rows_of_steps(layer);
+    const bool want = layer.want_weights;
+    scratch.chunks = rows < 128 ? 1 : rows < 64 * 128 ? rows / 128 : 64;
+    scratch.input = memory.take<S>(want && layer.lengths ? rows * layer.I : 0);
+    scratch.w_ih = memory.take<S>(CELL == Cell::gru && layer.grad_input.data ? G * layer.H * layer.I : 0);
+    const bool bias = want && layer.grad_weights[0].b_ih;
+    scratch.sums = memory.take<Compute<S>>(bias ? scratch.chunks * kPlanes<CELL> * layer.H : 0);
+  }
+};
+
+struct Run {
+  const Backward& layer;
+  int d;
+  const void* trace;
+  const Scratch& scratch;
+  const Call& call;
+  template <Cell CELL, class S>
+  void run() {
+    Gradients<CELL, S> g(layer, *static_cast<const Trace<S>*>(trace), scratch);
+    if (layer.grad_input.data) g.input_gradient(d, call);
+    if (layer.want_weights) g.weight_gradients(d, call);
+  }
+};
+
+}  // namespace
+
+Scratch take_scratch(const Backward& layer, Carver& memory) {
+  Measure measure{layer, memory, {}};
+  for_kind(layer, measure);
+  return measure.scratch;
+}
+
+void gradients(const Backward& layer, int d, const void* trace, const Scratch& scratch, const Call& call) {
+  for_kind(layer, Run{layer, d, trace, scratch, call});
+}
+
+}  // namespace cuda
+}  // namespace lstmkern

@@ -1,0 +1,162 @@
+// The grid tier: a team is as many blocks as hold the weights, up to the whole chip, and the state travels through L2.
+// A block writes its units' part of the state to global memory and then adds one to the team's counter (release); who
+// needs the next state waits for the counter (acquire) to reach blocks * step and copies it to shared memory. Two
+// buffers of the state: a block that writes step + 1 has seen everyone's part of step, so everyone is done reading what
+// it overwrites. All blocks of a launch must be resident together: it is a cooperative launch of no more teams than
+// fit, and the other teams follow in launches of their own. Design and arithmetic: resident.h.
+#include "resident_backward.h"
+#include "resident_forward.h"
+#include "resident_loop.h"
+
+namespace lstmkern {
+namespace cuda {
+namespace {
+
+constexpr int kFlagStride = 32;  // a line of L2 for each team's counter
+
+template <class S>
+struct GridState {
+  S* state;         // [teams, 2, sequences, depth]
+  unsigned* flags;  // [teams, kFlagStride]
+  int first;        // the launch's first team
+};
+
+template <class S>
+struct GridWire {
+  const Plan& p;
+  S *shared, *global;
+  unsigned* flag;
+
+  LSTMKERN_DEVICE S* buffer(int64_t step) const { return global + static_cast<int>(step & 1) * p.sequences * p.depth; }
+  LSTMKERN_DEVICE S* first() const { return shared; }
+  LSTMKERN_DEVICE void begin() const { sync_block(); }
+  LSTMKERN_DEVICE const S* receive(int64_t step) const {
+    if (step == 0) return shared;
+    if (thread_rank() == 0) wait_flag(flag, static_cast<unsigned>(step) * static_cast<unsigned>(p.blocks));
+    sync_block();
+    const S* const from = buffer(step);
+    const int pieces = p.depth / kTogether<S>;
+    for (int i = static_cast<int>(thread_rank()); i < p.sequences * pieces; i += p.warps() * 32) {
+      const int n = i / pieces, column = i % pieces * kTogether<S>;
+      async_copy16(shared + n * p.stride + column, from + n * p.depth + column);
+    }
+    async_commit();
+    async_wait<0>();
+    sync_block();
+    return shared;
+  }
+  LSTMKERN_DEVICE void send(int64_t step, int n, int column, const Bytes16& piece) const {
+    if (lane_index() % kTogether<S> == 0) store16(buffer(step) + n * p.depth + column, piece);
+  }
+  LSTMKERN_DEVICE void publish(int64_t) const {
+    sync_block();
+    if (thread_rank() == 0) add_release(flag, 1);
+  }
+  LSTMKERN_DEVICE void settle() const {}
+};
+
+template <class Pass, int TILES>
+LSTMKERN_KERNEL(kResidentThreads)
+grid_loop(typename Pass::Arguments a, GridState<typename Pass::Value> g) {
+#if LSTMKERN_HOPPER
+  LSTMKERN_DYNAMIC_SHARED(unsigned char, shared);
+  using S = typename Pass::Value;
+  const int team = g.first + static_cast<int>(block_index().x) / a.plan.blocks;
+  Pass pass(a, seat_of(a.plan, team, static_cast<int>(block_index().x) % a.plan.blocks));
+  const GridWire<S> wire{a.plan, reinterpret_cast<S*>(shared + a.plan.state_at),
+                         g.state + static_cast<int64_t>(team) * 2 * a.plan.sequences * a.plan.depth,
+                         g.flags + team * kFlagStride};
+  recur<TILES>(a.plan, shared, pass, wire, a.times.T + Pass::kMoreSteps);
+#endif
+}
+
+LSTMKERN_KERNEL(kThreads) clear_flags(unsigned* flags, int count) {
+  const int i = static_cast<int>(block_index().x * kThreads + thread_rank());
+  if (i < count) flags[i] = 0;
+}
+
+template <class Pass>
+class Grid {
+  using S = typename Pass::Value;
+  static constexpr int kMostTiles = sizeof(S) == 2 ? 4 : 1;
+
+  const Plan plan;
+  const int teams;
+  GridState<S> state = {};
+
+  static auto kernel(int tiles) {
+    constexpr int more = kMostTiles > 1 ? 2 : 1;
+    return tiles == 1 ? grid_loop<Pass, 1> : tiles == 2 ? grid_loop<Pass, more> : grid_loop<Pass, kMostTiles>;
+  }
+
+  static Launch how(const Plan& plan, int teams) {
+    Launch l;
+    l.grid.x = static_cast<unsigned>(plan.blocks * teams);
+    l.block.x = static_cast<unsigned>(plan.warps() * 32);
+    l.shared = static_cast<size_t>(plan.bytes);
+    l.cooperative = true;
+    return l;
+  }
+
+ public:
+  Grid(const Layer& layer, const Plan& plan, Carver& memory) : plan(plan), teams(plan.batches * layer.D) {
+    state.state = memory.take<S>(static_cast<int64_t>(teams) * 2 * plan.sequences * plan.depth);
+    state.flags = memory.take<unsigned>(static_cast<int64_t>(teams) * kFlagStride);
+  }
+
+  // The plan whose steps should take the least time, all launches together. What plans differ in, in bytes through L2
+  // at the rate of an H100 (benchmarks/README.md): the wait for a step counts as 5 MB, a clock as 3 KB.
+  static bool choose(const Layer& layer, const Chip& chip, Plan& best) {
+    constexpr int64_t kWait = 5000000, kClock = 3000;
+    int64_t least = 0;
+    for (int units = 16; units <= 64; units += 16)
+      for (int tiles = 1; tiles <= kMostTiles; tiles *= 2) {
+        const int blocks = static_cast<int>((layer.H + units - 1) / units);
+        Plan p = make_plan<Pass>(layer, blocks, tiles, 1);
+        if (!possible(p, chip)) continue;
+        p.together = resident_blocks("grid_loop", kernel(tiles), how(p, 1)) / p.blocks;
+        if (p.together == 0) continue;
+        const int64_t teams = static_cast<int64_t>(p.batches) * layer.D;
+        const int64_t launches = (teams + p.together - 1) / p.together, state = p.sequences * p.depth;
+        const int64_t multiply = static_cast<int64_t>(p.steps) * Tile<S>::kClocks * tiles, read = p.in_shared * 4;
+        const int64_t clocks = (multiply > read ? multiply : read) * Pass::kProducts * p.warps();
+        const int64_t cost = launches * (kWait + kClock * clocks) + p.blocks * teams * state * int64_t{sizeof(S)};
+        if (least && least <= cost) continue;
+        least = cost;
+        best = p;
+      }
+    return least > 0;
+  }
+
+  void loop(const typename Pass::Arguments& a, void* stream) const {
+    Launch clear;
+    clear.grid.x = static_cast<unsigned>((teams * kFlagStride + kThreads - 1) / kThreads);
+    clear.block.x = kThreads;
+    clear.stream = stream;
+    launch("clear_flags", clear_flags, clear, state.flags, teams * kFlagStride);
+    GridState<S> g = state;
+    for (g.first = 0; g.first < teams; g.first += plan.together) {
+      Launch l = how(plan, teams - g.first < plan.together ? teams - g.first : plan.together);
+      l.stream = stream;
+      launch("grid_loop", kernel(plan.sequences / 8), l, a, g);
+    }
+  }
+};
+
+using ForwardTier = ResidentTier<Grid, ForwardPass>;
+using BackwardTier = ResidentTier<Grid, BackwardPass>;
+
+}  // namespace
+
+namespace grid {
+
+size_t forward_workspace(const Forward& layer) { return ForwardTier::workspace(layer); }
+void forward(const Forward& layer, const Call& call) { ForwardTier::run(layer, call); }
+size_t backward_workspace(const Backward& layer) { return BackwardTier::workspace(layer); }
+void backward(const Backward& layer, const Call& call) { BackwardTier::run(layer, call); }
+bool plan(const Forward& layer, Plan& plan) { return ForwardTier::plan(layer, plan); }
+bool plan(const Backward& layer, Plan& plan) { return BackwardTier::plan(layer, plan); }
+
+}  // namespace grid
+}  // namespace cuda
+}  // namespace lstmkern

@@ -1,0 +1,67 @@
+// The kernels of a layer on CUDA, in tiers. All begin with one product for all inputs and end backward with one product
+// over all rows for each weight gradient. Torch-free: products are made by whoever calls (cuBLAS through ATen in
+// ops.cpp, a plain loop in the tests).
+#pragma once
+
+#include "../layer.h"
+
+namespace lstmkern {
+namespace cuda {
+
+// rows x columns values. `stride` elements lie between the rows of what is in memory, which is the transpose of the
+// matrix that is meant where `transposed` says so.
+struct Matrix {
+  void* data;
+  DType dtype;
+  int64_t rows, columns, stride;
+  bool transposed;
+};
+
+inline Matrix transpose(Matrix m) { return {m.data, m.dtype, m.columns, m.rows, m.stride, !m.transposed}; }
+
+// out = a b, or out += a b. a and b are of the layer's dtype; out too, or fp32 where a and b are 16 bits wide. Sums are
+// at least fp32. Nothing may be allocated on the device: this is called once per step.
+class Products {
+ public:
+  virtual void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool add) = 0;
+
+ protected:
+  ~Products() = default;
+};
+
+struct Call {
+  void* workspace;  // on the device, 256-byte aligned, as many bytes as *_workspace says
+  Products* products;
+  void* stream;
+};
+
+// Of Layer, `order` is not looked at (it is 0..N-1). The rows of `input` and `grad_input` lie evenly spaced in memory,
+// in the same way: [T, N, I] or [N, T, I] contiguous, or packed. `gates` is time-major. A workspace of 0 bytes: this
+// tier cannot run the layer on this device.
+
+// Any size, any dtype: per step one product and one fused pointwise kernel.
+namespace stepwise {
+size_t forward_workspace(const Forward& layer);
+void forward(const Forward& layer, const Call& call);
+size_t backward_workspace(const Backward& layer);
+void backward(const Backward& layer, const Call& call);
+}  // namespace stepwise
+
+// The recurrent weights stay in the registers and shared memory of a cluster of blocks. Compute capability 9.0.
+namespace cluster {
+size_t forward_workspace(const Forward& layer);
+void forward(const Forward& layer, const Call& call);
+size_t backward_workspace(const Backward& layer);
+void backward(const Backward& layer, const Call& call);
+}  // namespace cluster
+
+// The same across the grid.
+namespace grid {
+size_t forward_workspace(const Forward& layer);
+void forward(const Forward& layer, const Call& call);
+size_t backward_workspace(const Backward& layer);
+void backward(const Backward& layer, const Call& call);
+}  // namespace grid
+
+}  // namespace cuda
+}  // namespace lstmkern

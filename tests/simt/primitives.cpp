@@ -1,0 +1,182 @@
+// What a kernel calls: barriers, collectives, shared memory, clusters, flags, asynchronous copies.
+#include "machine.h"
+
+namespace simt {
+
+const ThreadInfo& self() { return machine->current->info; }
+
+void fail(const std::string& message) {
+  if (!machine) throw Error(message);
+  const ThreadInfo& i = self();
+  throw Error(message + " in " + machine->info.name + ", thread " + text(i.thread) + " of block " + text(i.block));
+}
+
+void yield() {
+  machine->idle_polls = 0;
+  to_main(machine->current);
+}
+
+void polled(Place place) {
+  ++machine->idle_polls;
+  machine->current->place = place;
+  to_main(machine->current);
+}
+
+void* shared_array(size_t bytes, const char* file, int line) {
+  Block* b = machine->current->block;
+  auto found = b->arrays.find({file, line});
+  if (found == b->arrays.end()) {
+    if (b->used - (b->dynamic ? (b->dynamic + kGuard + 127) / 128 * 128 : 0) + bytes > 48 * 1024)
+      fail("more than 48 KiB of static shared memory");
+    const size_t at = b->used;
+    b->used = (at + bytes + kGuard + 127) / 128 * 128;
+    if (at + bytes + kGuard > kArena) fail("shared memory exhausted");
+    std::memset(b->memory + at, kPoison, bytes);
+    std::memset(b->memory + at + bytes, kGuardByte, kGuard);
+    found = b->arrays.insert({{file, line}, {at, bytes}}).first;
+  }
+  return b->memory + found->second.first;
+}
+
+void* dynamic_shared() {
+  Block* b = machine->current->block;
+  if (!b->dynamic) fail("no dynamic shared memory was asked for at launch");
+  return b->memory;
+}
+
+void sync_block(Place place) {
+  Fiber* f = machine->current;
+  Block* b = f->block;
+  if (b->waiting && !same(b->place, place))
+    fail("threads of one block at two barriers, " + text(b->place) + " and " + text(place));
+  b->place = place;
+  if (++b->waiting == b->fibers.size()) {
+    b->waiting = 0;
+    for (Fiber* other : b->fibers)
+      if (other != f) wake(other);
+    yield();
+    return;
+  }
+  block_on(State::at_block, place, "sync_block");
+}
+
+namespace {
+
+// The lanes of a warp meet; the last one to come runs deliver(warp) and wakes the others.
+template <class Deliver>
+void meet(const void* mine, size_t bytes, void* out, const char* what, Place place, const Deliver& deliver) {
+  Fiber* f = machine->current;
+  Block* b = f->block;
+  if (b->fibers.size() % 32) fail(std::string(what) + " in a block that is no multiple of 32 threads");
+  Warp& w = b->warps[f->info.rank / 32];
+  const unsigned lane = f->info.rank % 32;
+  if (w.arrived && (!same(w.place, place) || std::strcmp(w.what, what)))
+    fail(std::string("lanes of one warp at two collectives, ") + w.what + " at " + text(w.place) + " and " + what +
+         " at " + text(place));
+  w.place = place;
+  w.what = what;
+  w.arrived |= 1u << lane;
+  std::memcpy(w.given[lane], mine, bytes);
+  w.out[lane] = out;
+  if (w.arrived != 0xffffffffu) {
+    block_on(State::at_warp, place, what);
+    return;
+  }
+  w.arrived = 0;
+  deliver(w);
+  for (unsigned i = 0; i < 32; ++i) {
+    Fiber* other = b->fibers[f->info.rank / 32 * 32 + i];
+    if (other != f) wake(other);
+  }
+  yield();
+}
+
+}  // namespace
+
+void exchange(const void* mine, size_t bytes, void* all, const char* what, Place place) {
+  meet(mine, bytes, all, what, place, [](Warp& w) {
+    for (void* out : w.out) std::memcpy(out, w.given, sizeof w.given);
+  });
+}
+
+void collective(const void* mine, size_t bytes, void* result, size_t result_bytes, Together together, const char* what,
+                Place place) {
+  meet(mine, bytes, result, what, place, [&](Warp& w) {
+    char results[32][64];
+    together(w.given, results);
+    for (unsigned i = 0; i < 32; ++i) std::memcpy(w.out[i], results[i], result_bytes);
+  });
+}
+
+void cluster_arrive(Place place) {
+  Fiber* f = machine->current;
+  Cluster* c = f->block->cluster;
+  if (f->arrived) fail("cluster_arrive twice without cluster_wait, at " + text(place));
+  f->arrived = true;
+  f->arrived_in = c->phase;
+  if (++c->arrived < c->threads) return;
+  c->arrived = 0;
+  ++c->phase;
+  for (auto& block : c->blocks)
+    for (Fiber* other : block->fibers)
+      if (other->state == State::at_cluster) wake(other);
+}
+
+void cluster_wait(Place place) {
+  Fiber* f = machine->current;
+  if (!f->arrived) fail("cluster_wait without cluster_arrive, at " + text(place));
+  f->arrived = false;
+  if (f->block->cluster->phase == f->arrived_in)
+    block_on(State::at_cluster, place, "cluster barrier");
+  else
+    yield();
+}
+
+void* remote(void* shared, unsigned rank, Place place) {
+  Fiber* f = machine->current;
+  Cluster* c = f->block->cluster;
+  if (rank >= c->blocks.size()) fail("remote: no block " + std::to_string(rank) + " in the cluster, at " + text(place));
+  const ptrdiff_t at = static_cast<char*>(shared) - f->block->memory;
+  if (at < 0 || at >= ptrdiff_t(f->block->used)) fail("remote: not an address in shared memory, at " + text(place));
+  Block* other = c->blocks[rank].get();
+  if (c->phase == 0) fail("remote: the other block may not have started (sync_cluster first), at " + text(place));
+  if (other->done == other->fibers.size()) fail("remote: that block has ended, at " + text(place));
+  // Static arrays are laid out at their first use; the other block may not have got there.
+  for (auto& a : f->block->arrays)
+    if (size_t(at) >= a.second.first && size_t(at) < a.second.first + a.second.second) {
+      auto theirs = other->arrays.find(a.first);
+      if (theirs == other->arrays.end())
+        fail("remote: the other block has not started (sync_cluster first), at " + text(place));
+      return other->memory + theirs->second.first + (size_t(at) - a.second.first);
+    }
+  return other->memory + at;
+}
+
+void wait_flag(const unsigned* flag, unsigned value, Place place) {
+  Fiber* f = machine->current;
+  f->flag = flag;
+  f->wanted = value;
+  block_on(State::at_flag, place, "wait_flag");
+}
+
+void async_copy16(void* shared, const void* global) { machine->current->uncommitted.push_back({shared, global}); }
+
+void async_commit() {
+  Fiber* f = machine->current;
+  f->groups.emplace_back(std::move(f->uncommitted));
+  f->uncommitted.clear();
+  if (random_.below(4) == 0) {  // now and then one lands early
+    land(f->groups.front());
+    f->groups.erase(f->groups.begin());
+  }
+}
+
+void async_wait(int newest) {
+  Fiber* f = machine->current;
+  while (f->groups.size() > size_t(newest)) {
+    land(f->groups.front());
+    f->groups.erase(f->groups.begin());
+  }
+}
+
+}  // namespace simt

@@ -1,0 +1,187 @@
+"""The resident tiers (cluster and grid) on the simulator, against torch.nn in fp64: LSTM and GRU, every dtype that they
+take, ragged layouts, odd sizes, weights partly in registers and partly in shared memory, in many orders of threads."""
+
+import shutil
+
+import pytest
+import torch
+from simt.layers import Case, check, make, padding, torch_nn
+from simt.simulator import SimulationError, forward_and_backward, simulator
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the simulator")
+TIERS = ["cluster", "grid"]
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+LIMIT = 227 * 1024  # bytes of shared memory that a block can have
+ids = lambda v: str(v).removeprefix("torch.")  # noqa: E731
+
+
+def compare(simulator, case, dtype, **options):
+    problem = make(case, dtype)
+    got = forward_and_backward(simulator, problem, **options)
+    check(problem, got, torch_nn(problem, torch.float64), torch_nn(problem, dtype))
+    if case.ragged == "lengths":
+        for name in ("output", "grad_input", *(["cells"] if case.mode == "LSTM" else [])):
+            assert padding(problem, got[name]).all_zero(), name
+    return problem, got
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=ids)
+@pytest.mark.parametrize("ragged", [None, "packed", "lengths"])
+@pytest.mark.parametrize("mode", ["LSTM", "GRU"])
+@pytest.mark.parametrize("tier", TIERS)
+def test_everything_at_once(tier, mode, ragged, dtype):
+    case = Case(mode, T=5, N=9, I=3, H=20, D=2, ragged=ragged, resets=True)
+    compare(simulator(tier), case, dtype, grad_output_columns=48)
+
+
+# Units come in eights, tiles in sixteens and (fp32) in 32 lanes; a block has 1 to 4 groups of units.
+@pytest.mark.parametrize("H", [1, 8, 9, 17, 31, 72])
+@pytest.mark.parametrize("mode", ["LSTM", "GRU"])
+@pytest.mark.parametrize("tier", TIERS)
+def test_hidden_sizes(tier, mode, H):
+    for dtype in (torch.bfloat16, torch.float32):
+        compare(simulator(tier), Case(mode, T=2, N=2, I=3, H=H), dtype)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("LSTM", T=1, N=1, I=1, H=1),
+        Case("LSTM", T=4, N=4, I=3, H=8, bias=False),
+        Case("GRU", T=4, N=4, I=3, H=8, bias=False, D=2, batch_first=True),
+        Case("LSTM", T=4, N=17, I=8, H=24, D=2, batch_first=True, ragged="lengths"),
+        Case("GRU", T=12, N=8, I=2, H=16, ragged="lengths", resets=True),
+        Case("LSTM", T=258, N=2, I=1, H=3, ragged="packed"),  # more steps than one launch's table
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("tier", TIERS)
+def test_shapes(tier, case):
+    compare(simulator(tier), case, torch.float32)
+    compare(simulator(tier), case, torch.float16)
+
+
+# What a small device makes of a layer: (tier, device, case, dtype, what the plan must be to test what it is to test).
+PLANS = [
+    ("cluster", {"largest_cluster": 8}, Case("LSTM", T=2, N=3, I=2, H=130), torch.float32, {"blocks": 8}),
+    ("cluster", {"multiprocessors": 2}, Case("LSTM", T=3, N=20, I=2, H=24, D=2), torch.bfloat16, {"sequences": 16}),
+    ("cluster", {"largest_cluster": 1}, Case("GRU", T=2, N=9, I=2, H=50), torch.bfloat16, {"groups": 4, "blocks": 1}),
+    ("cluster", {"largest_cluster": 4}, Case("LSTM", T=2, N=2, I=2, H=152), torch.float32, {"in_shared": 4}),
+    ("cluster", {"largest_cluster": 8}, Case("LSTM", T=2, N=1, I=2, H=360), torch.bfloat16, {"in_shared": (1, 9)}),
+    # Several launches, of one team each.
+    ("grid", {"multiprocessors": 3}, Case("LSTM", T=2, N=40, I=2, H=70), torch.bfloat16, {"sequences": 16}),
+    ("grid", {"multiprocessors": 5}, Case("GRU", T=2, N=40, I=2, H=70, D=2), torch.float16, {"blocks": (1, 5)}),
+    ("grid", {"multiprocessors": 5}, Case("LSTM", T=2, N=33, I=2, H=70), torch.bfloat16, {"sequences": 32}),
+    ("grid", {"multiprocessors": 4}, Case("LSTM", T=2, N=9, I=2, H=100), torch.float32, {"in_shared": 1}),
+    ("grid", {"multiprocessors": 6}, Case("LSTM", T=2, N=2, I=2, H=330), torch.bfloat16, {"in_shared": (1, 9)}),
+]
+
+
+@pytest.mark.parametrize(
+    ("tier", "device", "case", "dtype", "wanted"), PLANS, ids=lambda v: str(v).replace("torch.", "")
+)
+def test_plans(tier, device, case, dtype, wanted):
+    s = simulator(tier, **device)
+    plans = [s.plan(case.mode, dtype, case.N, case.H, case.D, backward) for backward in (False, True)]
+    for name, value in wanted.items():
+        least, most = value if isinstance(value, tuple) else (value, value)
+        assert least <= plans[0][name] <= most, plans
+    compare(s, case, dtype)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("mode", ["LSTM", "GRU"])
+def test_order_of_threads_changes_no_bit(tier, mode):
+    s = simulator(tier, multiprocessors=8)
+    problem = make(Case(mode, T=4, N=10, I=3, H=35, D=2, ragged="lengths", resets=True), torch.bfloat16)
+    first = forward_and_backward(s, problem, seed=1)
+    for seed in range(2, 8):
+        for name, value in forward_and_backward(s, problem, seed=10 * seed).items():
+            assert torch.equal(value, first[name]), (seed, name)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)])
+def test_only_what_is_needed(tier, needs):
+    for mode in ("LSTM", "GRU"):
+        problem = make(Case(mode, T=3, N=2, I=3, H=5, ragged="lengths"), torch.float32)
+        full, part = (forward_and_backward(simulator(tier), problem, needs=n) for n in ((True,) * 3, needs))
+        for name in full:
+            if part[name].numel():
+                assert torch.equal(part[name], full[name]), name
+        problem.grads = {}
+        none = forward_and_backward(simulator(tier), problem)
+        assert all((none[k] == 0).all() for k in none if k.startswith("grad"))
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_forward_that_saves_nothing(tier):
+    problem = make(Case("LSTM", T=3, N=2, I=3, H=5), torch.float32)
+    full = simulator(tier).layer_forward(*problem.args, "LSTM", False, True, True)
+    bare = simulator(tier).layer_forward(*problem.args, "LSTM", False, False, False)
+    assert all(torch.equal(a, b) for a, b in zip(full[:3], bare[:3], strict=True))
+
+
+@pytest.mark.parametrize("mode", ["LSTM", "GRU"])
+def test_plans_stay_within_the_hardware(mode):
+    """Every H up to what the tiers are for has a plan: all units have an owner, and 227 KiB are enough."""
+    G = {"LSTM": 4, "GRU": 3}[mode]
+    for tier, dtype, most in [
+        ("cluster", torch.bfloat16, 640),
+        ("cluster", torch.float32, 448),
+        ("grid", torch.bfloat16, 1800),
+    ]:
+        s = simulator(tier)
+        for H in [*range(1, 40), *range(40, most + 1, 8)]:
+            for backward in (False, True):
+                p = s.plan(mode, dtype, 64, H, 1, backward)
+                assert p is not None, (tier, H, backward)
+                assert p["blocks"] * p["units"] >= H and p["bytes"] <= LIMIT
+                assert p["blocks"] <= (16 if tier == "cluster" else 132) and p["groups"] * p["slices"] <= 8
+                width, depth = (16, 16) if dtype == torch.bfloat16 else (32, 4)
+                assert p["groups"] * width >= p["units"]
+                assert p["steps"] * p["slices"] * depth >= (G * H if backward else H)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_what_a_tier_does_not_take(tier):
+    for case, dtype, device in [
+        (Case("LSTM", T=2, N=2, I=2, H=8), torch.float64, {}),
+        (Case("LSTM", T=2, N=2, I=2, H=8, P=4), torch.float32, {}),
+        (Case("RNN_TANH", T=2, N=2, I=2, H=8), torch.float32, {}),
+        (Case("LSTM", T=2, N=2, I=2, H=600), torch.float32, {"multiprocessors": 8, "largest_cluster": 8}),
+    ]:
+        with pytest.raises(SimulationError, match=f"not for the tier {tier}"):
+            problem = make(case, dtype)
+            simulator(tier, **device).layer_forward(*problem.args, case.mode, False, False, False)
+
+
+def test_dispatch(monkeypatch):
+    """Nobody's wish: stepwise. A wish is followed from there down the table; a wrong one says what there is."""
+    monkeypatch.delenv("LSTMKERN_CUDA_TIER", raising=False)
+
+    def tiers(mode, H, dtype=torch.bfloat16, **device):
+        s, problem = simulator("dispatch", **device), make(Case(mode, T=2, N=2, I=2, H=H), dtype)
+        out = s.layer_forward(*problem.args, mode, False, True, True)
+        forward = s.ran()
+        s.layer_backward(None, None, None, None, *problem.args, out[0], out[3], out[4], mode, False, (True,) * 3)
+        return forward, s.ran()
+
+    assert tiers("LSTM", 20) == ("stepwise", "stepwise")
+    monkeypatch.setenv("LSTMKERN_CUDA_TIER", "grid")
+    assert tiers("LSTM", 20) == ("grid", "grid")
+    monkeypatch.setenv("LSTMKERN_CUDA_TIER", "cluster")
+    assert tiers("LSTM", 20) == ("cluster", "cluster")
+    assert tiers("RNN_TANH", 20) == ("stepwise", "stepwise")
+    assert tiers("LSTM", 20, torch.float64) == ("stepwise", "stepwise")
+    # Too large for a cluster of 4 blocks, then (backward holds more in registers) for 8 blocks of a grid.
+    small = {"largest_cluster": 4, "multiprocessors": 8}
+    assert tiers("LSTM", 240, torch.float32, **small) == ("cluster", "cluster")
+    assert tiers("LSTM", 260, torch.float32, **small) == ("grid", "grid")
+    assert tiers("LSTM", 300, torch.float32, **small) == ("stepwise", "grid")
+    assert tiers("LSTM", 340, torch.float32, **small) == ("stepwise", "stepwise")
+    monkeypatch.setenv("LSTMKERN_CUDA_TIER", "fast")
+    with pytest.raises(
+        SimulationError, match='LSTMKERN_CUDA_TIER is "fast", but the tiers are: cluster, grid, stepwise'
+    ):
+        tiers("LSTM", 20)
