@@ -44,7 +44,7 @@ class ForwardKernel {
 
   // Rows whose gates fit the second-level cache beside the weights, but enough to make use of each panel.
   static int64_t rows_at_once(const Layer& layer, int64_t all_rows) {
-    int64_t rows = (int64_t(1) << 20) / (G * padded(layer.H) * sizeof(C));
+    int64_t rows = (int64_t(1) << 18) / (G * padded(layer.H) * sizeof(C));
     rows = rows < 96 ? 96 : rows > 768 ? 768 : rows;
     rows = rows * layer.threads + layer.N;
     return rows < all_rows ? rows : all_rows;
