@@ -97,6 +97,8 @@ def build(where=ROOT / "build" / "simt", flags=("-O1",), main=False, jobs=None, 
     """The simulator and the kernels as a shared library, or with `main` as a program. The sources that `names` begin
     with are taken from `changed`, a copy of csrc."""
     kernels = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ROOT / "csrc" / "cuda" / "dispatch.cpp"]
+    # Changed ones first: of an inline function that several objects have, the linker keeps the first.
+    kernels.sort(key=lambda p: not p.name.startswith(tuple(names)))
     sources = [
         *(changed / "cuda" / p.name if p.name.startswith(tuple(names)) else p for p in kernels),
         *(HERE / f"{n}.cpp" for n in ENGINE),
