@@ -79,7 +79,7 @@ class BackwardKernel {
     const WeightGrads& w = L.grad_weights[d];
     void* results[5] = {w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr};
     for (int i = 0; i < 5; ++i)
-      sums[i] = kNarrow ? memory.take<C>(results[i] ? size_of(i) : 0) : static_cast<C*>(results[i]);
+      sums[i] = !results[i] ? nullptr : kNarrow ? memory.take<C>(size_of(i)) : static_cast<C*>(results[i]);
   }
 
   static void body(void* self, int rank, int size) { static_cast<BackwardKernel*>(self)->run(rank, size); }
