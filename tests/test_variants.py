@@ -32,7 +32,7 @@ def test_variant(variant):
         pytest.skip(f"{variant} is what all the other tests run on")
     only = ["-k", "bfloat16 or bf16"] if variant in ("avx512_bf16", "amx") else []
     result = python(
-        "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *only, *KERNEL_TESTS, LSTMKERN_CPU_CAPABILITY=variant
+        "-m", "pytest", "-x", "-p", "no:cacheprovider", *only, *KERNEL_TESTS, LSTMKERN_CPU_CAPABILITY=variant
     )
     assert result.returncode == 0, result.stdout[-3000:]
     assert " passed" in result.stdout

@@ -67,7 +67,7 @@ class BackwardKernel {
     w_hr = memory.take<X>(project ? hidden.template packed<X>(L.P) : 0);
     carry = memory.take<C>(L.N * Hp);
     for (int half = 0; half < 2; ++half) {
-      dgates[half] = memory.take<X>((chunk_rows + kSlack) * dgates_ld);
+      dgates[half] = memory.take<X>((chunk_rows + kSlack) * dgates_ld + down);  // the last tile down may be cut
       dprojected[half] = memory.take<X>(project ? (chunk_rows + kSlack) * projected_ld : 0);
       full[half] = memory.take<X>(project ? chunk_rows * Hp : 0);
       packed_x[half] = memory.take<X>(want ? by_x.template packed<X>(chunk_rows) : 0);
