@@ -63,7 +63,7 @@ $(VENV)/.ready: requirements-dev.txt
 bench-quick: $(COMPILED)
 	$(PY) -m lstmkern bench --quick
 
-# Everything, about twelve minutes on two cores; leaves JSON and plots in benchmarks/results and the tables in README.
+# Everything; leaves JSON and plots in benchmarks/results and the tables in README.
 # The peers of requirements-bench.txt take part where they are installed (make bench-peers).
 BENCH_OUT := benchmarks/results
 bench: $(COMPILED)

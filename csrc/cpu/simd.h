@@ -217,7 +217,7 @@ INLINE Vec<float> at_most(Vec<float> x, float top) {
   return (Vec<float>)_mm512_min_ps((__m512)broadcast(top), (__m512)x);
 }
 // a / b. A division keeps the divider of an Intel core busy for 16 cycles; 14 bits of the reciprocal and one correction
-// of the quotient, as near to the true one as a division's to a tenth of an ulp, take four.
+// of the quotient, which leaves an error of about its last rounding, take four.
 INLINE Vec<float> quotient(Vec<float> a, Vec<float> b) {
   const Vec<float> y = (Vec<float>)_mm512_rcp14_ps((__m512)b), q = a * y;
   return q + (a - q * b) * y;
