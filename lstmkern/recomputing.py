@@ -6,7 +6,7 @@
 
 A layer then keeps its input, its output and (LSTM) its cell states, a third of what it keeps otherwise, and a training
 step takes 1.4 to 1.5 times as long (one thread, LSTM and GRU of 200 and 256 units). A dense layer of one direction
-recomputes an eighth of its steps at a time; others (packed, padded, both directions) all at once, so that only stacks of
+recomputes an eighth of its steps at a time; others (packed, padded, both directions) all at once, so only stacks of
 them profit. torch.compile and torch.func do not look at this.
 """
 
