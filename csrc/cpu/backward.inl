@@ -14,23 +14,25 @@ class BackwardKernel {
   static constexpr int kHiddenPlane = CELL == Cell::gru ? 1 : 0;
   static constexpr int input_plane(int gate) { return CELL == Cell::gru ? (gate + 1) % 3 : gate; }
   static constexpr int hidden_plane(int gate) { return gate + kHiddenPlane; }
+  static constexpr int hidden_gate(int gate) { return gate; }  // among the recurrent planes
 
   const Backward& L;
   const int d;
   const Steps steps;
   const Columns<C, kWide> state, hidden, inputs;     // P, H and I columns
   const Columns<C, kAcross<X>> by_x, by_h, by_full;  // the same as columns of the weight gradients
-  const bool project, direct;
+  const bool project, direct, once;
   const int64_t Hp, plane, dgates_ld, projected_ld, chunk_rows;
 
   X *w_hh, *w_ih, *w_hr;                          // panels: [G*plane] by P, [G*plane] by I, [P] by H
+  X* own;                                         // [ranks] instead, of weights that are used once: the panel at hand
   X* dgates[2];                                   // [chunk_rows, dgates_ld], chunks take turns
   X *dprojected[2], *full[2];                     // [chunk_rows, projected_ld], [chunk_rows, Hp]: projection only
   C* carry;                                       // [N, Hp]: dc, or GRU's direct part of dh
   X *packed_x[2], *packed_h[2], *packed_full[2];  // a chunk's x, h_prev and h before projection as panels
   X* packed_gates;                                // [ranks, kRun tiles]: gradients transposed
   C* sums[5];   // w_ih w_hh b_ih b_hh w_hr: running sums, the result itself where types agree
-  S** row_out;  // [chunk_rows]
+  S** row_out;  // [ranks, chunk_rows]
   Barrier barrier;
 
  public:
@@ -45,7 +47,8 @@ class BackwardKernel {
         by_h{layer.P},
         by_full{layer.H},
         project(layer.weights[direction].w_hr != nullptr),
-        direct(too_few_to_pack(layer, all_rows)),
+        direct(few_rows_backward<X>(layer, all_rows)),
+        once(layer.T == 1),
         Hp(padded(layer.H)),
         plane(hidden.vectors() * W),
         dgates_ld(spread<X>(kHiddenPlane * plane + depth<X>((kPlanes - kHiddenPlane) * plane))),
@@ -62,8 +65,10 @@ class BackwardKernel {
   void carve(Carver& memory) {
     const int ranks = L.threads;
     const bool want = L.want_weights;
-    w_hh = memory.take<X>(direct ? 0 : state.template packed<X>(G * plane));
-    w_ih = memory.take<X>(L.grad_input.data && !direct ? inputs.template packed<X>(G * plane) : 0);
+    const bool pack = !direct && !once;
+    w_hh = memory.take<X>(pack ? state.template packed<X>(G * plane) : 0);
+    w_ih = memory.take<X>(pack && L.grad_input.data ? inputs.template packed<X>(G * plane) : 0);
+    own = memory.take<X>(once && !direct ? ranks * kWide * W * depth<X>(G * plane) : 0);
     w_hr = memory.take<X>(project ? hidden.template packed<X>(L.P) : 0);
     carry = memory.take<C>(L.N * Hp);
     for (int half = 0; half < 2; ++half) {
@@ -75,7 +80,7 @@ class BackwardKernel {
       packed_full[half] = memory.take<X>(want && project ? by_full.template packed<X>(chunk_rows) : 0);
     }
     packed_gates = memory.take<X>(want ? ranks * kRun * down * depth<X>(chunk_rows) : 0);
-    row_out = memory.take<S*>(chunk_rows);
+    row_out = memory.take<S*>(ranks * chunk_rows);
     const WeightGrads& w = L.grad_weights[d];
     void* results[5] = {w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr};
     for (int i = 0; i < 5; ++i)
@@ -108,10 +113,10 @@ class BackwardKernel {
       int64_t row = count;  // of the chunk, the first one of the step
       for (int64_t s = end - 1; s >= begin; --s) {
         row -= steps.active(s);
-        step(s, half, row, after, j0, j1, share);
+        step(s, half, row, after, j0, j1, rank, share);
         after = dgates[half] + row * dgates_ld;
       }
-      if (begin == 0) step(-1, half, 0, after, j0, j1, share);
+      if (begin == 0 && (L.grad_h0 || L.grad_c0)) step(-1, half, 0, after, j0, j1, rank, share);
       barrier.wait(size);
       if (L.grad_input.data) input_gradient(half, begin, count, rank, size);
       if (L.want_weights) weight_gradients(half, count, end == L.T, rank, size);
@@ -129,20 +134,9 @@ class BackwardKernel {
     const S *ih = static_cast<const S*>(L.weights[d].w_ih), *hh = static_cast<const S*>(L.weights[d].w_hh),
             *hr = static_cast<const S*>(L.weights[d].w_hr);
     const int64_t K = G * plane, all = words<X>(K);
-    auto gate_of = [](int64_t in_plane) {  // of the input product
-      int gate = 0;
-      for (int g = 0; g < G; ++g)
-        if (input_plane(g) == in_plane) gate = g;
-      return gate;
-    };
-    for (int64_t k = part(all, rank, size); !direct && k < part(all, rank + 1, size); ++k) {
-      pack_word(w_hh, state, K, k, [&](int64_t row) {
-        return row % plane < L.H ? hh + (row / plane * L.H + row % plane) * L.P : nullptr;
-      });
-      if (L.grad_input.data)
-        pack_word(w_ih, inputs, K, k, [&](int64_t row) {
-          return row % plane < L.H ? ih + (gate_of(row / plane) * L.H + row % plane) * L.I : nullptr;
-        });
+    for (int64_t k = part(all, rank, size); !direct && !once && k < part(all, rank + 1, size); ++k) {
+      pack_word(w_hh, state, K, k, rows_by_plane(hh, L.P, hidden_gate));
+      if (L.grad_input.data) pack_word(w_ih, inputs, K, k, rows_by_plane(ih, L.I, input_plane));
     }
     if (project)
       for (int64_t k = part(words<X>(L.P), rank, size); k < part(words<X>(L.P), rank + 1, size); ++k)
@@ -153,6 +147,17 @@ class BackwardKernel {
         for (int64_t k = kPlanes * plane; k < dgates_ld; ++k) dgates[half][row * dgates_ld + k] = X{};
         for (int64_t k = L.P; project && k < projected_ld; ++k) dprojected[half][row * projected_ld + k] = X{};
       }
+  }
+
+  // Where the row of w [G*H, ld] lies that belongs to place `row` in dgates, null for the planes' padding.
+  template <class P>
+  auto rows_by_plane(const S* w, int64_t ld, P&& plane_of) const {
+    return [=](int64_t row) -> const S* {
+      int gate = 0;
+      for (int g = 0; g < G; ++g)
+        if (plane_of(g) == row / plane) gate = g;
+      return row % plane < L.H ? w + (gate * L.H + row % plane) * ld : nullptr;
+    };
   }
 
   bool is_reset(int64_t s, int64_t j) const { return L.resets.data && *at<const bool>(L.resets, L, steps.t(s), j); }
@@ -196,7 +201,8 @@ class BackwardKernel {
   }
 
   // Step s (or -1: only what reaches the initial state) for the rows j0..j1 and a member's share of the units.
-  void step(int64_t s, int half, int64_t row, const X* after, int64_t j0, int64_t j1, const Share& share) {
+  void step(int64_t s, int half, int64_t row, const X* after, int64_t j0, int64_t j1, int rank,
+            const Share& share) {
     const int64_t now = steps.active(s), later = steps.active(s + 1);
     auto low = [&](int64_t j) { return j < j0 ? j0 : j; };
     auto high = [&](int64_t j) { return j > j1 ? j1 : j; };
@@ -206,7 +212,6 @@ class BackwardKernel {
       for (int64_t i = p0; i < p1; ++i)
         s & 1 ? f(p0 + p1 - 1 - i, p0 + p1 - 1 - (i + 1 < p1 ? i + 1 : i)) : f(i, i + 1 < p1 ? i + 1 : i);
     };
-    auto hidden_gate = [](int gate) { return hidden_plane(gate) - kHiddenPlane; };
     share_of(state.panels(), [&](int64_t i, int64_t next) {
       const Panel p = state.panel(i);
       auto receive = [&](int64_t j, int64_t column, Vec<C> sum) {
@@ -217,20 +222,21 @@ class BackwardKernel {
           cell(dh, s, half, row + j, j, column);
       };
       const int64_t both = now < later ? now : later;
-      multiply_gates(low(0), high(both), w_hh, L.weights[d].w_hh, L.P, hidden_gate, p, state.panel(next), after_row,
+      multiply_gates(rank, low(0), high(both), w_hh, L.weights[d].w_hh, L.P, hidden_gate, p, state.panel(next), after_row,
                      receive);
       // A sequence that ends here has no step after this one, and one that begins after it has none before.
       for (int64_t j = low(both); j < high(now); ++j)
         for (int v = 0; v < p.nv; ++v) receive(j, p.first + v * W, Vec<C>{});
-      multiply_gates(low(both), high(later), w_hh, L.weights[d].w_hh, L.P, hidden_gate, p, state.panel(next), after_row,
+      multiply_gates(rank, low(both), high(later), w_hh, L.weights[d].w_hh, L.P, hidden_gate, p, state.panel(next), after_row,
                      [&](int64_t j, int64_t column, Vec<C> sum) { to_h0(sum, s, j, column); });
     });
     if (project) {
       barrier.wait(share.members);
       auto row_of = [&](int64_t j) { return dprojected[half] + (row + j) * projected_ld; };
       share_of(hidden.panels(), [&](int64_t i, int64_t next) {
-        multiply_rows(low(0), high(now), L.P, w_hr, hidden.panel(i), hidden.panel(next), row_of,
-                      [&](int64_t j, int64_t column, Vec<C> sum) { cell(sum, s, half, row + j, j, column); });
+        const Panel p = hidden.panel(i);
+        multiply_rows(low(0), high(now), L.P, w_hr + p.offset<X>(L.P), w_hr + hidden.panel(next).template offset<X>(L.P), p,
+                      row_of, [&](int64_t j, int64_t column, Vec<C> sum) { cell(sum, s, half, row + j, j, column); });
       });
     }
     if (CELL == Cell::lstm && L.grad_c0)
@@ -242,28 +248,45 @@ class BackwardKernel {
 
   // receive(j, column, sum) for the product of rows a_row(j) with a panel, K deep.
   template <class A, class F>
-  INLINE void multiply_rows(int64_t j0, int64_t j1, int64_t K, const X* packed, const Panel& p, const Panel& next,
-                            A&& a_row, F&& receive) {
-    multiply_panel<C>(j0, j1, p.nv, K, packed + p.offset<X>(K), packed + next.offset<X>(K), a_row,
+  INLINE void multiply_rows(int64_t j0, int64_t j1, int64_t K, const X* panel, const X* next, const Panel& p, A&& a_row,
+                            F&& receive) {
+    multiply_panel<C>(j0, j1, p.nv, K, panel, next, a_row,
                       [&](int64_t j, int tall, const C* sums) {
                         for (int r = 0; r < tall; ++r)
                           for (int v = 0; v < p.nv; ++v, sums += W) receive(j + r, p.first + v * W, load(sums));
                       });
   }
 
-  // The same for rows of gate gradients and the weights w [G*H, ld] of all gates, packed or as they lie. Gate g is in
-  // plane plane_of(g) of a row.
+  // The same for rows of gate gradients and the weights w [G*H, ld] of all gates: packed, to be packed, or as they lie.
+  // Gate g is in plane plane_of(g) of a row.
   template <class P, class A, class F>
-  INLINE void multiply_gates(int64_t j0, int64_t j1, const X* packed, const void* w, int64_t ld, P&& plane_of,
+  INLINE void multiply_gates(int rank, int64_t j0, int64_t j1, const X* packed, const void* w, int64_t ld, P&& plane_of,
                              const Panel& p, const Panel& next, A&& a_row, F&& receive) {
-    if (!direct) return multiply_rows(j0, j1, G * plane, packed, p, next, a_row, receive);
-    for (int64_t j = j0; j < j1; ++j) {
-      Vec<C> sums[kWide] = {};
-      for (int g = 0; g < G; ++g)
-        add_times_columns<C>(sums, a_row(j) + plane_of(g) * plane, static_cast<const S*>(w) + g * L.H * ld + p.first,
-                             ld, L.H, p.nv, ld - p.first);
-      for (int v = 0; v < p.nv; ++v) receive(j, p.first + v * W, sums[v]);
+    if (j1 <= j0) return;
+    if (!direct) {
+      const int64_t K = G * plane;
+      const X *panel = packed + p.offset<X>(K), *after = packed + next.offset<X>(K);
+      if (once) {
+        X* to = own + rank * kWide * W * depth<X>(K);
+        auto source = rows_by_plane(static_cast<const S*>(w), ld, plane_of);
+        for (int64_t k = 0; k < words<X>(K); ++k) pack_word<X, C>(to, p, ld, K, k, source);
+        panel = after = to;
+      }
+      return multiply_rows(j0, j1, K, panel, after, p, a_row, receive);
     }
+    for_tiles(j0, j1, kRowsAtOnce, [&](int64_t j, int tall) {
+      C sums[kRowsAtOnce * kWide * W] = {};
+      with_rows(tall, [&](auto R) {
+        for (int g = 0; g < G; ++g) {
+          const X* a[R.value];
+          for (int r = 0; r < R.value; ++r) a[r] = a_row(j + r) + plane_of(g) * plane;
+          add_times_columns<R.value, C>(a, static_cast<const S*>(w) + g * L.H * ld + p.first, ld, L.H, ld - p.first,
+                                        sums);
+        }
+      });
+      for (int r = 0; r < tall; ++r)
+        for (int v = 0; v < p.nv; ++v) receive(j + r, p.first + v * W, load(sums + (r * kWide + v) * W));
+    });
   }
 
   bool cut(int64_t s, int64_t j) const { return j < steps.active(s + 1) && is_reset(s + 1, j); }
@@ -336,17 +359,19 @@ class BackwardKernel {
     }
   }
 
-  // dx = dgates W_ih for the chunk; the second direction adds to the first.
+  // dx = dgates W_ih for the chunk; the second direction adds to the first. The team shares its rows, or its columns
+  // where every one of those takes packing.
   void input_gradient(int half, int64_t begin, int64_t count, int rank, int size) {
-    const int64_t r0 = part(count, rank, size), r1 = part(count, rank + 1, size);
-    S** out = row_out;
+    const int64_t r0 = once ? 0 : part(count, rank, size), r1 = once ? count : part(count, rank + 1, size);
+    const int64_t i0 = once ? part(inputs.panels(), rank, size) : 0,
+                  i1 = once ? part(inputs.panels(), rank + 1, size) : inputs.panels();
+    auto row_of = [&](int64_t row) { return dgates[half] + row * dgates_ld; };
+    S** out = row_out + rank * chunk_rows;
     for_rows(begin, r0, r1,
              [&](int64_t row, int64_t s, int64_t j) { out[row] = at<S>(L.grad_input, L, steps.t(s), j); });
-    auto row_of = [&](int64_t row) { return dgates[half] + row * dgates_ld; };
-    for (int64_t i = 0; i < inputs.panels(); ++i)
-      multiply_gates(r0, r1, w_ih, L.weights[d].w_ih, L.I, input_plane, inputs.panel(i),
-                     inputs.panel(i + 1 < inputs.panels() ? i + 1 : 0), row_of,
-                     [&](int64_t row, int64_t column, Vec<C> sum) {
+    for (int64_t i = i0; i < i1; ++i)
+      multiply_gates(rank, r0, r1, w_ih, L.weights[d].w_ih, L.I, input_plane, inputs.panel(i),
+                     inputs.panel(i + 1 < i1 ? i + 1 : i0), row_of, [&](int64_t row, int64_t column, Vec<C> sum) {
                        S* to = out[row] + column;
                        if (d) sum += load(to, L.I - column);
                        store(to, sum, L.I - column);

@@ -56,10 +56,8 @@ struct Steps {
   }
 };
 
-constexpr int64_t kDirectRows = 4;
-
 // How a team shares a layer: by rows of the batch, which needs no barrier inside the time loop, or by hidden units
-// with a barrier per step, where there are too few rows for that.
+// with a barrier per step, where there are too few rows for that or only one step.
 //
 // Why no two threads meet (ThreadSanitizer cannot say: it does not see into OpenMP). Packed weights are written before
 // the first barrier and only read after it. In the time loops a group owns its rows of every buffer and result; its
@@ -73,7 +71,7 @@ struct Share {
   int groups, members;  // row groups, members of each
   int group, member;
   Share(const Layer& layer, int rank, int size) {
-    bool by_rows = layer.N >= 8 * size;
+    bool by_rows = layer.N >= 8 * size && layer.T > 1;
     groups = by_rows ? size : 1;
     members = by_rows ? 1 : size;
     group = rank / members;
@@ -131,15 +129,15 @@ struct UnitPanels {
     else
       return {index * width<C>, G};
   }
-  // w [G*H, K] into its panels [k][gate][units], one panel.
+  int64_t largest(int64_t K) const { return (G > 1 ? G : kWide) * width<C> * depth<X>(K); }  // panel
+  // One panel [k][gate][units] of w [G*H, K].
   template <class S>
-  void pack(X* packed, int64_t index, const S* w, int64_t K) const {
-    const Panel p = panel(index);
+  void pack(X* to, const Panel& p, const S* w, int64_t K) const {
     constexpr int64_t lanes = width<C> * per_word<X>;
     for (int g = 0; g < G; ++g)
       for (int v = 0; v < p.nv / G; ++v) {
         const int64_t unit = p.first + v * width<C>;
-        pack_transposed<X, C>(packed + offset(p, K) + (g * (p.nv / G) + v) * lanes, p.nv * lanes,
+        pack_transposed<X, C>(to + (g * (p.nv / G) + v) * lanes, p.nv * lanes,
                               w + (g * H + unit) * K, K, H - unit, K);
       }
   }
@@ -152,43 +150,3 @@ struct Products {};
 template <>
 struct Products<bf16> : TileScope {};
 #endif
-
-// So few rows in all that packing the weights would cost more than it saves: they are multiplied where they lie.
-inline bool too_few_to_pack(const Layer& layer, int64_t all_rows) {
-  return all_rows <= kDirectRows && layer.P == layer.H;
-}
-
-// A vector times rows of a matrix: lane l becomes the sum over k of a[k] * w[l * ld + k], zero from row `rows` on.
-template <class C, class X, class S>
-Vec<C> times_rows(const X* a, const S* w, int64_t ld, int64_t rows, int64_t K) {
-  constexpr int W = width<C>;
-  Vec<C> sums[W] = {};
-  for (int64_t k = 0; k < K; k += W) {
-    const Vec<C> x = load(a + k, K - k);
-#pragma GCC unroll 16
-    for (int l = 0; l < W; ++l) sums[l] += x * load(w + (l < rows ? l : 0) * ld + k, K - k);
-  }
-  exchange<1, C>(sums);
-  Vec<C> sum = sums[0];
-#pragma GCC unroll 16
-  for (int l = 1; l < W; ++l) sum += sums[l];
-  typename Register<C>::bits lane;
-  for (int l = 0; l < W; ++l) lane[l] = l;
-  return lane < static_cast<decltype(lane[0] + 0)>(rows < W ? rows : W) ? sum : Vec<C>{};
-}
-
-// Adds a[k] times row k of w, K rows, to nv registers of columns of which n are inside.
-template <class C, class X, class S>
-void add_times_columns(Vec<C> (&sums)[kWide], const X* a, const S* w, int64_t ld, int64_t K, int nv, int64_t n) {
-  constexpr int W = width<C>;
-  if (nv == kWide && n >= kWide * W) {
-    for (int64_t k = 0; k < K; ++k) {
-      const Vec<C> x = broadcast(C(value(a[k])));
-#pragma GCC unroll 4
-      for (int v = 0; v < kWide; ++v) sums[v] += x * load(w + k * ld + v * W);
-    }
-    return;
-  }
-  for (int64_t k = 0; k < K; ++k)
-    for (int v = 0; v < nv; ++v) sums[v] += broadcast(C(value(a[k]))) * load(w + k * ld + v * W, n - v * W);
-}

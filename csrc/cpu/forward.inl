@@ -13,10 +13,10 @@ class ForwardKernel {
   const Steps steps;
   const UnitPanels<CELL, X, C> units;
   const Columns<C, kWide> projected;
-  const bool project, direct, staging;
+  const bool project, direct, once, staging;
   const int64_t Hp, gates_ld, h_ld, full_ld, chunk_rows;
 
-  X *w_ih, *w_hh, *w_hr;  // panels
+  X *w_ih, *w_hh, *w_hr;  // panels; of those that are used once, the one at hand of each rank
   C *bias, *bias_hn;      // [G*Hp], [Hp]: what the input product adds; GRU's b_hn, which the cell adds
   X *h[2], *full;         // [N, h_ld] twice: the state before a step and after it; [N, full_ld]: before projection
   C* c;                   // [N, Hp]
@@ -34,7 +34,8 @@ class ForwardKernel {
         units{layer.H},
         projected{layer.P},
         project(layer.weights[direction].w_hr != nullptr),
-        direct(too_few_to_pack(layer, all_rows)),
+        direct(few_rows_forward<X>(layer, all_rows)),
+        once(layer.T == 1),
         staging(!std::is_same<X, S>::value || depth<X>(layer.I) != layer.I || on_tiles<X>),
         Hp(padded(layer.H)),
         gates_ld(spread<C>(G * padded(layer.H))),
@@ -52,8 +53,8 @@ class ForwardKernel {
 
   void carve(Carver& memory) {
     const int ranks = L.threads;
-    w_ih = memory.take<X>(direct ? 0 : units.packed(L.I));
-    w_hh = memory.take<X>(direct ? 0 : units.packed(L.P));
+    w_ih = memory.take<X>(direct ? 0 : once ? ranks * units.largest(L.I) : units.packed(L.I));
+    w_hh = memory.take<X>(direct ? 0 : once ? ranks * units.largest(L.P) : units.packed(L.P));
     w_hr = memory.take<X>(project ? projected.template packed<X>(L.H) : 0);
     bias = memory.take<C>(G * Hp);
     bias_hn = memory.take<C>(Hp);
@@ -86,9 +87,9 @@ class ForwardKernel {
         const int64_t n = steps.active(s), last = n < j1 ? n : j1;
         // There and back, so that the panels at the turn are still in the cache.
         if (s & 1)
-          for (int64_t p = p1 - 1; p >= p0; --p) step(s, row, j0, last, p, p > p0 ? p - 1 : p);
+          for (int64_t p = p1 - 1; p >= p0; --p) step(rank, s, row, j0, last, p, p > p0 ? p - 1 : p);
         else
-          for (int64_t p = p0; p < p1; ++p) step(s, row, j0, last, p, p + 1 < p1 ? p + 1 : p);
+          for (int64_t p = p0; p < p1; ++p) step(rank, s, row, j0, last, p, p + 1 < p1 ? p + 1 : p);
         barrier.wait(share.members);
         if (project) {
           const int64_t q0 = part(projected.panels(), share.member, share.members),
@@ -107,9 +108,11 @@ class ForwardKernel {
     const S *ih = static_cast<const S*>(w.w_ih), *hh = static_cast<const S*>(w.w_hh),
             *hr = static_cast<const S*>(w.w_hr), *b_ih = static_cast<const S*>(w.b_ih),
             *b_hh = static_cast<const S*>(w.b_hh);
-    for (int64_t p = part(units.panels(), rank, size); !direct && p < part(units.panels(), rank + 1, size); ++p) {
-      units.pack(w_ih, p, ih, L.I);
-      units.pack(w_hh, p, hh, L.P);
+    for (int64_t i = part(units.panels(), rank, size); !direct && !once && i < part(units.panels(), rank + 1, size);
+         ++i) {
+      const Panel p = units.panel(i);
+      units.pack(w_ih + units.offset(p, L.I), p, ih, L.I);
+      units.pack(w_hh + units.offset(p, L.P), p, hh, L.P);
     }
     if (project)
       for (int64_t q = part(projected.panels(), rank, size); q < part(projected.panels(), rank + 1, size); ++q) {
@@ -177,7 +180,8 @@ class ForwardKernel {
         add[v] = load(bias + column[v]);
       }
       multiply_gates(
-          0, count, p, units.panel(i + 1 < p1 ? i + 1 : p0), L.I, w_ih, L.weights[d].w_ih,
+          rank, 0, count, p, units.panel(i + 1 < p1 ? i + 1 : p0), L.I, w_ih,
+          static_cast<const S*>(L.weights[d].w_ih),
           [&](int64_t row) { return in[row]; },
           [&](int64_t row, int tall, const C* sums) {
             for (int r = 0; r < tall; ++r) {
@@ -190,21 +194,26 @@ class ForwardKernel {
 
   // Rows j0..j1 times one panel of gates, as multiply_panel(): from the packed weights, or from w [G*H, K] itself.
   template <class A, class F>
-  INLINE void multiply_gates(int64_t j0, int64_t j1, const Panel& p, const Panel& next, int64_t K, const X* packed,
-                             const void* w, A&& row, F&& receive) {
-    if (!direct)
-      return multiply_panel<C>(j0, j1, p.nv, K, packed + units.offset(p, K), packed + units.offset(next, K), row,
-                               receive);
-    for (int64_t j = j0; j < j1; ++j) {
-      const X* a = row(j);
-      Tile<C> tile;
-      for (int v = 0; v < p.nv; ++v) {
-        const int64_t unit = p.first + v % (p.nv / G) * W;
-        store(tile.sums + v * W,
-              times_rows<C>(a, static_cast<const S*>(w) + (v / (p.nv / G) * L.H + unit) * K, K, L.H - unit, K));
-      }
-      receive(j, 1, tile.sums);
+  INLINE void multiply_gates(int rank, int64_t j0, int64_t j1, const Panel& p, const Panel& next, int64_t K, X* packed,
+                             const S* w, A&& row, F&& receive) {
+    if (!direct) {
+      X *panel = packed + units.offset(p, K), *after = packed + units.offset(next, K);
+      if (once) units.pack(panel = after = packed + rank * units.largest(K), p, w, K);
+      return multiply_panel<C>(j0, j1, p.nv, K, panel, after, row, receive);
     }
+    for_tiles(j0, j1, kRowsAtOnce, [&](int64_t j, int tall) {
+      const X* a[kRowsAtOnce];
+      for (int r = 0; r < tall; ++r) a[r] = row(j + r);
+      Tile<C> tile;
+      with_rows(tall, [&](auto R) {
+        for (int v = 0; v < p.nv; ++v) {
+          const int64_t unit = p.first + v % (p.nv / G) * W;
+          times_rows<R.value, C>(a, w + (v / (p.nv / G) * L.H + unit) * K, K, L.H - unit, K,
+                                 tile.sums + v * W, p.nv * W);
+        }
+      });
+      receive(j, tall, tile.sums);
+    });
   }
 
   // Where register v of a panel of gates belongs in a row of gates.
@@ -238,12 +247,12 @@ class ForwardKernel {
   }
 
   // Step s for the rows j0..j1 and one panel of units; `row` is the step's first row in the chunk's gates.
-  void step(int64_t s, int64_t row, int64_t j0, int64_t j1, int64_t panel, int64_t next) {
+  void step(int rank, int64_t s, int64_t row, int64_t j0, int64_t j1, int64_t panel, int64_t next) {
     const X* before = h[s & 1];
     const Panel p = units.panel(panel);
     const int64_t hp = Hp;
     multiply_gates(
-        j0, j1, p, units.panel(next), L.P, w_hh, L.weights[d].w_hh,
+        rank, j0, j1, p, units.panel(next), L.P, w_hh, static_cast<const S*>(L.weights[d].w_hh),
         [&](int64_t j) {
           // What the cell will need when the product is done.
           const C* x_gates = gates + (row + j) * gates_ld + p.first;

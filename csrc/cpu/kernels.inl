@@ -8,6 +8,7 @@
 #include "gemm.h"
 #include "pack.h"
 #include "common.inl"
+#include "direct.h"
 #include "forward.inl"
 #include "backward.inl"
 // clang-format on

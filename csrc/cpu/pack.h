@@ -27,25 +27,31 @@ struct Columns {
   }
 };
 
-// Word `word` of every panel, from the rows of B that it is made of: source(k) is where row k lies, null for zeros.
-// K rows in all; beyond them, and past a row's end, the panels hold zeros.
-template <class X, class C, int Max, class F>
-void pack_word(X* packed, const Columns<C, Max>& columns, int64_t K, int64_t word, F&& source) {
+// Word `word` of panel p, which begins at `to`, from the rows of B that it is made of: source(k) is where row k lies,
+// null for zeros. B has K rows of `count` columns; beyond them the panel holds zeros.
+template <class X, class C, class F>
+INLINE void pack_word(X* to, const Panel& p, int64_t count, int64_t K, int64_t word, F&& source) {
   constexpr int W = width<C>;
   const int64_t k = word * per_word<X>;
   const auto* first = k < K ? source(k) : nullptr;
   decltype(first) second = per_word<X> == 2 && k + 1 < K ? source(k + 1) : nullptr;
+  to += word * p.nv * W * per_word<X>;
+  for (int64_t v = 0; v < p.nv; ++v) {
+    const int64_t column = p.first + v * W, n = count - column;
+    if constexpr (is_pair<X>)
+      store_words(to + v * W * 2, interleave(first ? load_bits(first + column, n) : Halves{},
+                                             second ? load_bits(second + column, n) : Halves{}));
+    else
+      store(to + v * W, first ? load(first + column, n) : Vec<C>{});
+  }
+}
+
+// The same of every panel.
+template <class X, class C, int Max, class F>
+void pack_word(X* packed, const Columns<C, Max>& columns, int64_t K, int64_t word, F&& source) {
   for (int64_t i = 0, panels = columns.panels(); i < panels; ++i) {
     const Panel p = columns.panel(i);
-    X* to = packed + p.offset<X>(K) + word * p.nv * W * per_word<X>;
-    for (int64_t v = 0; v < p.nv; ++v) {
-      const int64_t column = p.first + v * W, n = columns.count - column;
-      if constexpr (is_pair<X>)
-        store_words(to + v * W * 2, interleave(first ? load_bits(first + column, n) : Halves{},
-                                               second ? load_bits(second + column, n) : Halves{}));
-      else
-        store(to + v * W, first ? load(first + column, n) : Vec<C>{});
-    }
+    pack_word<X, C>(packed + p.offset<X>(K), p, columns.count, K, word, source);
   }
 }
 

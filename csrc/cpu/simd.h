@@ -109,7 +109,8 @@ INLINE Vec<float> load(const f16* p) { return load_half(p); }
 INLINE void store(bf16* p, Vec<float> v) { *reinterpret_cast<LooseHalves*>(p) = narrow(v, bf16{}); }
 INLINE void store(f16* p, Vec<float> v) { *reinterpret_cast<LooseHalves*>(p) = narrow(v, f16{}); }
 
-// The first n lanes of a register; a row of a tensor may end anywhere. The rare ends are kept out of line.
+// The first n lanes of a register; a row of a tensor may end anywhere. The ends are rare, and masked where the
+// instruction set can do so without touching what lies beyond.
 template <class S>
 constexpr int lanes = width<float> / (sizeof(S) == 8 ? 2 : 1);
 
@@ -125,6 +126,36 @@ __attribute__((noinline)) void store_end(S* p, V v, int64_t n) {
   store(part, v);
   for (int64_t k = 0; k < n; ++k) p[k] = part[k];
 }
+#if LSTMKERN_VECTOR_BYTES == 64
+INLINE uint32_t first_lanes(int64_t n) { return n > 0 ? (1u << n) - 1 : 0; }  // n < 32
+INLINE Vec<float> load_end(const float* p, int64_t n) { return (Vec<float>)_mm512_maskz_loadu_ps(first_lanes(n), p); }
+INLINE Vec<double> load_end(const double* p, int64_t n) {
+  return (Vec<double>)_mm512_maskz_loadu_pd(first_lanes(n), p);
+}
+INLINE Vec<float> load_end(const bf16* p, int64_t n) {
+  return widen((Halves)_mm256_maskz_loadu_epi16(first_lanes(n), p), bf16{});
+}
+INLINE Vec<float> load_end(const f16* p, int64_t n) {
+  return widen((Halves)_mm256_maskz_loadu_epi16(first_lanes(n), p), f16{});
+}
+INLINE void store_end(float* p, Vec<float> v, int64_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), (__m512)v); }
+INLINE void store_end(double* p, Vec<double> v, int64_t n) { _mm512_mask_storeu_pd(p, first_lanes(n), (__m512d)v); }
+INLINE void store_end(bf16* p, Vec<float> v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), (__m256i)narrow(v, bf16{}));
+}
+INLINE void store_end(f16* p, Vec<float> v, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), (__m256i)narrow(v, f16{}));
+}
+#elif LSTMKERN_VECTOR_BYTES == 32
+INLINE __m256i first_lanes(int64_t n) {
+  return (__m256i)(Register<float>::bits{0, 1, 2, 3, 4, 5, 6, 7} < static_cast<int32_t>(n));
+}
+INLINE __m256i first_pairs(int64_t n) { return (__m256i)(Register<double>::bits{0, 1, 2, 3} < n); }
+INLINE Vec<float> load_end(const float* p, int64_t n) { return (Vec<float>)_mm256_maskload_ps(p, first_lanes(n)); }
+INLINE Vec<double> load_end(const double* p, int64_t n) { return (Vec<double>)_mm256_maskload_pd(p, first_pairs(n)); }
+INLINE void store_end(float* p, Vec<float> v, int64_t n) { _mm256_maskstore_ps(p, first_lanes(n), (__m256)v); }
+INLINE void store_end(double* p, Vec<double> v, int64_t n) { _mm256_maskstore_pd(p, first_pairs(n), (__m256d)v); }
+#endif
 template <class S>
 INLINE auto load(const S* p, int64_t n) -> decltype(load(p)) {
   return __builtin_expect(n >= lanes<S>, 1) ? load(p) : load_end(p, n);

@@ -1,0 +1,123 @@
+// Products of few rows, where packing the weights into panels would cost more than it saves: the weights are multiplied
+// where they lie, several rows of A with each register of them that was loaded.
+
+// All rows of a layer's call together that are few. Where pairs of bf16 have products of their own, those win sooner.
+// Forward a product of rows ends with a sum across every register, about as long as the product for 8 columns; packing
+// costs as much as some rows. Backward the weights' rows are read piece by piece: far apart, each piece is another page.
+template <class X>
+bool few_rows_forward(const Layer& layer, int64_t all_rows) {
+  const int64_t K = layer.I < layer.P ? layer.I : layer.P;
+  return layer.P == layer.H && (all_rows <= 4 || (!is_pair<X> && all_rows <= 64 && 8 * all_rows <= K));
+}
+template <class X>
+bool few_rows_backward(const Layer& layer, int64_t all_rows) {
+  const int64_t apart = layer.I > layer.P ? layer.I : layer.P;
+  return layer.P == layer.H && (all_rows <= 4 || (!is_pair<X> && all_rows <= (apart <= 256 ? 24 : 6)));
+}
+
+// Lane l: the sum of v[l]'s lanes.
+template <int Step, class C>
+INLINE void halve(Vec<C> (&v)[width<C>]) {
+  constexpr int W = width<C>;
+  if constexpr (Step < W) {
+    typename Register<C>::bits low, high;
+#pragma GCC unroll 16
+    for (int l = 0; l < W; ++l) {
+      low[l] = (l & Step) ? l - Step + W : l;
+      high[l] = (l & Step) ? l + W : l + Step;
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < W; r += 2 * Step)
+      v[r] = __builtin_shuffle(v[r], v[r + Step], low) + __builtin_shuffle(v[r], v[r + Step], high);
+    halve<Step * 2, C>(v);
+  }
+}
+
+constexpr int kRowsAtOnce = kSums / 4;
+template <class C>
+constexpr int units_at_once(int rows) {  // a power of two, as many as there are registers for
+  int units = 1;
+  while (units < width<C> && 2 * units * rows <= kSums) units *= 2;
+  return units;
+}
+
+// R rows of a times rows of a matrix: lane l of to + r * stride becomes the sum over k of a[r][k] * w[l * ld + k], zero
+// from row `rows` on.
+template <int R, class C, class X, class S>
+void times_rows(const X* const* a, const S* w, int64_t ld, int64_t rows, int64_t K, C* to, int64_t stride) {
+  constexpr int W = width<C>, U = units_at_once<C>(R);
+  Vec<C> parts[R][W];
+  for (int u = 0; u < W; u += U) {
+    const S* row[U];
+    Vec<C> sums[R][U] = {};
+#pragma GCC unroll 16
+    for (int l = 0; l < U; ++l) row[l] = w + (u + l < rows ? u + l : 0) * ld;
+    auto add = [&](int64_t k, auto&& take) {
+      Vec<C> x[R];
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) x[r] = take(a[r] + k);
+#pragma GCC unroll 16
+      for (int l = 0; l < U; ++l) {
+        const Vec<C> b = take(row[l] + k);
+        if (R > 1) __builtin_prefetch(row[l] + U * ld + k);  // alone, a row is done before that comes
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) sums[r][l] += x[r] * b;
+      }
+    };
+    int64_t k = 0;
+    for (; k + W <= K; k += W) add(k, [](auto* p) { return load(p); });
+    if (k < K) add(k, [&](auto* p) { return load(p, K - k); });
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+      for (int l = 0; l < U; ++l) parts[r][u + l] = sums[r][l];
+  }
+  typename Register<C>::bits lane;
+  for (int l = 0; l < W; ++l) lane[l] = l;
+  const auto inside = lane < static_cast<decltype(lane[0] + 0)>(rows < W ? rows : W);
+  for (int r = 0; r < R; ++r) {
+    halve<1, C>(parts[r]);
+    store(to + r * stride, inside ? parts[r][0] : Vec<C>{});
+  }
+}
+
+// Adds to R rows of sums a[r][k] times row k of w, K rows, of whose kWide registers of columns n columns are inside.
+template <int R, class C, class X, class S>
+void add_times_columns(const X* const* a, const S* w, int64_t ld, int64_t K, int64_t n, C* to) {
+  constexpr int W = width<C>;
+  Vec<C> sums[R][kWide];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kWide; ++v) sums[r][v] = load(to + (r * kWide + v) * W);
+  auto add = [&](auto&& take) {
+    for (int64_t k = 0; k < K; ++k) {
+      Vec<C> b[kWide];
+#pragma GCC unroll 4
+      for (int v = 0; v < kWide; ++v) b[v] = take(w + k * ld + v * W, n - v * W);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const Vec<C> x = broadcast(C(value(a[r][k])));
+#pragma GCC unroll 4
+        for (int v = 0; v < kWide; ++v) sums[r][v] += x * b[v];
+      }
+    }
+  };
+  if (n >= kWide * W)
+    add([](const S* p, int64_t) { return load(p); });
+  else
+    add([](const S* p, int64_t inside) { return load(p, inside); });
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kWide; ++v) store(to + (r * kWide + v) * W, sums[r][v]);
+}
+
+// f(constant) for the number of rows, at most kRowsAtOnce.
+template <int R = kRowsAtOnce, class F>
+INLINE void with_rows(int rows, F&& f) {
+  if constexpr (R > 1) {
+    if (rows < R) return with_rows<R - 1>(rows, f);
+  }
+  f(std::integral_constant<int, R>{});
+}
