@@ -54,6 +54,15 @@ struct Steps {
     for (; s > 0 && sum + active(s - 1) <= rows; --s) sum += active(s - 1);
     return s;
   }
+  // f(row of the chunk, step, sequence) for rows [from, to) of the steps from begin on.
+  template <class F>
+  INLINE void for_rows(int64_t begin, int64_t from, int64_t to, F&& f) const {
+    int64_t s = begin, base = 0;
+    for (int64_t row = from; row < to; ++row) {
+      while (row >= base + active(s)) base += active(s++);
+      f(row, s, row - base);
+    }
+  }
 };
 
 // How a team shares a layer: by rows of the batch, which needs no barrier inside the time loop, or by hidden units
@@ -93,8 +102,8 @@ struct Share {
 };
 
 inline int useful_threads(const Layer& layer, int64_t rows) {
-  // Below about a hundred thousand multiplications a thread's wake-up costs more than its work.
-  int64_t work = rows * gates_of(layer.cell) * layer.H * (layer.I + layer.P) / 100000;
+  // Below about half a million multiplications a thread's wake-up costs more than its work.
+  int64_t work = rows * gates_of(layer.cell) * layer.H * (layer.I + layer.P) / 500000;
   return work < layer.threads ? (work < 1 ? 1 : static_cast<int>(work)) : layer.threads;
 }
 
@@ -137,8 +146,7 @@ struct UnitPanels {
     for (int g = 0; g < G; ++g)
       for (int v = 0; v < p.nv / G; ++v) {
         const int64_t unit = p.first + v * width<C>;
-        pack_transposed<X, C>(to + (g * (p.nv / G) + v) * lanes, p.nv * lanes,
-                              w + (g * H + unit) * K, K, H - unit, K);
+        pack_transposed<X, C>(to + (g * (p.nv / G) + v) * lanes, p.nv * lanes, w + (g * H + unit) * K, K, H - unit, K);
       }
   }
 };

@@ -180,8 +180,7 @@ class ForwardKernel {
         add[v] = load(bias + column[v]);
       }
       multiply_gates(
-          rank, 0, count, p, units.panel(i + 1 < p1 ? i + 1 : p0), L.I, w_ih,
-          static_cast<const S*>(L.weights[d].w_ih),
+          rank, 0, count, p, units.panel(i + 1 < p1 ? i + 1 : p0), L.I, w_ih, static_cast<const S*>(L.weights[d].w_ih),
           [&](int64_t row) { return in[row]; },
           [&](int64_t row, int tall, const C* sums) {
             for (int r = 0; r < tall; ++r) {
@@ -208,8 +207,8 @@ class ForwardKernel {
       with_rows(tall, [&](auto R) {
         for (int v = 0; v < p.nv; ++v) {
           const int64_t unit = p.first + v % (p.nv / G) * W;
-          times_rows<R.value, C>(a, w + (v / (p.nv / G) * L.H + unit) * K, K, L.H - unit, K,
-                                 tile.sums + v * W, p.nv * W);
+          times_rows<R.value, C>(a, w + (v / (p.nv / G) * L.H + unit) * K, K, L.H - unit, K, tile.sums + v * W,
+                                 p.nv * W);
         }
       });
       receive(j, tall, tile.sums);

@@ -10,6 +10,7 @@
 #include "common.inl"
 #include "direct.h"
 #include "forward.inl"
+#include "gradients.inl"
 #include "backward.inl"
 // clang-format on
 

@@ -56,6 +56,11 @@ struct Pool {
   std::mutex mutex;
   std::vector<Block> idle;
   size_t held = 0;
+  void free_at(size_t i) {
+    held -= idle[i].bytes;
+    std::free(idle[i].data);
+    idle.erase(idle.begin() + static_cast<std::ptrdiff_t>(i));
+  }
 };
 
 Pool& pool() {
@@ -75,9 +80,7 @@ Workspace::Workspace(size_t bytes) {
     std::lock_guard<std::mutex> lock(p.mutex);
     size_t best = p.idle.size();
     for (size_t i = 0; i < p.idle.size(); ++i)
-      if (p.idle[i].bytes >= bytes_ && p.idle[i].bytes <= 2 * bytes_ + kHugePage &&
-          (best == p.idle.size() || p.idle[i].bytes < p.idle[best].bytes))
-        best = i;
+      if (p.idle[i].bytes >= bytes_ && (best == p.idle.size() || p.idle[i].bytes < p.idle[best].bytes)) best = i;
     if (best < p.idle.size()) {
       data_ = p.idle[best].data;
       bytes_ = p.idle[best].bytes;
@@ -86,6 +89,8 @@ Workspace::Workspace(size_t bytes) {
       p.idle.pop_back();
       return;
     }
+    // None is large enough: one of them gives way to the new one, so that calls one after the other share one block.
+    if (!p.idle.empty()) p.free_at(0);
   }
   size_t align = bytes_ >= kHugePage ? kHugePage : 4096;
   bytes_ = (bytes_ + align - 1) / align * align;
@@ -100,11 +105,7 @@ Workspace::Workspace(size_t bytes) {
 Workspace::~Workspace() {
   Pool& p = pool();
   std::lock_guard<std::mutex> lock(p.mutex);
-  while (p.held + bytes_ > kKept && !p.idle.empty()) {  // the oldest make room
-    p.held -= p.idle.front().bytes;
-    std::free(p.idle.front().data);
-    p.idle.erase(p.idle.begin());
-  }
+  while (p.held + bytes_ > kKept && !p.idle.empty()) p.free_at(0);  // the oldest make room
   if (p.held + bytes_ > kKept) {
 #if defined(__SANITIZE_ADDRESS__)
     __asan_unpoison_memory_region(data_, bytes_);
