@@ -24,8 +24,8 @@ TORCH_LIBRARY(lstmkern, m) {
       " -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)");
   m.def(
       "layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells, Tensor input,"
-      " Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, Tensor? resets, Tensor output,"
-      " Tensor cells, Tensor gates, str mode, bool batch_first, bool[3] needs)"
+      " Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, Tensor? resets, Tensor? output,"
+      " Tensor? cells, Tensor? gates, str mode, bool batch_first, bool[3] needs)"
       " -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
 }
 

@@ -50,9 +50,15 @@ def layer(
 
     input [T, N, I], [N, T, I] if batch_first, or packed [R, I] with batch_sizes int64 [T]; h0 [D, N, P]; c0 [D, N, H]
     (LSTM); lengths int64 [N]; resets bool, laid out like input without its last dimension: the state is zeroed before
-    that step. Returns output (laid out like input, D*P columns, zero past a row's end), h_n [D, N, P], c_n [D, N, H]
-    and cells (every step's c, laid out like output, D*H columns); the last two are empty except for an LSTM.
+    that step; or one step: input [N, I], h0 [N, P], c0 [N, H]. Returns output (laid out like input, D*P columns, zero past a row's end), h_n [D, N, P], c_n [D, N, H]
+    and cells (every step's c, laid out like output, D*H columns); the last two are empty except for an LSTM, and h_n
+    and c_n of one step, which are its output and its cells.
     """
+    if batch_sizes is None and input.dim() == 2:
+        input, h0, c0, resets = (None if t is None else t.unsqueeze(0) for t in (input, h0, c0, resets))
+        output, _, _, cells = layer(input, h0, c0, weights, None, lengths, resets, mode, False)
+        nothing = input.new_empty(0)
+        return output.squeeze(0), nothing, nothing, cells if c0 is None else cells.squeeze(0)
     dtype, D, N = input.dtype, h0.size(0), h0.size(1)
     wide = torch.promote_types(dtype, torch.float32)  # 16-bit types are storage: the arithmetic is fp32
     x, h0, c0 = input.to(wide), h0.to(wide), None if c0 is None else c0.to(wide)
