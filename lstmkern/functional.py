@@ -65,17 +65,20 @@ class LayerFunction(torch.autograd.Function):
             grad_input, grad_h0, grad_c0, grad_weights = recomputing.layer_backward(
                 eager_forward, eager_backward, grads, *primals, ragged, output, cells, ctx.mode, ctx.batch_first, wanted
             )
-            return grad_input, grad_h0, grad_c0, *_NO_GRADS, *grad_weights
+            return _layer_grads(needs, grad_input, grad_h0, grad_c0, grad_weights)
         if ctx.recompute:
             with torch.no_grad():
                 saved = recomputing.saved_again(eager_forward, *primals, ragged, ctx.mode, ctx.batch_first)
         grad_input, grad_h0, grad_c0, grad_weights = layer_backward(
             *grads, *primals, *ragged, *saved, ctx.mode, ctx.batch_first, wanted
         )
-        return grad_input, grad_h0, grad_c0, *_NO_GRADS, *grad_weights
+        return _layer_grads(needs, grad_input, grad_h0, grad_c0, grad_weights)
 
 
-_NO_GRADS = (None,) * 6  # of batch_sizes, ..., cells
+def _layer_grads(needs, grad_input, grad_h0, grad_c0, grad_weights):
+    """The gradients in the order of LayerFunction.forward's arguments."""
+    states = grad_h0 if needs[1] else None, grad_c0 if needs[2] else None
+    return grad_input if needs[0] else None, *states, None, None, None, None, None, None, *grad_weights
 
 
 class LayerBackward(torch.autograd.Function):

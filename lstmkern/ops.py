@@ -12,7 +12,14 @@ from torch.autograd import forward_ad
 
 from . import reference
 from .functional import (
-    GATES, LayerBackward, LayerFunction, backward_op, call_below_autograd, eager_backward, eager_forward, forward_op,
+    GATES,
+    LayerBackward,
+    LayerFunction,
+    backward_op,
+    call_below_autograd,
+    eager_backward,
+    eager_forward,
+    forward_op,
     needs_grad,
 )  # fmt: skip
 

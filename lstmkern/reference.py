@@ -50,9 +50,9 @@ def layer(
 
     input [T, N, I], [N, T, I] if batch_first, or packed [R, I] with batch_sizes int64 [T]; h0 [D, N, P]; c0 [D, N, H]
     (LSTM); lengths int64 [N]; resets bool, laid out like input without its last dimension: the state is zeroed before
-    that step; or one step: input [N, I], h0 [N, P], c0 [N, H]. Returns output (laid out like input, D*P columns, zero past a row's end), h_n [D, N, P], c_n [D, N, H]
-    and cells (every step's c, laid out like output, D*H columns); the last two are empty except for an LSTM, and h_n
-    and c_n of one step, which are its output and its cells.
+    that step. Returns output (laid out like input, D*P columns, zero past a row's end), h_n [D, N, P], c_n [D, N, H]
+    and cells (every step's c, laid out like output, D*H columns); the last two are empty except for an LSTM.
+    One step alone: input [N, I], h0 [N, P], c0 [N, H]; output and cells are the next state, h_n and c_n empty.
     """
     if batch_sizes is None and input.dim() == 2:
         input, h0, c0, resets = (None if t is None else t.unsqueeze(0) for t in (input, h0, c0, resets))
