@@ -39,9 +39,9 @@ py::tuple layer_forward(const Tensor& input, const Tensor& h0, Optional c0, cons
                         Optional batch_sizes, Optional lengths, Optional resets, std::string_view mode,
                         bool batch_first, bool save, bool cells) {
   using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-  static const auto op = operator_named<Results(const Tensor&, const Tensor&, Optional, at::TensorList, Optional,
-                                                Optional, Optional, c10::string_view, bool, bool, bool)>(
-      "lstmkern::layer_forward");
+  static const auto op =
+      operator_named<Results(const Tensor&, const Tensor&, Optional, at::TensorList, Optional, Optional, Optional,
+                             c10::string_view, bool, bool, bool)>("lstmkern::layer_forward");
   auto [output, h_n, c_n, every_c, gates] = [&] {
     const Below scope;
     return op.call(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells);
@@ -54,10 +54,9 @@ py::tuple layer_backward(Optional grad_output, Optional grad_h_n, Optional grad_
                          Optional batch_sizes, Optional lengths, Optional resets, Optional output, Optional cells,
                          Optional gates, std::string_view mode, bool batch_first, Flag3 needs) {
   using Results = std::tuple<Tensor, Tensor, Tensor, Weights>;
-  static const auto op =
-      operator_named<Results(Optional, Optional, Optional, Optional, const Tensor&, const Tensor&, Optional,
-                             at::TensorList, Optional, Optional, Optional, Optional, Optional, Optional,
-                             c10::string_view, bool, Flag3)>("lstmkern::layer_backward");
+  static const auto op = operator_named<Results(
+      Optional, Optional, Optional, Optional, const Tensor&, const Tensor&, Optional, at::TensorList, Optional,
+      Optional, Optional, Optional, Optional, Optional, c10::string_view, bool, Flag3)>("lstmkern::layer_backward");
   auto [grad_input, grad_h0, grad_c0, grad_weights] = [&] {
     const Below scope;
     return op.call(grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, batch_sizes, lengths, resets,

@@ -17,6 +17,9 @@ struct CpuBackEnd {
 
 }  // namespace
 
+// Input [N, I] without batch_sizes, with h0 [N, P] and c0 [N, H], is one step: output and cells are the next state, and
+// h_n and c_n, the same numbers, stay empty. Backward takes what forward kept as far as the cell has it; the output of
+// one step may be absent for LSTM and GRU, whose backward would read it as the state before a later step.
 TORCH_LIBRARY(lstmkern, m) {
   m.def(
       "layer_forward(Tensor input, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths,"
