@@ -61,7 +61,12 @@ if not shutil.which(os.environ.get("CXX", "c++")) and not shutil.which("g++"):
 
 ROOT = Path(__file__).resolve().parent
 
-sources = ["csrc/module.cpp", "csrc/ops.cpp", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp"))]
+sources = [
+    "csrc/module.cpp",
+    "csrc/eager.cpp",
+    "csrc/ops.cpp",
+    *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp")),
+]
 headers = sorted(str(p.relative_to(ROOT)) for suffix in ("h", "inl") for p in ROOT.glob(f"csrc/**/*.{suffix}"))
 macros = [("LSTMKERN_VERSION", f'"{VERSION}"')]
 # No -march: each kernel file names its own instruction set. No -std: torch chooses. CFLAGS may name another -O. -g0:

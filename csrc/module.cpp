@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "cpu/peak.h"
+#include "eager.h"
 #include "layer.h"
 #if defined(LSTMKERN_CUDA_VERSION)
 #include "cuda/dispatch.h"
@@ -11,6 +12,7 @@ namespace py = pybind11;
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of lstmkern. Importing it registers torch.ops.lstmkern.*";
+  lstmkern::add_eager(m);
   m.def("cpu_peak", &lstmkern::cpu::peak, py::arg("capability"), py::arg("rate"), py::arg("threads"), py::arg("bytes"),
         py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
         "Work per second of all threads: floating point operations (rate fp32, fp64, bf16, amx) or bytes (read, each"

@@ -17,6 +17,9 @@ struct CpuBackEnd {
 
 }  // namespace
 
+// Input [N, I] without batch_sizes, with h0 [N, P] and c0 [N, H], is one step: output and cells are the next state, and
+// h_n and c_n, the same numbers, stay empty. Backward takes what forward kept as far as the cell has it; the output of
+// one step may be absent for LSTM and GRU, whose backward would read it as the state before a later step.
 TORCH_LIBRARY(lstmkern, m) {
   m.def(
       "layer_forward(Tensor input, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths,"
@@ -24,8 +27,8 @@ TORCH_LIBRARY(lstmkern, m) {
       " -> (Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)");
   m.def(
       "layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells, Tensor input,"
-      " Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, Tensor? resets, Tensor output,"
-      " Tensor cells, Tensor gates, str mode, bool batch_first, bool[3] needs)"
+      " Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths, Tensor? resets, Tensor? output,"
+      " Tensor? cells, Tensor? gates, str mode, bool batch_first, bool[3] needs)"
       " -> (Tensor grad_input, Tensor grad_h0, Tensor grad_c0, Tensor[] grad_weights)");
 }
 

@@ -46,16 +46,19 @@ class Problem {
   Problem(const Tensor& input, const Tensor& h0, const OptionalTensor& c0, at::TensorList weights,
           const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& resets,
           c10::string_view mode, bool batch_first, bool on_device)
-      : on_device_(on_device), packed_(batch_sizes.has_value()), batch_first_(batch_first && !packed_) {
+      : on_device_(on_device),
+        packed_(batch_sizes.has_value()),
+        one_step_(!packed_ && input.dim() == 2),
+        batch_first_(batch_first && input.dim() == 3) {
     layer.cell = cell_of(mode);
     layer.dtype = dtype_of_tensor(input);
-    TORCH_CHECK(input.dim() == (packed_ ? 2 : 3), "input must have ", packed_ ? 2 : 3, " dimensions, got ",
-                input.dim());
-    TORCH_CHECK(h0.dim() == 3 && (h0.size(0) == 1 || h0.size(0) == 2), "h0 must be [D, N, P] with D 1 or 2, got ",
-                h0.sizes());
-    layer.D = static_cast<int>(h0.size(0));
-    layer.N = h0.size(1);
-    layer.P = h0.size(2);
+    TORCH_CHECK(input.dim() == 2 || (input.dim() == 3 && !packed_), "input must be [", packed_ ? "R" : "T, N", ", I]",
+                packed_ ? "" : ", or [N, I] for one step", ", got ", input.sizes());
+    TORCH_CHECK(one_step_ ? h0.dim() == 2 : h0.dim() == 3 && (h0.size(0) == 1 || h0.size(0) == 2), "h0 must be ",
+                one_step_ ? "[N, P]" : "[D, N, P] with D 1 or 2", ", got ", h0.sizes());
+    layer.D = one_step_ ? 1 : static_cast<int>(h0.size(0));
+    layer.N = h0.size(-2);
+    layer.P = h0.size(-1);
     layer.I = input.size(-1);
     take_weights(input, weights);
     if (packed_)
@@ -64,7 +67,7 @@ class Problem {
       take_dense(input, lengths);
     if (layer.cell == Cell::lstm) {
       TORCH_CHECK(c0.has_value(), "an LSTM layer needs c0");
-      check(*c0, {layer.D, layer.N, layer.H}, input, "c0");
+      check(*c0, state_sizes(layer.H), input, "c0");
       c0_ = c0->contiguous();
       layer.c0 = c0_.const_data_ptr();
     }
@@ -91,12 +94,12 @@ class Problem {
     layer.threads = at::in_parallel_region() ? 1 : at::get_num_threads();
   }
 
-  // A tensor [T, N, columns], [N, T, columns] or [R, columns] whose rows are contiguous.
+  // A tensor [T, N, columns], [N, T, columns], [R, columns] or [N, columns] whose rows are contiguous.
   View view(const Tensor& t) const {
     View v;
     v.data = const_cast<void*>(t.const_data_ptr());
-    v.step = t.stride(packed_ ? 0 : batch_first_ ? 1 : 0);
-    v.lane = t.stride(packed_ ? 0 : batch_first_ ? 0 : 1);
+    v.lane = t.stride(batch_first_ ? 0 : -2);
+    v.step = one_step_ ? v.lane * layer.N : t.stride(batch_first_ ? 1 : 0);
     return v;
   }
 
@@ -113,7 +116,7 @@ class Problem {
     return t;
   }
 
-  Tensor state(int64_t columns) const { return at::empty({layer.D, layer.N, columns}, input_.options()); }
+  Tensor state(int64_t columns) const { return at::empty(state_sizes(columns), input_.options()); }
   Tensor none() const { return at::empty({0}, input_.options()); }
   int64_t rows() const { return input_.numel() == 0 ? 0 : input_.numel() / std::max<int64_t>(layer.I, 1); }
   int64_t gates_columns() const { return saved_of(layer.cell) * padded(layer.H); }
@@ -127,10 +130,15 @@ class Problem {
   }
 
   bool empty() const { return layer.N == 0 || layer.T == 0; }
+  bool one_step() const { return one_step_; }
 
   Layer layer{};
 
  private:
+  at::DimVector state_sizes(int64_t columns) const {
+    return one_step_ ? at::DimVector{layer.N, columns} : at::DimVector{layer.D, layer.N, columns};
+  }
+
   void check(const Tensor& t, at::IntArrayRef sizes, const Tensor& like, const char* name) const {
     TORCH_CHECK(t.sizes() == sizes, name, " must have the shape ", sizes, ", got ", t.sizes());
     TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " must have the input's dtype ", like.scalar_type(),
@@ -205,8 +213,8 @@ class Problem {
   }
 
   void take_dense(const Tensor& input, const OptionalTensor& lengths) {
-    layer.T = input.size(batch_first_ ? 1 : 0);
-    const int64_t n = input.size(batch_first_ ? 0 : 1);
+    layer.T = one_step_ ? 1 : input.size(batch_first_ ? 1 : 0);
+    const int64_t n = input.size(batch_first_ ? 0 : -2);
     TORCH_CHECK(n == layer.N, "h0 has ", layer.N, " sequences but input has ", n);
     place_.resize(layer.T);
     std::iota(place_.begin(), place_.end(), 0);
@@ -247,7 +255,7 @@ class Problem {
     layer.order = order_.data();
   }
 
-  bool on_device_, packed_, batch_first_, ragged_ = false;
+  bool on_device_, packed_, one_step_, batch_first_, ragged_ = false;
   std::vector<int64_t> active_, place_, order_;
   std::vector<Tensor> weights_;
   Tensor input_, h0_, c0_, resets_, lengths_;
@@ -267,18 +275,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor& i
   Problem problem(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, BackEnd::on_device);
   Forward f{problem.layer};
   const bool lstm = f.cell == Cell::lstm;
-  Tensor output = problem.rows_like_input(f.D * f.P), h_n = problem.state(f.P);
-  Tensor c_n = lstm ? problem.state(f.H) : problem.none();
+  TORCH_CHECK(!problem.one_step() || !lstm || save || cells, "one step of an LSTM returns its cell state: pass cells");
+  Tensor output = problem.rows_like_input(f.D * f.P);
+  Tensor h_n = problem.one_step() ? problem.none() : problem.state(f.P);
+  Tensor c_n = problem.one_step() || !lstm ? problem.none() : problem.state(f.H);
   Tensor all_cells = lstm && (save || cells) ? problem.rows_like_input(f.D * f.H) : problem.none();
   Tensor gates = problem.none();
   if (save && saved_of(f.cell)) gates = at::empty({f.D, problem.rows(), problem.gates_columns()}, input.options());
-  if (problem.empty()) return {output, h_n.copy_(h0), lstm ? c_n.copy_(*c0) : c_n, all_cells, gates};
+  if (problem.empty()) {
+    if (!problem.one_step()) h_n.copy_(h0);
+    if (!problem.one_step() && lstm) c_n.copy_(*c0);
+    return {output, h_n, c_n, all_cells, gates};
+  }
   if (gates.numel()) problem.set_gates(gates);
   static_cast<Layer&>(f) = problem.layer;
   f.output = problem.view(output);
   if (all_cells.numel()) f.cells = problem.view(all_cells);
-  f.h_n = h_n.data_ptr();
-  f.c_n = lstm ? c_n.data_ptr() : nullptr;
+  Tensor last_h = h_n, last_c = c_n;
+  if (problem.one_step()) {  // the same numbers in the same place, except where a back end works in h_n and c_n
+    last_h = BackEnd::on_device ? problem.state(f.P) : output;
+    if (lstm) last_c = BackEnd::on_device ? problem.state(f.H) : all_cells;
+  }
+  f.h_n = last_h.data_ptr();
+  f.c_n = lstm ? last_c.data_ptr() : nullptr;
   BackEnd::forward(f, output);
   return {output, h_n, c_n, all_cells, gates};
 }
@@ -288,13 +307,18 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
     const OptionalTensor& grad_cells, const Tensor& input, const Tensor& h0, const OptionalTensor& c0,
     at::TensorList weights, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-    const OptionalTensor& resets, const Tensor& output, const Tensor& cells, const Tensor& gates, c10::string_view mode,
-    bool batch_first, std::array<bool, 3> needs) {
+    const OptionalTensor& resets, const OptionalTensor& output, const OptionalTensor& cells,
+    const OptionalTensor& gates, c10::string_view mode, bool batch_first, std::array<bool, 3> needs) {
   const typename BackEnd::Guard guard(input);
   Problem problem(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, BackEnd::on_device);
-  if (gates.numel()) problem.set_gates(gates);
+  auto kept_by_forward = [](const OptionalTensor& t) { return t && t->numel(); };
+  if (kept_by_forward(gates)) problem.set_gates(*gates);
   Backward b{problem.layer};
-  const bool lstm = b.cell == Cell::lstm;
+  const bool lstm = b.cell == Cell::lstm, gated = saved_of(b.cell) > 0;
+  // The output is read as the state before a step, and a plain RNN's also as what its derivative is computed from.
+  TORCH_CHECK(problem.empty() || ((output || (problem.one_step() && gated)) && (kept_by_forward(cells) || !lstm) &&
+                                  (kept_by_forward(gates) || !gated)),
+              "backward needs what forward keeps with save: output, cells (LSTM), gates (LSTM and GRU)");
   auto [need_input, need_state, need_weights] = needs;
   Tensor grad_input = need_input ? problem.rows_like_input(b.I) : problem.none();
   Tensor grad_h0 = need_state ? problem.state(b.P) : problem.none();
@@ -313,8 +337,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   std::vector<Tensor> kept;
   auto keep = [&](Tensor t) -> const Tensor& { return kept.emplace_back(std::move(t)); };
   kept.reserve(6);
-  b.output = problem.view(keep(rows_in_place(output)));
-  if (cells.numel()) b.cells = problem.view(keep(rows_in_place(cells)));
+  if (output) b.output = problem.view(keep(rows_in_place(*output)));
+  if (lstm) b.cells = problem.view(keep(rows_in_place(*cells)));
   if (grad_output) b.grad_output = problem.view(keep(rows_in_place(*grad_output)));
   if (grad_cells && lstm) b.grad_cells = problem.view(keep(rows_in_place(*grad_cells)));
   if (grad_h_n) b.grad_h_n = keep(grad_h_n->contiguous()).const_data_ptr();
@@ -329,7 +353,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     b.grad_weights[d] = {w[0].data_ptr(), w[1].data_ptr(), per >= 4 ? w[2].data_ptr() : nullptr,
                          per >= 4 ? w[3].data_ptr() : nullptr, per == 3 || per == 5 ? w[per - 1].data_ptr() : nullptr};
   }
-  BackEnd::backward(b, output);
+  BackEnd::backward(b, input);
   return {grad_input, grad_h0, grad_c0, grad_weights};
 }
 

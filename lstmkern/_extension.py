@@ -13,3 +13,5 @@ except ImportError as error:
 build_info = _C.build_info
 cpu_capability = _C.cpu_capability
 cpu_peak = _C.cpu_peak
+layer_forward = _C.layer_forward
+layer_backward = _C.layer_backward

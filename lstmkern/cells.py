@@ -28,7 +28,7 @@ class _Cell(torch.nn.RNNCellBase):
         names = _WITH_BIAS if self.bias else _WITHOUT_BIAS
         weights = [parameters[n] if n in parameters else getattr(self, n) for n in names]
         h, c = run_cell(mode, input, h, c, weights)
-        return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
+        return (h, c) if batched else (h.squeeze(0), c if c is None else c.squeeze(0))
 
     def _refuse(self, shape: torch.Size, *states: Tensor | None) -> None:
         """torch.nn's checks in torch.nn's order, for their messages."""

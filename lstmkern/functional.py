@@ -8,22 +8,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import has_torch_function
 
 from . import _extension, onnx, recomputing, reference  # noqa: F401 (loading the extension registers the ops)
 
+# The ops as tracers and transforms see them.
 forward_op = torch.ops.lstmkern.layer_forward.default
 backward_op = torch.ops.lstmkern.layer_backward.default
-_below_autograd = torch._C._AutoDispatchBelowAutograd
+# Their kernels and not their Autograd registration (ops.py), with nothing in between: csrc/eager.cpp. Absent results
+# are None.
+eager_forward = _extension.layer_forward
+eager_backward = _extension.layer_backward
 
 
-def call_below_autograd(op, *args):
-    """Calls an op's kernel and not its Autograd registration (ops.py): no Python between here and C++."""
+def call_below_autograd(eager_op, *args):
+    """eager_op(*args), also where a function transform is at work."""
     if torch._C._are_functorch_transforms_active():
         # What lies below is the next transform, and an enclosing autograd.Function has turned gradients off for it too.
-        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _below_autograd():
-            return op(*args)
-    with _below_autograd():
-        return op(*args)
+        with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
+            return eager_op(*args)
+    return eager_op(*args)
 
 
 class LayerFunction(torch.autograd.Function):
@@ -33,17 +37,17 @@ class LayerFunction(torch.autograd.Function):
     def forward(ctx, input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights):
         ctx.recompute = recomputing.is_active() and mode in ("LSTM", "GRU")
         results = call_below_autograd(
-            forward_op, input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, not ctx.recompute,
+            eager_forward, input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, not ctx.recompute,
             cells or ctx.recompute,
         )  # fmt: skip
-        output, h_n, c_n, every_c, gates = results
+        output, _, _, every_c, gates = results
         ctx.set_materialize_grads(False)
-        if mode != "LSTM":
-            ctx.mark_non_differentiable(c_n, every_c, gates)
-        elif cells:
+        if gates is not None:
             ctx.mark_non_differentiable(gates)
-        else:
-            ctx.mark_non_differentiable(every_c, gates)
+        if every_c is not None and not cells:
+            ctx.mark_non_differentiable(every_c)
+        if h0.dim() == 2 and mode in ("LSTM", "GRU"):
+            output = None  # read as the state before a later step only; not kept, so the caller may write into it
         ctx.save_for_backward(input, h0, c0, batch_sizes, lengths, resets, output, every_c, gates, *weights)
         ctx.mode, ctx.batch_first = mode, batch_first
         return results
@@ -58,14 +62,13 @@ class LayerFunction(torch.autograd.Function):
         ragged, saved = (batch_sizes, lengths, resets), (output, cells, gates)
         wanted = (needs[0], needs[1] or needs[2], any(needs[9:]))
         if ctx.recompute and not torch.is_grad_enabled():
-            with _below_autograd():
-                results = recomputing.layer_backward(
-                    forward_op, backward_op, grads, *primals, ragged, output, cells, ctx.mode, ctx.batch_first, wanted
-                )
-            return _layer_grads(needs, *results)
+            grad_input, grad_h0, grad_c0, grad_weights = recomputing.layer_backward(
+                eager_forward, eager_backward, grads, *primals, ragged, output, cells, ctx.mode, ctx.batch_first, wanted
+            )
+            return _layer_grads(needs, grad_input, grad_h0, grad_c0, grad_weights)
         if ctx.recompute:
             with torch.no_grad():
-                saved = recomputing.saved_again(forward_op, *primals, ragged, ctx.mode, ctx.batch_first)
+                saved = recomputing.saved_again(eager_forward, *primals, ragged, ctx.mode, ctx.batch_first)
         grad_input, grad_h0, grad_c0, grad_weights = layer_backward(
             *grads, *primals, *ragged, *saved, ctx.mode, ctx.batch_first, wanted
         )
@@ -74,13 +77,8 @@ class LayerFunction(torch.autograd.Function):
 
 def _layer_grads(needs, grad_input, grad_h0, grad_c0, grad_weights):
     """The gradients in the order of LayerFunction.forward's arguments."""
-    return (
-        grad_input if needs[0] else None,
-        grad_h0 if needs[1] else None,
-        grad_c0 if needs[2] else None,
-        *(None,) * 6,
-        *(g if need else None for g, need in zip(grad_weights, needs[9:], strict=True)),
-    )
+    states = grad_h0 if needs[1] else None, grad_c0 if needs[2] else None
+    return grad_input if needs[0] else None, *states, None, None, None, None, None, None, *grad_weights
 
 
 class LayerBackward(torch.autograd.Function):
@@ -91,15 +89,12 @@ class LayerBackward(torch.autograd.Function):
         grads, (input, h0, c0, *weights) = tensors[:4], tensors[4:]
         mode, batch_first, needs = settings
         *results, grad_weights = call_below_autograd(
-            backward_op, *grads, input, h0, c0, weights, *ragged, *saved, mode, batch_first, needs
+            eager_backward, *grads, input, h0, c0, weights, *ragged, *saved, mode, batch_first, needs
         )
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, *ragged)
         ctx.settings = settings
-        results = (*results, *grad_weights)
-        if unneeded := [r for r, need in zip(results, _flat_needs(mode, needs, len(weights)), strict=True) if not need]:
-            ctx.mark_non_differentiable(*unneeded)
-        return results
+        return *results, *grad_weights
 
     @staticmethod
     def backward(ctx, *cotangents):
@@ -128,36 +123,36 @@ class LayerBackward(torch.autograd.Function):
         return tuple(result)
 
 
-def _flat_needs(mode: str, needs: tuple[bool, bool, bool], weights: int) -> tuple[bool, ...]:
-    """Which of grad_input, grad_h0, grad_c0, *grad_weights hold a gradient."""
-    return (needs[0], needs[1], needs[1] and mode == "LSTM") + (needs[2],) * weights
-
-
-def _through_dispatcher() -> bool:
-    """Whether a tracer or a function transform must see the op itself instead of what we would make of it."""
+def _through_dispatcher(tensors) -> bool:
+    """Whether a tracer, a transform or a subclass must see the op itself instead of what we would make of it."""
     return (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0  # the Autograd registration looks at tangents
+        or has_torch_function(tensors)
     )
 
 
+def needs_grad(tensors) -> bool:
+    """Whether autograd wants to know about a call with these tensors, None among them."""
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
+
+
 def layer_forward(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, cells):
-    """One layer, differentiable; arguments as for lstmkern::layer_forward, results (output, h_n, c_n, cells)."""
-    if _through_dispatcher():
+    """One layer, differentiable; arguments and results as for lstmkern::layer_forward, absent results may be None."""
+    tensors = (input, h0, c0, *weights)
+    if _through_dispatcher(tensors):
         if torch.onnx.is_in_onnx_export():
             return onnx.layer(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, cells)
         results = forward_op(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
-    elif torch.is_grad_enabled() and (
-        input.requires_grad
-        or h0.requires_grad
-        or (c0 is not None and c0.requires_grad)
-        or any(w.requires_grad for w in weights)
-    ):
+    elif needs_grad(tensors):
         results = LayerFunction.apply(input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights)
     else:
-        with _below_autograd():
-            results = forward_op(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
+        results = eager_forward(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
     return results
 
 
@@ -168,13 +163,12 @@ def layer_backward(
     """The gradients of one layer, themselves differentiable; arguments and results as for lstmkern::layer_backward."""
     tensors = (grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, *weights)
     ragged, saved = (batch_sizes, lengths, resets), (output, cells, gates)
-    if _through_dispatcher():
+    if _through_dispatcher(tensors):
         return backward_op(*tensors[:7], weights, *ragged, *saved, mode, batch_first, needs)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if needs_grad(tensors):
         results = LayerBackward.apply((mode, batch_first, needs), ragged, saved, *tensors)
         return *results[:3], list(results[3:])
-    with _below_autograd():
-        return backward_op(*tensors[:7], weights, *ragged, *saved, mode, batch_first, needs)
+    return eager_backward(*tensors[:7], weights, *ragged, *saved, mode, batch_first, needs)
 
 
 # ---- stacks of layers ----
@@ -242,21 +236,20 @@ def run_stack(
 def run_cell(
     mode: str, input: Tensor, h: Tensor | None, c: Tensor | None, weights: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """One step as a layer of length one: input [N, I], h and c [N, H] or None for zeros; returns the next (h, c)."""
+    """One step: input [N, I], h and c [N, H] or None for zeros; returns the next (h, c), c only of an LSTM."""
     result_dtypes = None
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type):
         result_dtypes = _autocast_results(mode, input, h, c, False, False)
         to = torch.get_autocast_dtype(input.device.type)
         input, h, c = _autocast(input, to), _autocast(h, to), _autocast(c, to)
         weights = [_autocast(w, to) for w in weights]
+    lstm = mode == "LSTM"
     if h is None:
-        h0 = torch.zeros(1, input.size(0), weights[1].size(-1), dtype=input.dtype, device=input.device)
-        c0 = h0 if mode == "LSTM" else None
-    else:
-        h0, c0 = h.unsqueeze(0), None if c is None else c.unsqueeze(0)
-    results = layer_forward(input.unsqueeze(0), h0, c0, weights, None, None, None, mode, False, False)
-    _, h_n, c_n, _ = results[:4] if result_dtypes is None else _as_dtypes(results, result_dtypes)
-    return h_n.squeeze(0), c_n.squeeze(0) if mode == "LSTM" else c_n
+        h = torch.zeros(input.size(0), weights[1].size(-1), dtype=input.dtype, device=input.device)
+        c = h if lstm else None
+    results = layer_forward(input, h, c, weights, None, None, None, mode, False, lstm)
+    output, _, _, cells = results[:4] if result_dtypes is None else _as_dtypes(results, result_dtypes)
+    return output, cells
 
 
 def _autocast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -281,10 +274,10 @@ def _autocast_results(
 
 
 def _as_dtypes(results, dtypes: tuple[torch.dtype, torch.dtype]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    output, h_n, c_n, every_c = results[:4]
-    if output.dtype == torch.float64:
-        return output, h_n, c_n, every_c
-    return output.to(dtypes[0]), h_n.to(dtypes[0]), c_n.to(dtypes[1]), every_c.to(dtypes[1])
+    if results[0].dtype == torch.float64:
+        return results[:4]
+    each = zip(results, (dtypes[0], dtypes[0], dtypes[1], dtypes[1]), strict=False)
+    return tuple(r if r is None else r.to(dtype) for r, dtype in each)
 
 
 def lstm(

@@ -27,6 +27,10 @@ def layer(
 
     Raises NotImplementedError for what ONNX's operators cannot say: packed input, resets, projections, all-step cells.
     """
+    if input.dim() == 2 and batch_sizes is None:  # one step
+        x, h, c = (None if t is None else t.unsqueeze(0) for t in (input, h0, c0))
+        output, _, c_n, *nothing = layer(x, h, c, weights, None, lengths, resets, mode, False, False)
+        return output.squeeze(0), *nothing, c_n if c is None else c_n.squeeze(0), nothing[0]
     directions, per = h0.size(0), len(weights) // h0.size(0)
     for refused, what in (
         (batch_sizes is not None, "a PackedSequence (pass lengths= instead)"),

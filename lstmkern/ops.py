@@ -11,7 +11,17 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
 from . import reference
-from .functional import GATES, LayerBackward, LayerFunction, backward_op, call_below_autograd, forward_op
+from .functional import (
+    GATES,
+    LayerBackward,
+    LayerFunction,
+    backward_op,
+    call_below_autograd,
+    eager_backward,
+    eager_forward,
+    forward_op,
+    needs_grad,
+)  # fmt: skip
 
 SAVED_PER_UNIT = {"LSTM": 4, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}  # values kept for backward, per step
 
@@ -22,7 +32,8 @@ SAVED_PER_UNIT = {"LSTM": 4, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}  # values k
 @torch.library.register_fake("lstmkern::layer_forward")
 def _(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells):
     _check_same_device(input, h0, c0, weights)
-    D, N, P = h0.shape
+    one_step = h0.dim() == 2  # [N, P]: output and cells are the next state
+    D, N, P = (1, *h0.shape) if one_step else h0.shape
     H = weights[1].size(0) // GATES[mode]
     steps = input.shape[:-1]  # (T, N), (N, T) or (R,)
     rows = steps[0] if len(steps) == 1 else steps[0] * steps[1]
@@ -33,8 +44,8 @@ def _(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, s
 
     return (
         per_step(D * P),
-        input.new_empty(D, N, P),
-        input.new_empty(D, N, H) if lstm else input.new_empty(0),
+        input.new_empty(0) if one_step else input.new_empty(D, N, P),
+        input.new_empty(D, N, H) if lstm and not one_step else input.new_empty(0),
         per_step(D * H) if lstm and (save or cells) else input.new_empty(0),
         input.new_empty(D, rows, SAVED_PER_UNIT[mode] * padded_H)
         if save and SAVED_PER_UNIT[mode]
@@ -81,10 +92,6 @@ def _has_tangent(tensors) -> bool:
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
-def _needs_grad(tensors) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
 def _apply(function, *args):
     if not torch._C._are_functorch_transforms_active():
         return function.apply(*args)
@@ -95,19 +102,23 @@ def _apply(function, *args):
 
 def _forward_autograd(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells):
     tensors = (input, h0, c0, *weights)
-    nothing = input.new_empty(0)
     if _has_tangent(tensors):  # forward mode, at the reference's speed
         *results, every_c = reference.layer(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first)
-        gates = nothing
-    elif _needs_grad(tensors):
+        gates = None
+    elif needs_grad(tensors):
         *results, every_c, gates = _apply(
             LayerFunction, input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights
         )
     else:
-        return call_below_autograd(
-            forward_op, input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells
-        )
-    return *results, every_c if save or cells else nothing, gates if save else input.new_empty(0)
+        return _filled(input, *call_below_autograd(
+            eager_forward, input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells
+        ))  # fmt: skip
+    return _filled(input, *results, every_c if save or cells else None, gates if save else None)
+
+
+def _filled(input: Tensor, *results: Tensor | None) -> tuple[Tensor, ...]:
+    """An op's results are tensors: an empty one for each that is absent."""
+    return tuple(input.new_empty(0) if r is None else r for r in results)
 
 
 def _backward_autograd(
@@ -118,10 +129,14 @@ def _backward_autograd(
     ragged, saved = (batch_sizes, lengths, resets), (output, cells, gates)
     if _has_tangent(tensors):
         return reference.layer_vjp(tensors[:4], input, h0, c0, weights, *ragged, mode, batch_first)
-    if _needs_grad(tensors):
+    if needs_grad(tensors):
         results = _apply(LayerBackward, (mode, batch_first, needs), ragged, saved, *tensors)
-        return *results[:3], list(results[3:])
-    return call_below_autograd(backward_op, *tensors[:7], weights, *ragged, *saved, mode, batch_first, needs)
+        grad_weights = results[3:]
+    else:
+        *results, grad_weights = call_below_autograd(
+            eager_backward, *tensors[:7], weights, *ragged, *saved, mode, batch_first, needs
+        )
+    return *_filled(input, *results[:3]), list(_filled(input, *grad_weights))
 
 
 _library = torch.library.Library("lstmkern", "FRAGMENT")
@@ -150,11 +165,14 @@ def _(info, in_dims, input, h0, c0, weights, batch_sizes, lengths, resets, mode,
             spread = tensor.movedim(dim, n)
         return spread.flatten(n, n + 1)
 
-    n, N = (0 if batch_first else 1), h0.size(1 if in_dims[1] is None or in_dims[1] > 1 else 2)
+    own = h0.dim() - (in_dims[1] is not None)  # of one call: 3, or 2 for one step
+    n = 0 if batch_first or own == 2 else 1
+    h0 = h0 if in_dims[1] is None else h0.movedim(in_dims[1], 0)
+    N = h0.size(-2)
     output, h_n, c_n, every_c, gates = forward_op(
         with_rows(input, in_dims[0], n),
-        with_rows(h0, in_dims[1], 1),
-        with_rows(c0, in_dims[2], 1),
+        with_rows(h0, None if in_dims[1] is None else 0, own - 2),
+        with_rows(c0, in_dims[2], own - 2),
         weights,
         None,
         with_rows(lengths, in_dims[5], 0),
@@ -162,7 +180,7 @@ def _(info, in_dims, input, h0, c0, weights, batch_sizes, lengths, resets, mode,
         mode, batch_first, save, cells,
     )  # fmt: skip
     results, dims = [], []
-    for result, dim in ((output, n), (h_n, 1), (c_n, 1), (every_c, n), (gates, None)):
+    for result, dim in ((output, n), (h_n, own - 2), (c_n, own - 2), (every_c, n), (gates, None)):
         whole = result.dim() == 1  # the empty stand-in for a result that this call does not have
         results.append(result if whole else result.unflatten(dim, (B, N)))
         dims.append(None if whole else dim)

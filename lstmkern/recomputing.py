@@ -43,11 +43,11 @@ def saved_again(forward, input, h0, c0, weights, ragged, mode, batch_first) -> t
 def layer_backward(forward, backward, grads, input, h0, c0, weights, ragged, output, cells, mode, batch_first, needs):
     """As lstmkern::layer_backward for a layer without saved gates: chunk by chunk of steps, from the last.
 
-    forward and backward are the ops; output and cells are the forward's own.
+    forward and backward are the eager ops (absent results are None); output and cells are the forward's own.
     """
     batch_sizes, lengths, resets = ragged
     time = 1 if batch_first else 0
-    whole = batch_sizes is not None or lengths is not None or h0.size(0) > 1
+    whole = input.dim() == 2 or lengths is not None or h0.size(0) > 1  # 2: packed, or one step
     T = input.size(time)
     steps = T if whole else -(-T // CHUNKS)
     grad_output, dh, dc, grad_cells = grads
@@ -67,14 +67,11 @@ def layer_backward(forward, backward, grads, input, h0, c0, weights, ragged, out
             part(grad_output), dh, dc, part(grad_cells), x, h, c, weights, *own, *saved, mode, batch_first,
             (needs[0], needs[1] or not last, needs[2]),
         )  # fmt: skip
-        if c0 is None:
-            dc = None
         grad_input.append(dx)
         if grad_weights is None:
             grad_weights = dw
-        else:
+        elif needs[2]:
             torch._foreach_add_(grad_weights, dw)
     if needs[0] and len(grad_input) > 1:
         grad_input = [torch.cat(grad_input[::-1], time)]
-    nothing = input.new_empty(0)
-    return grad_input[0], dh if needs[1] else nothing, dc if needs[1] and dc is not None else nothing, grad_weights
+    return grad_input[0], dh, dc, grad_weights

@@ -52,7 +52,13 @@ def layer(
     (LSTM); lengths int64 [N]; resets bool, laid out like input without its last dimension: the state is zeroed before
     that step. Returns output (laid out like input, D*P columns, zero past a row's end), h_n [D, N, P], c_n [D, N, H]
     and cells (every step's c, laid out like output, D*H columns); the last two are empty except for an LSTM.
+    One step alone: input [N, I], h0 [N, P], c0 [N, H]; output and cells are the next state, h_n and c_n empty.
     """
+    if batch_sizes is None and input.dim() == 2:
+        input, h0, c0, resets = (None if t is None else t.unsqueeze(0) for t in (input, h0, c0, resets))
+        output, _, _, cells = layer(input, h0, c0, weights, None, lengths, resets, mode, False)
+        nothing = input.new_empty(0)
+        return output.squeeze(0), nothing, nothing, cells if c0 is None else cells.squeeze(0)
     dtype, D, N = input.dtype, h0.size(0), h0.size(1)
     wide = torch.promote_types(dtype, torch.float32)  # 16-bit types are storage: the arithmetic is fp32
     x, h0, c0 = input.to(wide), h0.to(wide), None if c0 is None else c0.to(wide)

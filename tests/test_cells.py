@@ -105,6 +105,45 @@ def test_derivatives(cells):
     assert gradgradcheck(function, leaves, fast_mode=True)
 
 
+def test_the_next_state_may_be_written_into(cells):
+    """Where torch.nn allows it: backward of GRUCell and LSTMCell does not look at h."""
+    theirs, ours = cells(4, 5)
+    if isinstance(ours, lstmkern.RNNCell):
+        pytest.skip("torch.nn keeps h for backward")
+    x, hx, grads = torch.randn(3, 4), state_for(theirs, 3), []
+    for cell in (theirs, ours):
+        h = as_tuple(cell(x, hx))[0]
+        h.mul_(torch.tensor([[1.0], [0.0], [1.0]]))  # as a decoder does where a sequence has ended
+        grads.append(torch.autograd.grad(h.sin().sum(), list(cell.parameters())))
+    torch.testing.assert_close(*grads)
+
+
+def test_partial_gradients(cells):
+    theirs, ours = cells(4, 5)
+    x, hx, results = torch.randn(3, 4), state_for(theirs, 3), []
+    for cell in (theirs, ours):
+        for k in range(len(as_tuple(hx))):  # one state after the other wants a gradient, and nothing else
+            state = [h.clone().requires_grad_(i == k) for i, h in enumerate(as_tuple(hx))]
+            cell.requires_grad_(False)
+            out = as_tuple(cell(x, tuple(state) if isinstance(hx, tuple) else state[0]))
+            results.append(torch.autograd.grad(sum(o.sin().sum() for o in out), state[k])[0])
+    torch.testing.assert_close(results[len(results) // 2 :], results[: len(results) // 2])
+
+
+class Named(torch.Tensor):
+    """A subclass with torch's own __torch_function__: results are of the subclass."""
+
+
+def test_subclasses_pass_through(cells):
+    theirs, ours = cells(4, 5)
+    x = torch.randn(3, 4).as_subclass(Named)
+    for enabled in (False, True):
+        with torch.set_grad_enabled(enabled):
+            results = as_tuple(theirs(x)), as_tuple(ours(x))
+        assert all(type(b) is type(a) and b.requires_grad == a.requires_grad for a, b in zip(*results, strict=True))
+        torch.testing.assert_close(results[1], results[0])
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_same_construction(cells, bias):
     made = []

@@ -195,6 +195,55 @@ def test_opcheck_batch_first():
     torch.library.opcheck(torch.ops.lstmkern.layer_forward, arguments)
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_opcheck_one_step(mode, requires_grad):
+    """Input [N, I] and state [N, P]: what the cells call."""
+    h0, c0, weights = operands(mode, 1, requires_grad=requires_grad)
+    x, *state = (
+        None if t is None else t.detach()
+        for t in (torch.randn(3, I), h0.squeeze(0), c0 if c0 is None else c0.squeeze(0))
+    )
+    for t in (x, *state):
+        if t is not None:
+            t.requires_grad_(requires_grad)
+    arguments = (x, *state, weights, None, None, None, mode, False)
+    torch.library.opcheck(torch.ops.lstmkern.layer_forward, (*arguments, True, True))
+    with torch.no_grad():
+        output, _, _, cells, gates = torch.ops.lstmkern.layer_forward(*arguments, True, True)
+    grads = (torch.randn_like(output), None, None, torch.randn_like(cells) if mode == "LSTM" else None)
+    for own in (output,) if "RNN" in mode else (output, None):  # gated cells do not read it
+        call = (*grads, *arguments[:7], own, cells, gates, mode, False, [True, True, True])
+        torch.library.opcheck(torch.ops.lstmkern.layer_backward, call, test_utils=ALL[:3] if requires_grad else ALL)
+
+
+@pytest.mark.parametrize("over", ["x", "state", "both", "weights"])
+@pytest.mark.parametrize("mode", ["LSTM", "GRU", "RNN_TANH"])
+def test_vmap_of_cells(mode, over):
+    """torch.nn's cells know no vmap: beside the reference's step."""
+    cell = getattr(lstmkern, f"{mode.split('_')[0]}Cell")(I, H).double()
+    weights = {n: p.detach() for n, p in cell.named_parameters()}
+    x, h = torch.randn(3, I, dtype=torch.float64), torch.randn(3, H, dtype=torch.float64)
+    mapped = [0 if over in (what, "both") else None for what in ("x", "state")] + [0 if over == "weights" else None]
+    if over == "weights":
+        weights = {n: stacked(w) for n, w in weights.items()}
+    x, h = (t if dim is None else stacked(t) for t, dim in zip((x, h), mapped, strict=False))
+
+    def ours(x, h, weights):
+        results = functional_call(cell, weights, (x, (h, h + 1) if mode == "LSTM" else h))
+        return results if mode == "LSTM" else (results,)
+
+    def plain(x, h, weights):
+        results = reference.step(mode, x, h, h + 1 if mode == "LSTM" else None, list(weights.values()))
+        return results if mode == "LSTM" else results[:1]
+
+    results = []
+    for f in (ours, plain):
+        mapped_f = vmap(f, tuple(mapped))
+        results.append((mapped_f(x, h, weights), grad(scalar(lambda *a: mapped_f(*a)[0]), 2)(x, h, weights)))  # noqa: B023
+    torch.testing.assert_close(*results)
+
+
 def test_results_do_not_alias():
     """Not each other nor an argument: also with T = 1, where h_n is the output, and N = 0."""
     for T, N in ((1, 2), (3, 1), (3, 0)):

@@ -65,13 +65,13 @@ def test_keeps_a_third(cell):
 def test_gates_are_not_computed_into_memory_in_chunks(monkeypatch):
     """A dense layer of one direction never holds the gates of all steps, in backward either."""
     shapes = []
-    backward = functional.backward_op
+    backward = functional.eager_backward
 
     def watching(*args):
         shapes.append(args[13].shape)  # gates
         return backward(*args)
 
-    monkeypatch.setattr(functional, "backward_op", watching)
+    monkeypatch.setattr(functional, "eager_backward", watching)
     module, x = lstmkern.LSTM(4, 16), torch.randn(80, 2, 4)
     with lstmkern.recompute():
         module(x)[0].sum().backward()

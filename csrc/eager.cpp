@@ -1,0 +1,78 @@
+// The operators for eager calls below autograd: what torch.ops does for any operator (arguments matched with a schema,
+// boxed, looked through for __torch_function__) takes longer than a small layer's numbers.
+#include "eager.h"
+
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/utils/pybind.h>
+
+#include <array>
+#include <optional>
+#include <string_view>
+#include <tuple>
+#include <vector>
+
+namespace py = pybind11;
+
+namespace lstmkern {
+namespace {
+
+using at::Tensor;
+using Optional = const std::optional<Tensor>&;
+using Weights = std::vector<Tensor>;
+using Flag3 = std::array<bool, 3>;
+
+template <class Signature>
+auto operator_named(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+struct Below {
+  py::gil_scoped_release no_gil;
+  at::AutoDispatchBelowAutograd below;
+};
+
+// The empty stand-in for a result that this call does not have is None in Python: nothing to wrap, mark or free.
+py::object present(const Tensor& t) { return t.dim() == 1 && t.numel() == 0 ? py::none() : py::cast(t); }
+
+py::tuple layer_forward(const Tensor& input, const Tensor& h0, Optional c0, const Weights& weights,
+                        Optional batch_sizes, Optional lengths, Optional resets, std::string_view mode,
+                        bool batch_first, bool save, bool cells) {
+  using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+  static const auto op =
+      operator_named<Results(const Tensor&, const Tensor&, Optional, at::TensorList, Optional, Optional, Optional,
+                             c10::string_view, bool, bool, bool)>("lstmkern::layer_forward");
+  auto [output, h_n, c_n, every_c, gates] = [&] {
+    const Below scope;
+    return op.call(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells);
+  }();
+  return py::make_tuple(output, present(h_n), present(c_n), present(every_c), present(gates));
+}
+
+py::tuple layer_backward(Optional grad_output, Optional grad_h_n, Optional grad_c_n, Optional grad_cells,
+                         const Tensor& input, const Tensor& h0, Optional c0, const Weights& weights,
+                         Optional batch_sizes, Optional lengths, Optional resets, Optional output, Optional cells,
+                         Optional gates, std::string_view mode, bool batch_first, Flag3 needs) {
+  using Results = std::tuple<Tensor, Tensor, Tensor, Weights>;
+  static const auto op = operator_named<Results(
+      Optional, Optional, Optional, Optional, const Tensor&, const Tensor&, Optional, at::TensorList, Optional,
+      Optional, Optional, Optional, Optional, Optional, c10::string_view, bool, Flag3)>("lstmkern::layer_backward");
+  auto [grad_input, grad_h0, grad_c0, grad_weights] = [&] {
+    const Below scope;
+    return op.call(grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, batch_sizes, lengths, resets,
+                   output, cells, gates, mode, batch_first, needs);
+  }();
+  py::list of_weights(grad_weights.size());
+  for (size_t i = 0; i < grad_weights.size(); ++i) of_weights[i] = needs[2] ? py::cast(grad_weights[i]) : py::none();
+  return py::make_tuple(needs[0] ? py::cast(grad_input) : py::none(), needs[1] ? py::cast(grad_h0) : py::none(),
+                        needs[1] && c0 ? py::cast(grad_c0) : py::none(), of_weights);
+}
+
+}  // namespace
+
+void add_eager(py::module_& m) {
+  m.def("layer_forward", &layer_forward, "lstmkern::layer_forward below autograd; absent results are None");
+  m.def("layer_backward", &layer_backward, "lstmkern::layer_backward below autograd; absent results are None");
+}
+
+}  // namespace lstmkern
