@@ -71,6 +71,8 @@ bench: $(COMPILED)
 	$(PY) -m pytest benchmarks --results $(BENCH_OUT)
 	$(PY) -m benchmarks.models --out $(BENCH_OUT)/models.json
 	$(PY) -m benchmarks.growth --out $(BENCH_OUT)
+	$(PY) -m benchmarks.bounds --out $(BENCH_OUT)
+	$(PY) -m benchmarks.hotspots --out $(BENCH_OUT)
 	$(PY) -m benchmarks.guard
 	$(PY) -m benchmarks.readme --results $(BENCH_OUT)
 

@@ -13,3 +13,4 @@ except ImportError as error:
 build_info = _C.build_info
 cpu_capability = _C.cpu_capability
 cpu_peak = _C.cpu_peak
+cpu_product = _C.cpu_product
