@@ -1,12 +1,13 @@
 """What bounds every layer of the goals' table (fp32) on this machine, and what each goal would take.
 
-    python -m benchmarks.bounds [--threads 1] [--seconds 150] [--shape T,N,I,H[,layers] ...] [--out benchmarks/results]
+    python -m benchmarks.bounds [--threads 1] [--seconds 180] [--shape T,N,I,H[,layers] ...] [--out benchmarks/results]
 
-Every round measures, one after the other in one process: torch.nn's layer; the peak of fused multiply-adds
-(lstmkern/bench/roofline.py); our microkernel on operands in the first-level cache; every product that the layer is
-made of, by itself, at its real sizes (csrc/cpu/product.inl); the rate at which the recurrent weights can be read,
-where they and not the operations are the bound; our layer. Shares of the peak are those of the same round, and the
-median over the rounds is given. Prints Markdown; with --out also writes bounds.json and bounds.md there.
+The cases take turns, over and over, so that what else the machine does meets them all. A round measures, one after the
+other in one process: torch.nn's layer; the peak of fused multiply-adds (lstmkern/bench/roofline.py); our microkernel on
+operands in the first-level cache; every product that the layer is made of, by itself, at its real size
+(csrc/cpu/product.inl); how fast the recurrent weights can be read, where that and not the operations is the bound; our
+layer. Shares of the peak are those of the same round, and the median over the rounds is given. Prints Markdown; with
+--out also writes bounds.json and bounds.md there.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from lstmkern.bench.measure import Pairs, quiet
 from lstmkern.bench.roofline import Roofline, cache_sizes, fma_rate, read_rate
 
 SLICE = 5e-3  # seconds of one measurement of a rate or a product
+TURN = 0.4  # seconds that a case has before it is the next one's turn, so that a busy neighbour does not meet one alone
 LANES = {"baseline": 4, "avx2": 8, "avx512": 16}  # fp32 values in a register
 CHUNK = 384  # rows that a layer brings together for its other products, beside those of a step (csrc/cpu/backward.inl)
 
@@ -166,31 +168,46 @@ def verdict(result: dict) -> str:
     return "products" if result["needs"] > shares["products"] else "rest"
 
 
-def measure(case: Case, roofline: Roofline, seconds: float) -> dict:
-    """One case in about ``seconds``, three rounds at least."""
-    contest = Contest(case)
-    pairs = Pairs(contest.ours, contest.theirs, warm_up=contest.warm_up, probe=probe(case, roofline))
-    for _ in range(max(3, pairs.rounds_within(seconds))):
-        pairs.peer_block()
-        pairs.own_block()
-    return summarize(case, pairs.ours, pairs.theirs, pairs.probed, roofline.floor(case).bound)
+class Measurement:
+    """One case, a turn at a time."""
+
+    def __init__(self, case: Case, roofline: Roofline):
+        contest = Contest(case)
+        self.case, self.bound = case, roofline.floor(case).bound
+        self.pairs = Pairs(contest.ours, contest.theirs, warm_up=contest.warm_up, probe=probe(case, roofline))
+
+    def turn(self) -> None:
+        """As many rounds as fit in TURN seconds, at least one."""
+        for _ in range(max(1, int(TURN / self.pairs.round_seconds))):
+            self.pairs.peer_block()
+            self.pairs.own_block()
+
+    def result(self) -> dict:
+        return summarize(self.case, self.pairs.ours, self.pairs.theirs, self.pairs.probed, self.bound)
 
 
 STREAMED = [(rows, H) for rows in (20, 32, 128) for H in (64, 128, 256, 512, 1152)]
 
 
-def measure_streaming(threads: int, rounds: int = 9) -> list[dict]:
-    """The product of an LSTM's step alone as its weights grow out of the caches: [{rows, H, bytes, share}]."""
-    shares: dict[tuple[int, int], list[float]] = {}
-    for _ in range(rounds):
+class Streaming:
+    """The product of an LSTM's step alone as its weights grow out of the caches, a turn at a time."""
+
+    def __init__(self, threads: int):
+        self.threads = threads
+        self.shares: dict[tuple[int, int], list[float]] = {key: [] for key in STREAMED}
+
+    def turn(self) -> None:
         for rows, H in STREAMED:
             product = Product(rows, H, H, GATES["LSTM"])
-            rate = product.flops() / product.seconds(threads)
-            shares.setdefault((rows, H), []).append(rate / fma_rate("fp32", threads, seconds=SLICE))
-    return [
-        {"rows": rows, "H": H, "bytes": 4 * H * H * 4, "share": statistics.median(found)}
-        for (rows, H), found in shares.items()
-    ]
+            rate = product.flops() / product.seconds(self.threads)
+            self.shares[rows, H].append(rate / fma_rate("fp32", self.threads, seconds=SLICE))
+
+    def result(self) -> list[dict]:
+        """[{rows, H, bytes of the weights, share}]"""
+        return [
+            {"rows": rows, "H": H, "bytes": GATES["LSTM"] * H * H * 4, "share": statistics.median(found)}
+            for (rows, H), found in self.shares.items()
+        ]
 
 
 WORDS = {
@@ -256,17 +273,20 @@ Shares of the peak of fused multiply-adds, measured in the same rounds; medians.
 """
 
 
-def run(console, cases: Sequence[Case], threads: int, seconds: float) -> dict:
-    """{"cases": [...], "streaming": [...]} in about ``seconds``, divided by the cases' work."""
+def run(console, cases: Sequence[Case], threads: int, seconds: float, clock=time.monotonic) -> dict:
+    """{"cases": [...], "streaming": [...]}: turns of all cases, over and over for ``seconds``, three times at least."""
     with quiet(threads):
         roofline = Roofline.measure(threads)
-        cost = [1 + case.flops() / 1e10 for case in cases]
-        deadline = time.monotonic() + seconds
-        found = []
-        for k, case in enumerate(track(cases, console=console, description="bounds", transient=True)):
-            remaining = max(0.0, deadline - time.monotonic())
-            found.append(measure(case, roofline, 0.7 * remaining * cost[k] / sum(cost[k:])))
-        return {"cases": found, "streaming": measure_streaming(threads)}
+        found = [Measurement(case, roofline) for case in track(cases, "warming up", console=console, transient=True)]
+        streaming = Streaming(threads)
+        begin = clock()
+        passes, last = 0, 0.0
+        while passes < 3 or clock() - begin + last < seconds:
+            start = clock()
+            for one in track([*found, streaming], f"bounds, pass {passes + 1}", console=console, transient=True):
+                one.turn()
+            passes, last = passes + 1, clock() - start
+        return {"cases": [one.result() for one in found], "streaming": streaming.result()}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -274,7 +294,7 @@ def main(argv: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=150)
+    parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--shape", type=parse_shape, nargs="+", help="only these (default: the goals', T 1 aside)")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)

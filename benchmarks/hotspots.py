@@ -31,20 +31,22 @@ CASES = [
 ]
 RATE = 2000  # samples per second
 # The first that a demangled symbol matches. What is inlined counts for its caller: the cell for a step.
+SYSTEM = "[system] "  # before the symbols of the operating system's kernel
 GROUPS = {
     "microkernel": r"\bkernel<1,",
     "microkernel of dW": r"\bkernel<",
     "packing": r"\bpack(_\w+)?[<(]|Kernel<.*>::prepare\(",
     "adding to dW": r"::(add_product|weight_gradients|add_rows)\b",
     "cell": r"\b(Forward|Backward)Kernel<",
+    "system": r"^\[system\]",
     "other": "",
 }
 
 
 def group_of(symbol: str) -> str:
-    """The group of GROUPS that a demangled symbol belongs to; everything outside of lstmkern is "other"."""
+    """The group of GROUPS that a demangled symbol belongs to; what is neither ours nor the system's is "other"."""
     if not re.search(r"\blstmkern::", symbol):
-        return "other"
+        return "system" if symbol.startswith(SYSTEM) else "other"
     return next(name for name, pattern in GROUPS.items() if re.search(pattern, symbol))
 
 
@@ -79,12 +81,17 @@ def samples(case: Case, seconds: float) -> list[str]:
             data = str(Path(folder, "perf.data"))
             record = ["perf", "record", "-q", "-e", "cpu-clock", "-F", str(RATE), "-p", str(process.pid), "-o", data]
             subprocess.run([*record, "--", "sleep", str(seconds)], check=True, capture_output=True)
-            script = ["perf", "script", "-i", data, "-F", "ip,sym"]
+            script = ["perf", "script", "-i", data, "-F", "ip,sym,dso"]
             listed = subprocess.run(script, check=True, capture_output=True, text=True).stdout
         finally:
             process.kill()
-    # "  7f12ab34 lstmkern::cpu::...": the address, then the symbol.
-    return [line.split(maxsplit=1)[1] for line in listed.splitlines() if len(line.split(maxsplit=1)) == 2]
+    return [symbol for line in listed.splitlines() if (symbol := symbol_in(line))]
+
+
+def symbol_in(line: str) -> str | None:
+    """The symbol of a line of perf script, "  7f12ab34 some::function(int) (/path/of/library.so)"; None if empty."""
+    match = re.fullmatch(r"\s*[0-9a-f]+ (.*) \((.*?)\)", line)
+    return match and (SYSTEM if match[2].startswith("[") else "") + match[1]
 
 
 def table(cases: list[dict]) -> str:
