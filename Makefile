@@ -64,7 +64,7 @@ bench-quick: $(COMPILED)
 	$(PY) -m lstmkern bench --quick
 
 # Everything; leaves JSON and plots in benchmarks/results and the tables in README.
-# The peers of requirements-bench.txt take part where they are installed (make bench-peers).
+# The peers of requirements-bench.txt take part where they are installed (make bench-peers), and perf where that is.
 BENCH_OUT := benchmarks/results
 bench: $(COMPILED)
 	$(PY) -m lstmkern bench --quick --out $(BENCH_OUT)

@@ -157,9 +157,12 @@ def summarize(
     return result
 
 
+VERDICTS = ("reached", "rest", "products", "machine")
+
+
 def verdict(result: dict) -> str:
-    """What the goal asks for: "reached", or the first of what would have to be better: "rest" (all but the products),
-    "products", or "machine"."""
+    """One of VERDICTS: the goal is reached, or the first that would have to be better for it: the rest (all but the
+    products), the products, the machine."""
     shares = result["shares"]
     if result["ratio"] >= result["goal"]:
         return "reached"
@@ -210,12 +213,18 @@ class Streaming:
         ]
 
 
-WORDS = {
-    "reached": "reached",
-    "rest": "a cheaper cell and rest",
-    "products": "faster products",
-    "machine": "another machine",
-}
+def needed(case: dict) -> str:
+    """The verdict in words; empty without a goal. Where the rest would have to shrink, how much of the layer's time
+    the goal leaves for it."""
+    if not case["goal"]:
+        return ""
+    room = 1 - case["needs"] / case["shares"]["products"]
+    return {
+        "reached": "reached",
+        "rest": f"a rest of {room:.0%}",
+        "products": "faster products",
+        "machine": "another machine",
+    }[case["verdict"]]
 
 
 def bounds_table(cases: Sequence[dict]) -> str:
@@ -230,7 +239,7 @@ def bounds_table(cases: Sequence[dict]) -> str:
         row += [f"{shares[key]:.0%}" for key in ("microkernel", "products", "ours", "torch")]
         row += [f"{case['rest']:.0%}"]
         if case["goal"]:
-            row += [f"{case['ratio']:.2f} / {case['goal']:g}", f"{case['needs']:.0%}", WORDS[case["verdict"]]]
+            row += [f"{case['ratio']:.2f} / {case['goal']:g}", f"{case['needs']:.0%}", needed(case)]
         else:
             row += [f"{case['ratio']:.2f}", "", ""]
         rows.append(row)
@@ -253,12 +262,12 @@ def digest(cases: Sequence[dict]) -> str:
     """One sentence on how the goals stand; empty without cases."""
     if not (wanted := [c for c in cases if c["goal"]]):
         return ""
-    count = {key: sum(c["verdict"] == key for c in wanted) for key in WORDS}
+    count = {key: sum(c["verdict"] == key for c in wanted) for key in VERDICTS}
     return (
         f"What bounds a layer ([table](benchmarks/results/bounds.md), [reading it](benchmarks/README.md#what-bounds-a-"
         f"layer)): of {len(wanted)} fp32 goals {count['reached']} are reached; {count['machine']} would need more "
         f"operations or bytes per second than this machine has, {count['products']} faster products than ours, "
-        f"{count['rest']} a cheaper cell and rest."
+        f"{count['rest']} less time beside the products."
     )
 
 
@@ -269,7 +278,8 @@ Shares of the peak of fused multiply-adds, measured in the same rounds; medians.
 - microkernel in L1: the register block of the gates' products on operands in the first-level cache
 - products alone: all products of the layer at their real sizes, one kind after the other, and nothing else
 - cell and rest: the part of our layer's time that its products alone do not account for
-- the goal needs: the goal's ratio times torch.nn's share, and what would have to be better for it
+- the goal needs: the goal's ratio times torch.nn's share, and what would have to be better for it: the machine, our
+  products, or the rest (with the part of the layer's time that the goal leaves for it)
 """
 
 

@@ -239,13 +239,20 @@ def test_shares_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("torch_share", "verdict"), [(0.5, "reached"), (0.55, "rest"), (0.7, "products"), (0.9, "machine")]
+    ("torch_share", "verdict", "words"),
+    [
+        (0.5, "reached", "reached"),
+        (0.6, "rest", "a rest of 10%"),
+        (0.7, "products", "faster products"),
+        (0.9, "machine", "another machine"),
+    ],
 )
-def test_what_a_goal_takes(torch_share, verdict):
+def test_what_a_goal_takes(torch_share, verdict, words):
     """A goal of 1.2 with products at 80 % and a layer at 60 % of the peak."""
     shares = {"roofline": 1, "products": 0.8, "ours": 0.6, "torch": torch_share}
     result = {"shares": shares, "ratio": 0.6 / torch_share, "goal": 1.2, "needs": 1.2 * torch_share}
     assert bounds.verdict(result) == verdict
+    assert bounds.needed({**result, "verdict": verdict}) == words
 
 
 def test_bounds_end_to_end(tmp_path, capsys):
