@@ -25,7 +25,7 @@ from lstmkern.bench.measure import quiet
 
 CASES = [
     Case(cell, *sizes, train=train)
-    for sizes in ((128, 128, 512, 512), (128, 32, 256, 256))
+    for sizes in ((128, 128, 512, 512), (128, 32, 256, 256), (16, 64, 64, 64, 2))
     for cell in ("LSTM", "GRU")
     for train in (False, True)
 ]
