@@ -64,13 +64,15 @@ bench-quick: $(COMPILED)
 	$(PY) -m lstmkern bench --quick
 
 # Everything; leaves JSON and plots in benchmarks/results and the tables in README.
-# The peers of requirements-bench.txt take part where they are installed (make bench-peers).
+# The peers of requirements-bench.txt take part where they are installed (make bench-peers), and perf where that is.
 BENCH_OUT := benchmarks/results
 bench: $(COMPILED)
 	$(PY) -m lstmkern bench --quick --out $(BENCH_OUT)
 	$(PY) -m pytest benchmarks --results $(BENCH_OUT)
 	$(PY) -m benchmarks.models --out $(BENCH_OUT)/models.json
 	$(PY) -m benchmarks.growth --out $(BENCH_OUT)
+	$(PY) -m benchmarks.bounds --out $(BENCH_OUT)
+	$(PY) -m benchmarks.hotspots --out $(BENCH_OUT)
 	$(PY) -m benchmarks.guard
 	$(PY) -m benchmarks.readme --results $(BENCH_OUT)
 

@@ -1,8 +1,8 @@
 """Puts the results into README: python -m benchmarks.readme [--results benchmarks/results] [--readme README.md]
 
-Between <!-- bench:begin --> and <!-- bench:end --> comes the table of goals with what the other files say in a line
-each, between <!-- varlen:begin --> and <!-- varlen:end --> the table of ragged batches. A missing result file leaves
-its part out, and says so.
+Between <!-- bench:begin --> and <!-- bench:end --> comes the table of goals, what bounds a layer in a sentence, and
+what the other files say in a line each; between <!-- varlen:begin --> and <!-- varlen:end --> the table of ragged
+batches. A missing result file leaves its part out, and says so.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 
 from lstmkern.bench import goals, report
+
+from . import bounds
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -98,6 +100,7 @@ def main(argv: list[str] | None = None) -> int:
     if (table := read("goals"))["cases"]:
         parts += [report.machine_line(table) + ".", goals.goals_table(table), goals.roofline_table(table)]
     load = lambda name: read(name)["cases"]  # noqa: E731
+    parts.append(bounds.digest(load("bounds")))
     if rows := families(load):
         parts.append(report.markdown(["", "ratio to torch.nn (or the peer)", "results"], rows))
     parts.append(oversubscribed(load("bench_threads")))
@@ -118,7 +121,8 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     report.write_text(args.readme, text)
-    missing = [n for n in ("goals", *(p.stem for p in Path(__file__).parent.glob("bench_*.py"))) if not load(n)]
+    names = ["goals", "bounds", *(p.stem for p in Path(__file__).parent.glob("bench_*.py"))]
+    missing = [name for name in names if not load(name)]
     print("README has the results" + (f"; without {', '.join(sorted(missing))}" if missing else ""))
     return 0
 

@@ -2,7 +2,11 @@
 #include <pybind11/pybind11.h>
 
 #include "cpu/peak.h"
+<<<<<<< HEAD
 #include "eager.h"
+=======
+#include "cpu/product.h"
+>>>>>>> h-bounds
 #include "layer.h"
 #if defined(LSTMKERN_CUDA_VERSION)
 #include "cuda/dispatch.h"
@@ -17,6 +21,20 @@ PYBIND11_MODULE(_C, m) {
         py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
         "Work per second of all threads: floating point operations (rate fp32, fp64, bf16, amx) or bytes (read, each"
         " thread its own share of them); 0 where the instruction set or this machine lacks it");
+  m.def(
+      "cpu_product",
+      [](const std::string& dtype, int64_t rows, int64_t K, int64_t columns, int gates, bool down, int threads,
+         double seconds) {
+        const auto type = dtype == "fp32"   ? lstmkern::DType::f32
+                          : dtype == "fp64" ? lstmkern::DType::f64
+                                            : lstmkern::DType::bf16;  // refused
+        return lstmkern::cpu::product_seconds({type, rows, K, columns, gates, down}, threads, seconds);
+      },
+      py::arg("dtype"), py::arg("rows"), py::arg("K"), py::arg("columns"), py::arg("gates") = 1,
+      py::arg("down") = false, py::arg("threads") = 1, py::arg("seconds") = 0.01,
+      py::call_guard<py::gil_scoped_release>(),
+      "Seconds for rows x K times K x (gates * columns), packed as a layer's weights, without anything else that a"
+      " layer does; down: a product of weight gradients");
   m.def(
       "build_info",
       [] {

@@ -15,3 +15,4 @@ cpu_capability = _C.cpu_capability
 cpu_peak = _C.cpu_peak
 layer_forward = _C.layer_forward
 layer_backward = _C.layer_backward
+cpu_product = _C.cpu_product

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import lstmkern
-from benchmarks import growth, guard, memory, peers, readme
+from benchmarks import bounds, growth, guard, hotspots, memory, peers, readme
 from lstmkern.bench import report
 from lstmkern.bench.cases import Case, modules_for
 
@@ -152,3 +152,168 @@ def test_guard_without_valgrind_reports_ratios(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["guard", "--strict"])
     assert guard.main() == 0
     assert "ratio to torch.nn" in capsys.readouterr().out
+
+
+# ---- what bounds a layer ----
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("shape", [(16, 64, 64, 64, 2), (70, 64, 400, 1152, 1), (35, 20, 640, 656, 2)])
+def test_products_are_the_work_of_the_layer(cell, train, shape):
+    """Sizes of whole registers, so that nothing is padded: the products' operations are the layer's."""
+    case = Case(cell, *shape, train=train)
+    work = sum(product.flops() * count for product, count in bounds.products(case).items())
+    assert work == pytest.approx(case.flops(), rel=1e-12)
+
+
+def test_products_by_hand():
+    """T 5, N 3: 15 rows at once. GRU, two layers of 4 units: dgates are three planes of 16 columns."""
+    found = bounds.products(Case("GRU", 5, 3, 7, 4, layers=2, train=True))
+    product = bounds.Product
+    assert found == {
+        product(15, 7, 4, 3): 1,
+        product(15, 4, 4, 3): 1,
+        product(3, 4, 4, 3): 10,
+        product(3, 48, 4): 10,
+        product(15, 48, 7): 1,
+        product(15, 48, 4): 1,
+        product(12, 15, 7, down=True): 1,
+        product(12, 15, 4, down=True): 3,
+    }
+    # 600 rows come in chunks of 384 + 60.
+    assert bounds.products(Case("LSTM", 10, 60, 8, 4))[product(444, 8, 4, 4)] == pytest.approx(600 / 444)
+    with pytest.raises(ValueError, match="without projection"):
+        bounds.products(Case("LSTM", 5, 3, 7, 4, proj=2))
+
+
+@pytest.mark.parametrize("gates", [1, 3, 4])
+def test_a_bare_product_takes_time_in_proportion(gates):
+    """Four times the work takes between twice and eight times as long, whichever way it is made larger."""
+    shapes = [bounds.Product(24, k, 64, gates) for k in (64, 256)]
+    shapes += [bounds.Product(r, 64, 64, down=True) for r in (64, 256)]
+    times = zip(*([p.seconds(duration=1e-3) for p in shapes] for _ in range(15)), strict=True)
+    small, deep, short, tall = map(min, times)  # the least disturbed of each
+    assert 2 < deep / small < 8
+    assert 2 < tall / short < 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bf16", 1, 1, 1), "fp32 or fp64"),
+        (("fp32", 0, 1, 1), "at least 1"),
+        (("fp32", 1, 1, 1, 2), "gates must be"),
+        (("fp64", 1, 1, 1, 4, True), "gates must be"),
+    ],
+)
+def test_no_such_product(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        lstmkern._extension.cpu_product(*arguments)
+
+
+def readings(case, peaks):
+    """Rounds on a machine of these peaks: products alone at 80 % of the peak, the microkernel at 90 %."""
+    return [
+        bounds.Reading(p, 0.9 * p, {q: q.flops() / (0.8 * p) for q in bounds.products(case)}, case.flops() / p)
+        for p in peaks
+    ]
+
+
+def test_shares_by_hand():
+    case, peaks = Case("LSTM", 128, 128, 512, 512), [1e11, 2e11, 1e10]
+    seconds = [case.flops() / p for p in peaks]  # at the peak
+    result = bounds.summarize(
+        case, [s / 0.6 for s in seconds], [s / 0.5 for s in seconds], readings(case, peaks), "operations"
+    )
+    shares = {"roofline": 1, "microkernel": 0.9, "products": 0.8, "ours": 0.6, "torch": 0.5}
+    assert result["shares"] == pytest.approx(shares)
+    assert result["rest"] == pytest.approx(0.25)  # of the time: 1 - 0.6 / 0.8
+    assert (result["ratio"], result["goal"], result["verdict"]) == (pytest.approx(1.2), 1.2, "reached")
+    assert result["needs"] == pytest.approx(0.6)
+    assert result["peak_gflops"] == pytest.approx(100)
+    assert all(product["share"] == pytest.approx(0.8) for product in result["products"])
+    assert "verdict" not in bounds.summarize(
+        Case("LSTM", 5, 16, 16, 16), [1], [1], readings(Case("LSTM", 5, 16, 16, 16), [1]), "operations"
+    )
+
+
+@pytest.mark.parametrize(
+    ("torch_share", "verdict", "words"),
+    [
+        (0.5, "reached", "reached"),
+        (0.6, "rest", "a rest of 10%"),
+        (0.7, "products", "faster products"),
+        (0.9, "machine", "another machine"),
+    ],
+)
+def test_what_a_goal_takes(torch_share, verdict, words):
+    """A goal of 1.2 with products at 80 % and a layer at 60 % of the peak."""
+    shares = {"roofline": 1, "products": 0.8, "ours": 0.6, "torch": torch_share}
+    result = {"shares": shares, "ratio": 0.6 / torch_share, "goal": 1.2, "needs": 1.2 * torch_share}
+    assert bounds.verdict(result) == verdict
+    assert bounds.needed({**result, "verdict": verdict}) == words
+
+
+def test_bounds_end_to_end(tmp_path, capsys):
+    args = ["--shape", "2,2,8,8", "3,1,32,32,2", "--seconds", "1", "--out", str(tmp_path)]
+    assert bounds.main(args) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bounds.json", "bounds.md"]
+    found = json.loads((tmp_path / "bounds.json").read_text())
+    assert {"command", "machine", "commit", "versions", "date"} <= set(found)
+    assert [(c["cell"], c["shape"], c["train"]) for c in found["cases"]] == [
+        (cell, shape, train)
+        for shape in ("2,2,8,8,1", "3,1,32,32,2")
+        for cell in ("LSTM", "GRU")
+        for train in (False, True)
+    ]
+    assert all(c["rounds"] >= 3 and c["shares"]["ours"] > 0 for c in found["cases"])
+    text = (tmp_path / "bounds.md").read_text()
+    assert text in capsys.readouterr().out
+    assert "| 3,1,32,32,2 " in text and "| H 512, 4 MiB " in text
+
+
+def test_digest_of_bounds():
+    line = {"goal": 1.2, "verdict": "machine"}
+    text = bounds.digest([line, line, {**line, "verdict": "rest"}, {"goal": None}])
+    assert "of 3 fp32 goals 0 are reached; 2 would need" in text
+    assert bounds.digest([{"goal": None}]) == ""
+
+
+def test_samples_are_grouped_by_function():
+    space = "lstmkern::cpu::avx512::"
+    names = {
+        f"void {space}kernel<1, 6, 4, float, float>(float const* const*, float const*, long, float*)": "microkernel",
+        f"void {space}kernel<8, 8, 3, float, float>(float const* const*, float const*, long, float*)":
+            "microkernel of dW",
+        f"void {space}pack_down<float, float>(float*, float const*, long, long, long)": "packing",
+        f"{space}ForwardKernel<(lstmkern::Cell)2, float>::prepare(int, int)": "packing",
+        f"void {space}UnitPanels<(lstmkern::Cell)2, float, float>::pack<float>(float*, long)": "packing",
+        f"void {space}BackwardKernel<(lstmkern::Cell)2, float>::add_product<Columns<float, 3> >(int)": "adding to dW",
+        f"{space}BackwardKernel<(lstmkern::Cell)2, float>::step(long, int, long)": "cell",
+        f"{space}ForwardKernel<(lstmkern::Cell)2, float>::step(long, long)": "cell",
+        f"{space}run_team(int)": "other",
+        "[system] exc_page_fault": "system",
+        "kernel<1, 6>": "other",
+        "[unknown]": "other",
+    }  # fmt: skip
+    assert {name: hotspots.group_of(name) for name in names} == names
+    shares = hotspots.grouped(names)
+    assert list(shares) == list(hotspots.GROUPS)
+    assert shares["packing"] == pytest.approx(3 / 12)
+    assert sum(shares.values()) == pytest.approx(1)
+    lines = {
+        "        7f12ab34 void lstmkern::kernel<1, 6>(float const*, long) (/some/lib.so)":
+            "void lstmkern::kernel<1, 6>(float const*, long)",
+        " ffffffff81b94180 exc_page_fault ([kernel.kallsyms])": "[system] exc_page_fault",
+        "     7f12ab34 [unknown] (/some/libc.so.6)": "[unknown]",
+        "": None,
+    }  # fmt: skip
+    assert {line: hotspots.symbol_in(line) for line in lines} == lines
+
+
+def test_hotspots_without_perf(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(hotspots.shutil, "which", lambda name: None)
+    assert hotspots.main(["--out", str(tmp_path)]) == 0
+    assert "perf is not installed" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,147 @@
+"""Where a layer's time goes, by Linux perf: the share of samples in our functions, grouped.
+
+    python -m benchmarks.hotspots [--seconds 4] [--out benchmarks/results]
+
+A process of its own runs one layer over and over on one thread; once it is warm, perf samples it 2000 times a second
+by the processor's clock (`perf record -e cpu-clock`, which needs no hardware counters). Prints Markdown; with --out
+also writes hotspots.json and hotspots.md there. Without perf it says so and leaves the results as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from lstmkern.bench import report
+from lstmkern.bench.cases import Case, Contest
+from lstmkern.bench.measure import quiet
+
+CASES = [
+    Case(cell, *sizes, train=train)
+    for sizes in ((128, 128, 512, 512), (128, 32, 256, 256), (16, 64, 64, 64, 2))
+    for cell in ("LSTM", "GRU")
+    for train in (False, True)
+]
+RATE = 2000  # samples per second
+# The first that a demangled symbol matches. What is inlined counts for its caller: the cell for a step.
+SYSTEM = "[system] "  # before the symbols of the operating system's kernel
+GROUPS = {
+    "microkernel": r"\bkernel<1,",
+    "microkernel of dW": r"\bkernel<",
+    "packing": r"\bpack(_\w+)?[<(]|Kernel<.*>::prepare\(",
+    "adding to dW": r"::(add_product|weight_gradients|add_rows)\b",
+    "cell": r"\b(Forward|Backward)Kernel<",
+    "system": r"^\[system\]",
+    "other": "",
+}
+
+
+def group_of(symbol: str) -> str:
+    """The group of GROUPS that a demangled symbol belongs to; what is neither ours nor the system's is "other"."""
+    if not re.search(r"\blstmkern::", symbol):
+        return "system" if symbol.startswith(SYSTEM) else "other"
+    return next(name for name, pattern in GROUPS.items() if re.search(pattern, symbol))
+
+
+def grouped(symbols: Iterable[str]) -> dict[str, float]:
+    """{group: share of the samples}, in the order of GROUPS, from the symbol of every sample."""
+    counts = collections.Counter(map(group_of, symbols))
+    total = sum(counts.values())
+    return {name: counts[name] / total for name in GROUPS}
+
+
+def loop(case: Case) -> None:
+    """Run our layer until the process is ended; a line on stdout says that it is warm."""
+    with quiet(1):
+        run = Contest(case).ours
+        run()
+        print("warm", flush=True)
+        while True:
+            run()
+
+
+def samples(case: Case, seconds: float) -> list[str]:
+    """The demangled symbols of the samples of ``seconds``."""
+    command = [sys.executable, "-m", "benchmarks.hotspots", "--loop", str(CASES.index(case))]
+    root = Path(__file__).resolve().parent.parent
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root) as process,
+    ):
+        try:
+            if process.stdout.readline() != b"warm\n":
+                raise RuntimeError(f"{' '.join(command)} ended before it was warm")
+            data = str(Path(folder, "perf.data"))
+            record = ["perf", "record", "-q", "-e", "cpu-clock", "-F", str(RATE), "-p", str(process.pid), "-o", data]
+            subprocess.run([*record, "--", "sleep", str(seconds)], check=True, capture_output=True)
+            script = ["perf", "script", "-i", data, "-F", "ip,sym,dso"]
+            listed = subprocess.run(script, check=True, capture_output=True, text=True).stdout
+        finally:
+            process.kill()
+    return [symbol for line in listed.splitlines() if (symbol := symbol_in(line))]
+
+
+def symbol_in(line: str) -> str | None:
+    """The symbol of a line of perf script, "  7f12ab34 some::function(int) (/path/of/library.so)"; None if empty."""
+    match = re.fullmatch(r"\s*[0-9a-f]+ (.*) \((.*?)\)", line)
+    return match and (SYSTEM if match[2].startswith("[") else "") + match[1]
+
+
+def table(cases: list[dict]) -> str:
+    """Markdown: the share of samples by group."""
+    rows = []
+    for case in cases:
+        name = f"{case['cell']} {case['shape']} {'train' if case['train'] else 'infer'}"
+        rows.append([name, *(f"{case['shares'][group]:.0%}" for group in GROUPS), str(case["samples"])])
+    return report.markdown(["fp32: T,N,I,H,layers", *GROUPS, "samples"], rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=4, help="of samples for each layer")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--loop", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.loop is not None:
+        loop(CASES[args.loop])
+    if not shutil.which("perf"):
+        print("no samples: Linux perf is not installed", file=sys.stderr)
+        return 0
+    about = report.context(1)
+    found = []
+    for case in CASES:
+        try:
+            symbols = samples(case, args.seconds)
+        except subprocess.CalledProcessError as error:
+            said = (error.stderr or b"").decode() if isinstance(error.stderr, bytes) else error.stderr or ""
+            print(f"no samples: perf failed: {' '.join(said.split())[:300]}", file=sys.stderr)
+            return 0
+        common = collections.Counter(symbols).most_common(12)
+        found.append(
+            {
+                "cell": case.cell,
+                "shape": case.shape,
+                "train": case.train,
+                "samples": len(symbols),
+                "shares": grouped(symbols),
+                "symbols": [[symbol, count / len(symbols)] for symbol, count in common],
+            }
+        )
+    text = f"{report.machine_line(about)}, one thread; `{about['command']}`\n\n"
+    text += f"Share of the samples (perf, cpu-clock, {RATE} a second):\n\n{table(found)}"
+    print(text)
+    if args.out:
+        report.write_json(args.out / "hotspots.json", about, cases=found)
+        report.write_text(args.out / "hotspots.md", text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

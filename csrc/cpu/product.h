@@ -1,0 +1,27 @@
+// A layer's products by themselves: what the benchmarks compare a whole layer with.
+#pragma once
+
+#include <cstdint>
+
+#include "../layer.h"
+
+namespace lstmkern {
+namespace cpu {
+
+// rows x K times K x (gates * columns), on panels of the layout that layers use: gates registers wide where there are
+// several gates (as forward), as wide as fits otherwise (as backward's products for dh and dx). down: the product of
+// weight gradients instead, whose rows are columns of what lies row by row, packed; gates must be 1.
+struct Product {
+  DType dtype;  // f32 or f64
+  int64_t rows, K, columns;
+  int gates;  // 1, 3 or 4
+  bool down;
+};
+
+// Seconds that a team of `threads` needs for the product, measured for about `seconds` (at least twice): rows shared
+// as a layer shares them, the sums left where the microkernel puts them. std::invalid_argument if there is no such
+// product.
+double product_seconds(const Product& product, int threads, double seconds);
+
+}  // namespace cpu
+}  // namespace lstmkern

@@ -1,0 +1,74 @@
+// Products on rows and panels that lie as a layer's do, with nothing done to their sums. Included by product.cpp once
+// per instruction set, in the layers' own namespace: the linker keeps one copy of each microkernel, the layers' own.
+// clang-format off: each builds on those before it
+#include "simd.h"
+#include "../cells.h"
+#include "gemm.h"
+#include "pack.h"
+#include "common.inl"
+// clang-format on
+
+// As a step of the forward kernel (gates > 1) or of the backward kernel multiplies.
+template <Cell CELL, class C>
+void multiply_part_rows(const ProductPart& part_of, int64_t rounds) {
+  const Product& p = part_of.product;
+  const C *panels = static_cast<const C*>(part_of.panels), *rows = static_cast<const C*>(part_of.rows);
+  const UnitPanels<CELL, C, C> units{p.columns};
+  const int64_t ld = spread<C>(p.K);
+  const int rank = part_of.rank, size = part_of.size;
+  const bool by_rows = p.rows >= 8 * size;  // see Share
+  const int64_t j0 = by_rows ? part(p.rows, rank, size) : 0, j1 = by_rows ? part(p.rows, rank + 1, size) : p.rows,
+                i0 = by_rows ? 0 : part(units.panels(), rank, size),
+                i1 = by_rows ? units.panels() : part(units.panels(), rank + 1, size);
+  for (int64_t round = 0; round < rounds; ++round)
+    for (int64_t i = i0; i < i1; ++i) {
+      auto at_turn = [&](int64_t k) { return units.panel(round & 1 ? i0 + i1 - 1 - k : k); };  // there and back
+      const Panel now = at_turn(i), next = at_turn(i + 1 < i1 ? i + 1 : i);
+      multiply_panel<C>(
+          j0, j1, now.nv, p.K, panels + units.offset(now, p.K), panels + units.offset(next, p.K),
+          [&](int64_t j) { return rows + j * ld; },
+          [](int64_t, int, C* sums) {
+            asm volatile("" : : "r"(sums) : "memory");
+          });
+    }
+}
+
+// As the weight gradients' product: a run of packed tiles, reused for all rows, by every panel.
+template <class C>
+void multiply_part_down(const ProductPart& part_of, int64_t rounds) {
+  constexpr int down = kDown<C>, run = 64 / down;
+  const Product& p = part_of.product;
+  const C *panels = static_cast<const C*>(part_of.panels), *packed = static_cast<const C*>(part_of.rows);
+  const Columns<C, kAcross<C>> columns{p.columns};
+  const int64_t all = (p.rows + down - 1) / down, first = part(all, part_of.rank, part_of.size),
+                last = part(all, part_of.rank + 1, part_of.size);
+  for (int64_t round = 0; round < rounds; ++round)
+    for (int64_t from = first; from < last; from += run) {
+      const int64_t tiles = last - from < run ? last - from : run;
+      for (int64_t q = 0; q < columns.panels(); ++q) {
+        const Panel panel = columns.panel(q);
+        const C* values = panels + panel.template offset<C>(p.K);
+        const int64_t size = panel.nv * width<C> * p.K;
+        for (int64_t i = 0; i < tiles; ++i) {
+          Tile<C> tile;
+          multiply_packed(panel.nv, packed + i * down * p.K, values, p.K, tile, values + size + i * size / tiles);
+          asm volatile("" : : "r"(&tile) : "memory");
+        }
+      }
+    }
+}
+
+template <class C>
+void multiply_part_typed(const ProductPart& part_of, int64_t rounds) {
+  if (part_of.product.down) return multiply_part_down<C>(part_of, rounds);
+  switch (part_of.product.gates) {
+    case 4: return multiply_part_rows<Cell::lstm, C>(part_of, rounds);
+    case 3: return multiply_part_rows<Cell::gru, C>(part_of, rounds);
+    default: return multiply_part_rows<Cell::rnn_tanh, C>(part_of, rounds);
+  }
+}
+
+void multiply_part(const ProductPart& part_of, int64_t rounds) {
+  if (part_of.product.dtype == DType::f64) return multiply_part_typed<double>(part_of, rounds);
+  multiply_part_typed<float>(part_of, rounds);
+}
