@@ -22,9 +22,8 @@ start=$SECONDS
 # In a copy: an extension for another torch must not come to lie beside the Python sources. Kept, so that ninja can
 # tell what is new.
 root=$PWD copy=build/cuda-source
-mkdir -p "$copy"
-cp -rp csrc lstmkern setup.py pyproject.toml README.md "$copy"
-rm -f "$copy"/lstmkern/_C*.so
+mkdir -p "$copy" && rm -f "$copy"/lstmkern/_C*.so
+tar -c --exclude='*.so' --exclude=__pycache__ csrc lstmkern setup.py pyproject.toml README.md | tar -x -C "$copy"
 cd "$copy"
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0a} MAX_JOBS=${MAX_JOBS:-2} CFLAGS=${CFLAGS:--O0}
 LSTMKERN_CUDA=1 "$root/$venv/bin/python" setup.py --quiet build_ext --inplace
