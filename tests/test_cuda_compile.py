@@ -29,8 +29,8 @@ def short(name):
 def compile_and_report(source, arch, tmp_path):
     """[(kernel, registers, shared bytes, stack bytes, spilled bytes)] as ptxas reports them."""
     # The host's part is the same for each: compiled, and its warnings noticed, with the last.
-    command = ["nvcc", "-c" if arch == "sm_90a" else "-cubin", "-O3", "-std=c++17", "-Werror", "all-warnings", "-Xcompiler", "-Wall", "-gencode"]
-    command += [ARCHS[arch], "-Xptxas", "-v", source, "-o", tmp_path / "out.o"]
+    command = ["nvcc", "-c" if arch == "sm_90a" else "-cubin", "-O3", "-std=c++17", "-Werror", "all-warnings"]
+    command += ["-Xcompiler", "-Wall", "-gencode", ARCHS[arch], "-Xptxas", "-v", source, "-o", tmp_path / "out.o"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     lines, rows, name, stack = run.stderr.splitlines(), [], None, (0, 0, 0)
