@@ -14,6 +14,14 @@ KINDS = {
 }
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Shows what tests have recorded for the reader (record_property), in whatever process they ran."""
+    reports = (r for outcome in ("passed", "failed") for r in terminalreporter.stats.get(outcome, []))
+    for report in reports:
+        for title, text in report.user_properties:
+            terminalreporter.write_line(f"\n{title}\n{text}")
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)

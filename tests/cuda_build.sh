@@ -2,8 +2,9 @@
 # Builds the complete extension against the CUDA build of torch, on a machine that needs no GPU, and tries what can be
 # tried there: it links, loads, says what it was built for, and a CUDA call ends in torch's own error.
 # PYTHON: the interpreter to make the environment with. CUDA_TORCH: what pip installs (=== because == would take a
-# +cpu build, too). CUDA_VENV: where. Compiles for one architecture and the CPU kernels, which other tests run, without
-# optimisation: what is tried here is that everything compiles and links.
+# +cpu build, too). CUDA_VENV: where. Compiles for one architecture and, as far as the compilers offer it, without
+# optimisation: what is tried here is that everything compiles and links; other tests run the CPU kernels and look at
+# what the optimiser makes of the CUDA kernels.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} torch=${CUDA_TORCH:-torch===2.13.0} venv=${CUDA_VENV:-build/cuda-venv}
@@ -22,11 +23,11 @@ start=$SECONDS
 # In a copy: an extension for another torch must not come to lie beside the Python sources. Kept, so that ninja can
 # tell what is new.
 root=$PWD copy=build/cuda-source
-mkdir -p "$copy"
-cp -rp csrc lstmkern setup.py pyproject.toml README.md "$copy"
-rm -f "$copy"/lstmkern/_C*.so
+mkdir -p "$copy" && rm -f "$copy"/lstmkern/_C*.so
+tar -c --exclude='*.so' --exclude=__pycache__ csrc lstmkern setup.py pyproject.toml README.md | tar -x -C "$copy"
 cd "$copy"
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0a} MAX_JOBS=${MAX_JOBS:-2} CFLAGS=${CFLAGS:--O0}
+[[ $(nvcc --help) != *--Ofast-compile* ]] || export NVCC_APPEND_FLAGS="${NVCC_APPEND_FLAGS-} --Ofast-compile=max"
 LSTMKERN_CUDA=1 "$root/$venv/bin/python" setup.py --quiet build_ext --inplace
 echo "build: $((SECONDS - start)) s"
 "$root/$venv/bin/python" - << 'EOF'

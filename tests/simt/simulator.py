@@ -11,11 +11,11 @@ import os
 import re
 import shutil
 import subprocess
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from filelock import FileLock  # torch needs it, too
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -84,12 +84,19 @@ def object_of(source, build, flags):
     files = includes(source.resolve(), [])
     text = b"\0".join(p.read_bytes() for p in files) + " ".join([*flags, compiler()]).encode()
     path = build / f"{source.stem}-{hashlib.sha256(text).hexdigest()[:16]}.o"
+    defines = ["-DLSTMKERN_SIMT", f"-I{HERE}"]
+    return made(path, [compiler(), *flags, *defines, "-x", "c++", "-c", source])
+
+
+def made(path, command):
+    """The file that the command with `-o path` makes: once, also when several processes want it at the same time."""
     if not path.exists():
-        build.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}-{threading.get_ident()}.tmp")
-        defines = ["-DLSTMKERN_SIMT", f"-I{HERE}"]
-        subprocess.run([compiler(), *flags, *defines, "-x", "c++", "-c", source, "-o", part], check=True)
-        part.rename(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                part = path.with_name(path.name + ".tmp")
+                subprocess.run([*command, "-o", part], check=True)
+                part.rename(path)
     return path
 
 
@@ -111,12 +118,8 @@ def build(where=ROOT / "build" / "simt", flags=("-O1",), main=False, jobs=None, 
         objects = list(pool.map(lambda s: object_of(s, where, flags), sources))
     name = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:16]
     path = where / (f"simt-{name}" if main else f"libsimt-{name}.so")
-    if not path.exists():
-        part = path.with_suffix(f".{os.getpid()}.tmp")
-        link = [f for f in flags if f.startswith("-fsanitize")]
-        subprocess.run([compiler(), *link, *([] if main else ["-shared"]), *objects, "-o", part], check=True)
-        part.rename(path)
-    return path
+    link = [f for f in flags if f.startswith("-fsanitize")]
+    return made(path, [compiler(), *link, *([] if main else ["-shared"]), *objects])
 
 
 class Simulator:
