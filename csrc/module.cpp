@@ -2,11 +2,8 @@
 #include <pybind11/pybind11.h>
 
 #include "cpu/peak.h"
-<<<<<<< HEAD
-#include "eager.h"
-=======
 #include "cpu/product.h"
->>>>>>> h-bounds
+#include "eager.h"
 #include "layer.h"
 #if defined(LSTMKERN_CUDA_VERSION)
 #include "cuda/dispatch.h"

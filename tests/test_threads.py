@@ -1,4 +1,12 @@
-"""The same bits on every run and for any number of threads: every sum is one chain in one order."""
+"""The same bits on every run and for any number of threads: every sum is one chain in one order; and nobody hangs."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,3 +39,89 @@ def test_same_bits(cell, dtype, N, options):
     for threads in (1, 2, 2, 3, 5):
         for a, b in zip(results(cell, N, threads, dtype, **options), expected, strict=True):
             assert torch.equal(a, b)
+
+
+# Beside others. What may hang runs in a process that is given up after a while.
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+ROOT = Path(lstmkern.__file__).parent.parent
+
+
+@contextmanager
+def neighbours():
+    busy = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(CORES)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def many_short_calls(seconds=2.0, sizes=(2, 3, 2, 5, 1, 4)):
+    """Row shares and unit shares, with teams of many sizes, against one thread's bits."""
+    expected = {N: results("LSTM", N, 1, torch.float32) for N in (1, 40)}
+    stop = time.monotonic() + seconds
+    while time.monotonic() < stop:
+        for threads in sizes:
+            for N, one in expected.items():
+                assert all(map(torch.equal, results("LSTM", N, threads, torch.float32), one))
+
+
+def many_callers(seconds=2.0):
+    """Several Python threads, each with teams of its own."""
+    torch.set_num_threads(2)
+    module, x = lstmkern.GRU(60, 60), torch.randn(30, 2, 60)
+    failed = []
+
+    def call():
+        try:
+            torch.set_num_threads(2)  # OpenMP keeps a number for each thread
+            with torch.no_grad():
+                expected = module(x)[0]
+                stop = time.monotonic() + seconds
+                while time.monotonic() < stop:
+                    assert torch.equal(module(x)[0], expected)
+        except BaseException as error:
+            failed.append(error)
+
+    callers = [threading.Thread(target=call) for _ in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
+    assert not failed, failed
+
+
+def fork_after_use():
+    """A child works on one thread, as torch's data loaders do: of OpenMP's other threads it has none."""
+    many_short_calls(0.5, sizes=(2, 4 * CORES))
+    expected = results("LSTM", 40, 1, torch.float32)
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        same = all(map(torch.equal, results("LSTM", 40, 1, torch.float32), expected))
+        os._exit(0 if same else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    many_short_calls(0.5)
+
+
+def run_apart(work, load):
+    code = f"from test_threads import *; {work.__name__}()"
+    path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
+    with neighbours() if load else nullcontext():
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            timeout=90,
+        )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("load", [False, True], ids=["alone", "beside neighbours"])
+@pytest.mark.parametrize("work", [many_short_calls, many_callers, fork_after_use], ids=lambda w: w.__name__)
+def test_nobody_hangs(work, load):
+    run_apart(work, load)

@@ -1,14 +1,18 @@
 // The team on OpenMP (the one that torch itself uses, so there is one pool of threads) and the pool of workspaces.
 #include "team.h"
 
+#include <chrono>
+#include <climits>
 #include <cstdlib>
 #include <mutex>
 #include <new>
 #include <vector>
 
 #if defined(__linux__)
-#include <sched.h>
+#include <linux/futex.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #else
 #include <thread>
 #endif
@@ -30,11 +34,32 @@ void run_team(int threads, void (*body)(void*, int, int), void* arg) {
   body(arg, 0, 1);
 }
 
-void yield_core() {
+void Barrier::await(uint32_t phase) {
+  using Clock = std::chrono::steady_clock;
+  auto over = [&] { return (__atomic_load_n(&phase_, __ATOMIC_ACQUIRE) & ~1u) != phase; };
+  const auto until = Clock::now() + std::chrono::microseconds(100);  // about what waking takes: 10 to 100
+  do
+    for (int i = 0; i < 16; ++i) {
+      if (over()) return;
+#if defined(__x86_64__) || defined(__i386__)
+      __builtin_ia32_pause();
+#endif
+    }
+  while (Clock::now() < until);
+  while (!over()) {
 #if defined(__linux__)
-  sched_yield();
+    uint32_t awake = phase;
+    __atomic_compare_exchange_n(&phase_, &awake, phase | 1, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    syscall(SYS_futex, &phase_, FUTEX_WAIT_PRIVATE, phase | 1, nullptr, nullptr, 0);
 #else
-  std::this_thread::yield();
+    std::this_thread::sleep_for(std::chrono::microseconds(50));
+#endif
+  }
+}
+
+void Barrier::wake() {
+#if defined(__linux__)
+  syscall(SYS_futex, &phase_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 #endif
 }
 

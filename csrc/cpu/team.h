@@ -15,37 +15,38 @@ namespace cpu {
 // out smaller (inside another parallel region it is 1), so work is divided by the size that body is told.
 void run_team(int threads, void (*body)(void* arg, int rank, int size), void* arg);
 
-// Gives way to another thread of this core.
-void yield_core();
-
-// Meeting point of a team. Waiting spins for some microseconds, enough for a partner that is running, and then gives
-// the core away: on a machine with more work than cores the partner may well need this very core.
+// Meeting point of a team. Who waits spins for some microseconds, enough for a partner that is running, and then sleeps
+// until the last one comes: on a machine with more work than cores the partner may well need this very core, and a
+// thread that sleeps keeps its claim to a core, while one that spins or yields uses it up.
+//
+// Why it is right. Everything hangs on phase_: even, two more at every meeting, and odd once somebody sleeps on it.
+// - Nobody leaves early or reads an old phase: it only changes when all `size` threads have arrived, so a thread that
+//   has left one meeting finds the phase of the next, and that stays until the thread itself has arrived.
+// - What any thread wrote before the meeting is seen by all after it: arriving is a release and, for the last one, an
+//   acquire of everybody's arrival (read-modify-writes of waiting_ are one release sequence); its exchange of phase_
+//   releases that to all who wait, who acquire it by their load. The reset of waiting_ travels the same way.
+// - Nobody oversleeps: the system lets a thread sleep only if phase_ is still odd as that thread saw it, the exchange
+//   takes the odd value away in the same stroke as it learns of it, and only then wakes. Who comes between the
+//   exchange and the waking is not let to sleep, and who wakes for no reason looks at the phase again.
+// - Waking touches nothing but the address, and the barrier is there until its team has ended.
 class Barrier {
  public:
   void wait(int size) {
     if (size == 1) return;
-    int phase = __atomic_load_n(&phase_, __ATOMIC_RELAXED);
+    const uint32_t phase = __atomic_load_n(&phase_, __ATOMIC_RELAXED) & ~1u;
     if (__atomic_add_fetch(&waiting_, 1, __ATOMIC_ACQ_REL) == size) {
       __atomic_store_n(&waiting_, 0, __ATOMIC_RELAXED);
-      __atomic_store_n(&phase_, phase + 1, __ATOMIC_RELEASE);
-      return;
-    }
-    for (int spin = 0; __atomic_load_n(&phase_, __ATOMIC_ACQUIRE) == phase; ++spin) {
-      if (spin < 1000)
-        pause();
-      else
-        yield_core();
+      if (__atomic_exchange_n(&phase_, phase + 2, __ATOMIC_ACQ_REL) & 1) wake();
+    } else {
+      await(phase);
     }
   }
 
  private:
-  static void pause() {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#endif
-  }
+  void await(uint32_t phase);
+  void wake();
   alignas(64) int waiting_ = 0;
-  alignas(64) int phase_ = 0;
+  alignas(64) uint32_t phase_ = 0;
 };
 
 // The i-th of n nearly equal parts of [0, total) begins here.
