@@ -353,7 +353,7 @@ template <Cell CELL, class S>
 void backward_cell(const Backward& layer) {
   const int64_t rows = count_rows(layer);
   Backward used = layer;
-  used.threads = useful_threads(layer, 2 * rows);
+  used.threads = useful_threads(layer, rows, 2);
   for (int d = 0; d < layer.D; ++d) {
     BackwardKernel<CELL, S> kernel(used, d, rows);
     Carver size(nullptr);

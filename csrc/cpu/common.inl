@@ -101,9 +101,11 @@ struct Share {
   }
 };
 
-inline int useful_threads(const Layer& layer, int64_t rows) {
-  // Below about half a million multiplications a thread's wake-up costs more than its work.
-  int64_t work = rows * gates_of(layer.cell) * layer.H * (layer.I + layer.P) / 500000;
+// For so many products with each weight matrix.
+inline int useful_threads(const Layer& layer, int64_t rows, int products) {
+  // Below about half a million multiplications a thread's wake-up costs more than its work. The weights have to come
+  // from further away than anything else: that is worth about three rows.
+  int64_t work = products * (rows + 3) * gates_of(layer.cell) * layer.H * (layer.I + layer.P) / 500000;
   return work < layer.threads ? (work < 1 ? 1 : static_cast<int>(work)) : layer.threads;
 }
 

@@ -353,7 +353,7 @@ template <Cell CELL, class S>
 void forward_cell(const Forward& layer) {
   const int64_t rows = count_rows(layer);
   Forward used = layer;
-  used.threads = useful_threads(layer, rows);
+  used.threads = useful_threads(layer, rows, 1);
   for (int d = 0; d < layer.D; ++d) {
     ForwardKernel<CELL, S> kernel(used, d, rows);
     Carver size(nullptr);
