@@ -14,10 +14,11 @@ import torch
 import lstmkern
 
 
-def results(cell, N, threads, dtype, **options):
+def results(cell, shape, threads, dtype, **options):
     torch.manual_seed(0)
-    module = getattr(lstmkern, cell)(40, 50, dtype=dtype, **options)
-    x = torch.randn(30, N, 40, dtype=dtype, requires_grad=True)
+    T, N, features, H = shape
+    module = getattr(lstmkern, cell)(features, H, dtype=dtype, **options)
+    x = torch.randn(T, N, features, dtype=dtype, requires_grad=True)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -29,15 +30,21 @@ def results(cell, N, threads, dtype, **options):
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"proj_size": 20}], ids=str)
-@pytest.mark.parametrize("N", [1, 5, 70])  # hidden units shared with a barrier per step, and rows shared
+# T, N, I, H, each work enough for several threads. Hidden units are shared with a barrier per step; rows; panels packed
+# by the thread that uses them; few rows with the weights where they lie, also step by step.
+@pytest.mark.parametrize(
+    "shape",
+    [(60, 1, 70, 110), (60, 5, 70, 110), (60, 70, 70, 110), (1, 70, 70, 110), (1, 32, 256, 256), (8, 2, 160, 160)],
+    ids=lambda shape: ",".join(map(str, shape)),
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
-def test_same_bits(cell, dtype, N, options):
+def test_same_bits(cell, dtype, shape, options):
     if "proj_size" in options and cell != "LSTM":
         options = {"bias": False}
-    expected = results(cell, N, 1, dtype, **options)
+    expected = results(cell, shape, 1, dtype, **options)
     for threads in (1, 2, 2, 3, 5):
-        for a, b in zip(results(cell, N, threads, dtype, **options), expected, strict=True):
+        for a, b in zip(results(cell, shape, threads, dtype, **options), expected, strict=True):
             assert torch.equal(a, b)
 
 
@@ -45,6 +52,7 @@ def test_same_bits(cell, dtype, N, options):
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 ROOT = Path(lstmkern.__file__).parent.parent
+BY_UNITS, BY_ROWS = (60, 1, 40, 50), (30, 40, 40, 50)
 
 
 @contextmanager
@@ -60,12 +68,12 @@ def neighbours():
 
 def many_short_calls(seconds=2.0, sizes=(2, 3, 2, 5, 1, 4)):
     """Row shares and unit shares, with teams of many sizes, against one thread's bits."""
-    expected = {N: results("LSTM", N, 1, torch.float32) for N in (1, 40)}
+    expected = {shape: results("LSTM", shape, 1, torch.float32) for shape in (BY_UNITS, BY_ROWS)}
     stop = time.monotonic() + seconds
     while time.monotonic() < stop:
         for threads in sizes:
-            for N, one in expected.items():
-                assert all(map(torch.equal, results("LSTM", N, threads, torch.float32), one))
+            for shape, one in expected.items():
+                assert all(map(torch.equal, results("LSTM", shape, threads, torch.float32), one))
 
 
 def many_callers(seconds=2.0):
@@ -96,11 +104,11 @@ def many_callers(seconds=2.0):
 def fork_after_use():
     """A child works on one thread, as torch's data loaders do: of OpenMP's other threads it has none."""
     many_short_calls(0.5, sizes=(2, 4 * CORES))
-    expected = results("LSTM", 40, 1, torch.float32)
+    expected = results("LSTM", BY_ROWS, 1, torch.float32)
     child = os.fork()
     if child == 0:
         torch.set_num_threads(1)
-        same = all(map(torch.equal, results("LSTM", 40, 1, torch.float32), expected))
+        same = all(map(torch.equal, results("LSTM", BY_ROWS, 1, torch.float32), expected))
         os._exit(0 if same else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     many_short_calls(0.5)

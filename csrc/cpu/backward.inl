@@ -101,7 +101,7 @@ class BackwardKernel {
       half = halves - 1 - half;
       end = begin;
     }
-    if (L.want_weights) {
+    if (WeightGradients<CELL, S>::kNarrow && L.want_weights) {
       barrier.wait(size);
       weight_gradients.write_results(rank, size);
     }

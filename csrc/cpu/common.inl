@@ -69,23 +69,25 @@ struct Steps {
 // with a barrier per step, where there are too few rows for that or only one step.
 //
 // Why no two threads meet (ThreadSanitizer cannot say: it does not see into OpenMP). Packed weights are written before
-// the first barrier and only read after it. In the time loops a group owns its rows of every buffer and result; its
-// members own columns of them, and what one of them reads of another's, h or dgates of the step before, was written
-// before the step's barrier and lies in a buffer (h[s & 1], another step's dgates) that no one writes until after the
-// next one. Backward's chunks take turns between two halves of their buffers: the products that read one half run
-// while the next chunk fills the other, and the barrier after that chunk comes before this half is filled again. The
-// weight gradients' rows and dx's rows are divided anew, each written by one thread. AMX reads rows past its own
-// thread's (up to kSlack), and nobody looks at what it makes of them.
+// the first barrier and only read after it; a panel that is used once is its thread's own. In the time loops a group
+// owns its rows of every buffer and result; its members own columns of them, and what one of them reads of another's, h
+// or dgates of the step before, was written before the step's barrier and lies in a buffer (h[s & 1], another step's
+// dgates) that no one writes until after the next one. Backward's chunks, where there are several, take turns between
+// two halves of their buffers: the products that read one half run while the next chunk fills the other, and the
+// barrier after that chunk comes before this half is filled again. The weight gradients' rows and dx's rows (or
+// columns) are divided anew, each written by one thread. AMX reads rows past its own thread's (up to kSlack), and
+// nobody looks at what it makes of them.
 struct Share {
   int groups, members;  // row groups, members of each
   int group, member;
   Share(const Layer& layer, int rank, int size) {
-    bool by_rows = layer.N >= 8 * size && layer.T > 1;
-    groups = by_rows ? size : 1;
-    members = by_rows ? 1 : size;
+    const bool rows = layer.T > 1 && by_rows(layer.N, size);
+    groups = rows ? size : 1;
+    members = rows ? 1 : size;
     group = rank / members;
     member = rank % members;
   }
+  static bool by_rows(int64_t N, int size) { return N >= 8 * size; }
   // Row j where a group begins. Sequences are sorted by length, so equal counts are not equal work: the groups get
   // equal numbers of (step, sequence) pairs.
   int64_t first_row(const Layer& layer, int index) const {

@@ -16,21 +16,17 @@ bool few_rows_backward(const Layer& layer, int64_t all_rows) {
   return layer.P == layer.H && (all_rows <= 4 || (!is_pair<X> && all_rows <= (apart <= 256 ? 24 : 6)));
 }
 
-// Lane l: the sum of v[l]'s lanes.
+// Lane l of v[0] becomes the sum of v[l]'s lanes: a transpose that adds up what it exchanges.
 template <int Step, class C>
-INLINE void halve(Vec<C> (&v)[width<C>]) {
+INLINE void sum_lanes(Vec<C> (&v)[width<C>]) {
   constexpr int W = width<C>;
   if constexpr (Step < W) {
-    typename Register<C>::bits low, high;
 #pragma GCC unroll 16
-    for (int l = 0; l < W; ++l) {
-      low[l] = (l & Step) ? l - Step + W : l;
-      high[l] = (l & Step) ? l + W : l + Step;
+    for (int r = 0; r < W; r += 2 * Step) {
+      exchange_blocks<Step, C>(v[r], v[r + Step]);
+      v[r] += v[r + Step];
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < W; r += 2 * Step)
-      v[r] = __builtin_shuffle(v[r], v[r + Step], low) + __builtin_shuffle(v[r], v[r + Step], high);
-    halve<Step * 2, C>(v);
+    sum_lanes<Step * 2, C>(v);
   }
 }
 
@@ -77,7 +73,7 @@ void times_rows(const X* const* a, const S* w, int64_t ld, int64_t rows, int64_t
   for (int l = 0; l < W; ++l) lane[l] = l;
   const auto inside = lane < static_cast<decltype(lane[0] + 0)>(rows < W ? rows : W);
   for (int r = 0; r < R; ++r) {
-    halve<1, C>(parts[r]);
+    sum_lanes<1, C>(parts[r]);
     store(to + r * stride, inside ? parts[r][0] : Vec<C>{});
   }
 }

@@ -143,8 +143,8 @@ class ForwardKernel {
         Vec<C> v = anew || u >= L.P ? Vec<C>{} : load(h0 + u, L.P - u);
         store(h[0] + j * h_ld + u, v);
         store(h[1] + j * h_ld + u, v);
-        if (project && u < full_ld) store(full + j * full_ld + u, Vec<C>{});
       }
+      for (int64_t u = 0; project && u < full_ld; u += W) store(full + j * full_ld + u, Vec<C>{});
       if constexpr (CELL == Cell::lstm) {
         const S* c0 = static_cast<const S*>(L.c0) + (d * L.N + L.order[j]) * L.H;
         for (int64_t u = 0; u < L.H; u += W) store(c + j * Hp + u, anew ? Vec<C>{} : load(c0 + u, L.H - u));

@@ -29,8 +29,7 @@ class WeightGradients {
   using X = typename Types<S>::Operand;
   using Planes = GatePlanes<CELL, X, C>;
   static constexpr int G = gates_of(CELL), W = width<C>, down = kDown<X>;
-  static constexpr int kRun = 64 / down;                   // tiles of gradients transposed at a time
-  static constexpr bool kNarrow = sizeof(S) != sizeof(C);  // the sums are not in the result's type
+  static constexpr int kRun = 64 / down;  // tiles of gradients transposed at a time
 
   const Backward& L;
   const int d;
@@ -45,6 +44,7 @@ class WeightGradients {
   C* sums[5];  // w_ih w_hh b_ih b_hh w_hr: running sums, the result itself where types agree
 
  public:
+  static constexpr bool kNarrow = sizeof(S) != sizeof(C);  // the sums are not in the result's type
   static constexpr int kCut = down;  // elements that the last tile of a chunk's dgates may read past their end
 
   WeightGradients(const Backward& layer, int direction, int64_t projected_ld, int64_t chunk_rows)
@@ -135,9 +135,9 @@ class WeightGradients {
     }
   }
 
-  // The sums in the result's type, where that is a 16-bit one; after the last add() and a barrier.
+  // The sums in the result's type, where kNarrow; after the last add() and a barrier.
   void write_results(int rank, int size) {
-    for (int i = 0; kNarrow && i < 5; ++i) {
+    for (int i = 0; i < 5; ++i) {
       if (!result(i)) continue;
       const int64_t last = part(size_of(i), rank + 1, size);
       for (int64_t k = part(size_of(i), rank, size); k < last; k += W)

@@ -55,9 +55,9 @@ void pack_word(X* packed, const Columns<C, Max>& columns, int64_t K, int64_t wor
   }
 }
 
-// W x W transpose in registers: the butterfly exchanges blocks of 1, 2, 4, ... elements.
+// Of every two neighbouring blocks of Step lanes: a keeps its first, b its second, the other two change places.
 template <int Step, class C>
-INLINE void exchange(Vec<C> (&v)[width<C>]) {
+INLINE void exchange_blocks(Vec<C>& a, Vec<C>& b) {
   constexpr int W = width<C>;
   typename Register<C>::bits low, high;
 #pragma GCC unroll 16
@@ -65,13 +65,18 @@ INLINE void exchange(Vec<C> (&v)[width<C>]) {
     low[l] = (l & Step) ? l - Step + W : l;
     high[l] = (l & Step) ? l + W : l + Step;
   }
+  const Vec<C> first = a;
+  a = __builtin_shuffle(first, b, low);
+  b = __builtin_shuffle(first, b, high);
+}
+
+// W x W transpose in registers: the butterfly exchanges blocks of 1, 2, 4, ... elements.
+template <int Step, class C>
+INLINE void exchange(Vec<C> (&v)[width<C>]) {
+  constexpr int W = width<C>;
 #pragma GCC unroll 16
-  for (int r = 0; r < W; ++r) {
-    if (r & Step) continue;
-    Vec<C> a = v[r], b = v[r + Step];
-    v[r] = __builtin_shuffle(a, b, low);
-    v[r + Step] = __builtin_shuffle(a, b, high);
-  }
+  for (int r = 0; r < W; ++r)
+    if (!(r & Step)) exchange_blocks<Step, C>(v[r], v[r + Step]);
   if constexpr (Step * 2 < W) exchange<Step * 2, C>(v);
 }
 
