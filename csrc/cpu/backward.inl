@@ -13,7 +13,7 @@ class BackwardKernel {
   const int d;
   const Steps steps;
   const Columns<C, kWide> state, hidden, inputs;  // P, H and I columns
-  const bool project, direct;
+  const bool project, direct, alone;
   const bool once_hh, once_ih;  // the weights take part in one product: packed panel by panel as it goes
   const int halves;             // of the chunks' buffers
   const Planes planes;
@@ -37,6 +37,7 @@ class BackwardKernel {
         inputs{layer.I},
         project(layer.weights[direction].w_hr != nullptr),
         direct(few_rows_backward<X>(layer, all_rows)),
+        alone(layer.N == 1),
         once_hh(layer.T == 1),
         once_ih(rows_at_once(layer, all_rows) >= all_rows),
         halves(once_ih ? 1 : 2),
@@ -191,13 +192,13 @@ class BackwardKernel {
           cell(dh, s, chunk, row + j, j, column);
       };
       const int64_t both = now < later ? now : later;
-      multiply_gates(once_hh, rank, low(0), high(both), w_hh, L.weights[d].w_hh, L.P, Planes::among_hidden, p,
+      multiply_gates(alone, once_hh, rank, low(0), high(both), w_hh, L.weights[d].w_hh, L.P, Planes::among_hidden, p,
                      state.panel(next), after_row, receive);
       // A sequence that ends here has no step after this one, and one that begins after it has none before.
       for (int64_t j = low(both); j < high(now); ++j)
         for (int v = 0; v < p.nv; ++v) receive(j, p.first + v * W, Vec<C>{});
-      multiply_gates(once_hh, rank, low(both), high(later), w_hh, L.weights[d].w_hh, L.P, Planes::among_hidden, p,
-                     state.panel(next), after_row,
+      multiply_gates(alone, once_hh, rank, low(both), high(later), w_hh, L.weights[d].w_hh, L.P, Planes::among_hidden,
+                     p, state.panel(next), after_row,
                      [&](int64_t j, int64_t column, Vec<C> sum) { to_h0(sum, s, j, column); });
     });
     if (project) {
@@ -205,7 +206,7 @@ class BackwardKernel {
       auto row_of = [&](int64_t j) { return chunk.dprojected + (row + j) * projected_ld; };
       share_of(hidden.panels(), [&](int64_t i, int64_t next) {
         const Panel p = hidden.panel(i);
-        multiply_rows(low(0), high(now), L.P, w_hr + p.offset<X>(L.P),
+        multiply_rows(alone, low(0), high(now), L.P, w_hr + p.offset<X>(L.P),
                       w_hr + hidden.panel(next).template offset<X>(L.P), p, row_of,
                       [&](int64_t j, int64_t column, Vec<C> sum) { cell(sum, s, chunk, row + j, j, column); });
       });
@@ -219,9 +220,9 @@ class BackwardKernel {
 
   // receive(j, column, sum) for the product of rows a_row(j) with a panel, K deep.
   template <class A, class F>
-  INLINE void multiply_rows(int64_t j0, int64_t j1, int64_t K, const X* panel, const X* next, const Panel& p, A&& a_row,
-                            F&& receive) {
-    multiply_panel<C>(j0, j1, p.nv, K, panel, next, a_row, [&](int64_t j, int tall, const C* sums) {
+  INLINE void multiply_rows(bool alone, int64_t j0, int64_t j1, int64_t K, const X* panel, const X* next,
+                            const Panel& p, A&& a_row, F&& receive) {
+    multiply_panel<C>(alone, j0, j1, p.nv, K, panel, next, a_row, [&](int64_t j, int tall, const C* sums) {
       for (int r = 0; r < tall; ++r)
         for (int v = 0; v < p.nv; ++v, sums += W) receive(j + r, p.first + v * W, load(sums));
     });
@@ -230,8 +231,8 @@ class BackwardKernel {
   // The same for rows of gate gradients and the weights w [G*H, ld] of all gates: packed, to be packed, or as they lie.
   // Gate g is in plane plane_of(g) of a row.
   template <class P, class A, class F>
-  INLINE void multiply_gates(bool once, int rank, int64_t j0, int64_t j1, const X* packed, const void* w, int64_t ld,
-                             P&& plane_of, const Panel& p, const Panel& next, A&& a_row, F&& receive) {
+  INLINE void multiply_gates(bool alone, bool once, int rank, int64_t j0, int64_t j1, const X* packed, const void* w,
+                             int64_t ld, P&& plane_of, const Panel& p, const Panel& next, A&& a_row, F&& receive) {
     if (j1 <= j0) return;
     if (!direct) {
       const int64_t K = G * planes.plane;
@@ -241,7 +242,7 @@ class BackwardKernel {
         pack_gates(to, p, static_cast<const S*>(w), ld, plane_of);
         panel = after = to;
       }
-      return multiply_rows(j0, j1, K, panel, after, p, a_row, receive);
+      return multiply_rows(alone, j0, j1, K, panel, after, p, a_row, receive);
     }
     for_tiles(j0, j1, kRowsAtOnce, [&](int64_t j, int tall) {
       C sums[kRowsAtOnce * kWide * W] = {};
@@ -340,7 +341,7 @@ class BackwardKernel {
     steps.for_rows(begin, r0, r1,
                    [&](int64_t row, int64_t s, int64_t j) { out[row] = at<S>(L.grad_input, L, steps.t(s), j); });
     for (int64_t i = i0; i < i1; ++i)
-      multiply_gates(once_ih, rank, r0, r1, w_ih, L.weights[d].w_ih, L.I, Planes::of_input, inputs.panel(i),
+      multiply_gates(false, once_ih, rank, r0, r1, w_ih, L.weights[d].w_ih, L.I, Planes::of_input, inputs.panel(i),
                      inputs.panel(i + 1 < i1 ? i + 1 : i0), row_of, [&](int64_t row, int64_t column, Vec<C> sum) {
                        S* to = out[row] + column;
                        if (d) sum += load(to, L.I - column);

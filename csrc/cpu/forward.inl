@@ -13,7 +13,7 @@ class ForwardKernel {
   const Steps steps;
   const UnitPanels<CELL, X, C> units;
   const Columns<C, kWide> projected;
-  const bool project, direct, once, staging;
+  const bool project, direct, once, alone, staging;
   const int64_t Hp, gates_ld, h_ld, full_ld, chunk_rows;
 
   X *w_ih, *w_hh, *w_hr;  // panels; of those that are used once, the one at hand of each rank
@@ -36,6 +36,7 @@ class ForwardKernel {
         project(layer.weights[direction].w_hr != nullptr),
         direct(few_rows_forward<X>(layer, all_rows)),
         once(layer.T == 1),
+        alone(layer.N == 1),
         staging(!std::is_same<X, S>::value || depth<X>(layer.I) != layer.I || on_tiles<X>),
         Hp(padded(layer.H)),
         gates_ld(spread<C>(G * padded(layer.H))),
@@ -180,8 +181,8 @@ class ForwardKernel {
         add[v] = load(bias + column[v]);
       }
       multiply_gates(
-          rank, 0, count, p, units.panel(i + 1 < p1 ? i + 1 : p0), L.I, w_ih, static_cast<const S*>(L.weights[d].w_ih),
-          [&](int64_t row) { return in[row]; },
+          false, rank, 0, count, p, units.panel(i + 1 < p1 ? i + 1 : p0), L.I, w_ih,
+          static_cast<const S*>(L.weights[d].w_ih), [&](int64_t row) { return in[row]; },
           [&](int64_t row, int tall, const C* sums) {
             for (int r = 0; r < tall; ++r) {
               C* to = out[row + r];
@@ -193,12 +194,12 @@ class ForwardKernel {
 
   // Rows j0..j1 times one panel of gates, as multiply_panel(): from the packed weights, or from w [G*H, K] itself.
   template <class A, class F>
-  INLINE void multiply_gates(int rank, int64_t j0, int64_t j1, const Panel& p, const Panel& next, int64_t K, X* packed,
-                             const S* w, A&& row, F&& receive) {
+  INLINE void multiply_gates(bool alone, int rank, int64_t j0, int64_t j1, const Panel& p, const Panel& next, int64_t K,
+                             X* packed, const S* w, A&& row, F&& receive) {
     if (!direct) {
       X *panel = packed + units.offset(p, K), *after = packed + units.offset(next, K);
       if (once) units.pack(panel = after = packed + rank * units.largest(K), p, w, K);
-      return multiply_panel<C>(j0, j1, p.nv, K, panel, after, row, receive);
+      return multiply_panel<C>(alone, j0, j1, p.nv, K, panel, after, row, receive);
     }
     for_tiles(j0, j1, kRowsAtOnce, [&](int64_t j, int tall) {
       const X* a[kRowsAtOnce];
@@ -251,7 +252,7 @@ class ForwardKernel {
     const Panel p = units.panel(panel);
     const int64_t hp = Hp;
     multiply_gates(
-        rank, j0, j1, p, units.panel(next), L.P, w_hh, static_cast<const S*>(L.weights[d].w_hh),
+        alone, rank, j0, j1, p, units.panel(next), L.P, w_hh, static_cast<const S*>(L.weights[d].w_hh),
         [&](int64_t j) {
           // What the cell will need when the product is done.
           const C* x_gates = gates + (row + j) * gates_ld + p.first;
@@ -338,7 +339,7 @@ class ForwardKernel {
   void project_step(int64_t s, int64_t j0, int64_t j1, int64_t panel, int64_t next) {
     const Panel p = projected.panel(panel);
     multiply_panel<C>(
-        j0, j1, p.nv, L.H, w_hr + p.offset<X>(L.H), w_hr + projected.panel(next).template offset<X>(L.H),
+        alone, j0, j1, p.nv, L.H, w_hr + p.offset<X>(L.H), w_hr + projected.panel(next).template offset<X>(L.H),
         [&](int64_t j) { return full + j * full_ld; },
         [&](int64_t j, int tall, const C* sums) {
           for (int r = 0; r < tall; ++r, ++j) {

@@ -118,11 +118,16 @@ INLINE Kernel<W, C> kernel_for(int rows) {
   return kernel<1, MR, NV, W, C>;
 }
 
-// Rows of A: a[r][k]. On tiles they must be equally far apart, with 32 of them readable.
+// Rows of A: a[r][k]. On tiles they must be equally far apart, with 32 of them readable, unless one is `alone` in its
+// batch. (Its sums round differently, so that must not depend on how the batch is shared.)
 template <class X, class C>
-INLINE void multiply(int rows, int nv, const X* const* a, const X* panel, int64_t K, Tile<C>& tile, const X* ahead) {
+INLINE void multiply(bool alone, int rows, int nv, const X* const* a, const X* panel, int64_t K, Tile<C>& tile,
+                     const X* ahead) {
 #if LSTMKERN_BF16 == 2
-  if constexpr (on_tiles<X>) return multiply_tiles(rows, nv, a, panel, words<X>(K), tile.sums, ahead);
+  if constexpr (on_tiles<X>) {
+    if (alone) return multiply_row(nv, a[0], panel, words<X>(K), tile.sums, ahead);
+    return multiply_tiles(rows, nv, a, panel, words<X>(K), tile.sums, ahead);
+  }
 #endif
   using W = Word<X>;
   Kernel<W, C> f = nv == 1   ? kernel_for<1, W, C>(rows)
@@ -147,7 +152,7 @@ INLINE void multiply_packed(int nv, const X* a, const X* panel, int64_t K, Tile<
   const X* rows[down];
   for (int r = 0; r < down; ++r) rows[r] = a + r * (on_tiles<X> ? depth<X>(K) : per_word<X>);
   if constexpr (on_tiles<X>) {
-    multiply(down, nv, rows, panel, K, tile, ahead);
+    multiply(false, down, nv, rows, panel, K, tile, ahead);
   } else {
     Kernel<W, C> f = nv == 1   ? kernel<down, down, 1, W, C>
                      : nv == 2 ? kernel<down, down, 2, W, C>
@@ -172,17 +177,17 @@ INLINE void for_tiles(int64_t first, int64_t last, int most, F&& f) {
 
 // Rows [j0, j1) times one panel, tile by tile: row(j) is where row j of A lies (and the place to ask for what will be
 // needed with it), receive(j, rows, sums) takes a tile's sums [rows][nv * W], its own to change. `next` is the panel
-// that will be multiplied after this one.
+// that will be multiplied after this one; alone: the batch has one row.
 template <class C, class X, class A, class F>
-INLINE void multiply_panel(int64_t j0, int64_t j1, int nv, int64_t K, const X* panel, const X* next, A&& row,
-                           F&& receive) {
+INLINE void multiply_panel(bool alone, int64_t j0, int64_t j1, int nv, int64_t K, const X* panel, const X* next,
+                           A&& row, F&& receive) {
   const int most = tile_rows<X>(nv);
   const int64_t shared = words<X>(K) * nv * width<C> * per_word<X> / (j1 > j0 ? (j1 - j0 + most - 1) / most : 1);
   for_tiles(j0, j1, most, [&](int64_t j, int tall) {
     const X* a[kMaxRows];
     for (int r = 0; r < tall; ++r) a[r] = row(j + r);
     Tile<C> tile;
-    multiply(tall, nv, a, panel, K, tile, next);
+    multiply(alone, tall, nv, a, panel, K, tile, next);
     next += shared;
     receive(j, tall, tile.sums);
   });

@@ -25,7 +25,7 @@ void multiply_part_rows(const ProductPart& part_of, int64_t rounds) {
       auto at_turn = [&](int64_t k) { return units.panel(round & 1 ? i0 + i1 - 1 - k : k); };  // there and back
       const Panel now = at_turn(i), next = at_turn(i + 1 < i1 ? i + 1 : i);
       multiply_panel<C>(
-          j0, j1, now.nv, p.K, panels + units.offset(now, p.K), panels + units.offset(next, p.K),
+          false, j0, j1, now.nv, p.K, panels + units.offset(now, p.K), panels + units.offset(next, p.K),
           [&](int64_t j) { return rows + j * ld; },
           [](int64_t, int, C* sums) {
             asm volatile("" : : "r"(sums) : "memory");

@@ -89,6 +89,44 @@ INLINE void tile_sums_of_32(const bf16* a, int64_t lda, const bf16* panel, int64
   if constexpr (First + 2 < NV) tile_sums_of_32<NV, First + 2>(a, lda, panel, K, sums, ahead);
 }
 
+// One row leaves tiles nearly empty; vectors of pairs read the same panels as fast as they arrive: level with tiles on
+// a core of its own, up to twice as fast beside a busy hyperthread. Registers that wait for their own last sum would be
+// too few.
+template <int NV>
+INLINE void row_sums(const bf16* a, const bf16* panel, int64_t K, float* sums, const bf16* ahead) {
+  constexpr int chains = NV < 3 ? 4 : 2;
+  __m512 sum[chains][NV] = {};
+  for (int64_t k = 0; k < K; k += chains) {
+#pragma GCC unroll 4
+    for (int c = 0; c < chains; ++c) {
+      int pair;
+      __builtin_memcpy(&pair, a + (k + c) * 2, 4);
+      const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
+      __builtin_prefetch(ahead + (k + c) * 32, 0, 2);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        const bf16* b = panel + ((k + c) * NV + v) * 32;
+        __builtin_prefetch(b + 12 * NV * 32);
+        sum[c][v] = _mm512_dpbf16_ps(sum[c][v], x, (__m512bh)_mm512_loadu_si512(b));
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) {
+    for (int c = 1; c < chains; ++c) sum[0][v] += sum[c][v];
+    _mm512_storeu_ps(sums + v * 16, sum[0][v]);
+  }
+}
+
+INLINE void multiply_row(int nv, const bf16* a, const bf16* panel, int64_t K, float* sums, const bf16* ahead) {
+  switch (nv) {
+    case 1: return row_sums<1>(a, panel, K, sums, ahead);
+    case 2: return row_sums<2>(a, panel, K, sums, ahead);
+    case 3: return row_sums<3>(a, panel, K, sums, ahead);
+    default: return row_sums<4>(a, panel, K, sums, ahead);
+  }
+}
+
 // As multiply() in gemm.h. All 16 or 32 rows are computed, whatever `rows` says.
 INLINE void multiply_tiles(int rows, int nv, const bf16* const* a, const bf16* panel, int64_t K, float* sums,
                            const bf16* ahead) {
