@@ -189,7 +189,7 @@ INLINE void store_words(bf16* p, Words v) {
 }
 #endif
 
-// exp(x) - 1 and the power of two it was scaled by: x = n ln2 + r, |r| <= ln2 / 2, exp(x) = scale * (1 + p).
+// exp(y), y = Sign * x, and the power of two it was scaled by: y = n ln2 + r, |r| <= ln2 / 2, exp(y) = scale * (1 + p).
 // p = expm1(r) is accurate relative to itself, so that neither exp nor expm1 loses digits. Polynomials: float a fit by
 // reweighted least squares that leaves 1.3e-8 of p (a ninth of an ulp); double the Taylor series, whose first omitted
 // term is below 2^-57 of the sum.
@@ -198,25 +198,28 @@ struct Exponential {
   Vec<C> scale, p;
 };
 
+template <int Sign>
 INLINE Exponential<float> exponential(Vec<float> x) {
-  const float magic = 0x1.8p23f;  // adding it leaves the rounded integer in the low bits
-  Vec<float> shifted = x * 0x1.715476p0f + magic;
+  const float magic =
+      0x1.8p23f + 127;  // adding it leaves the rounded integer, biased as exponents are, in the low bits
+  Vec<float> shifted = x * (Sign * 0x1.715476p0f) + magic;
   Vec<float> n = shifted - magic;
-  Vec<float> r = n * -0x1.62e4p-1f + x;
+  Vec<float> r = n * -0x1.62e4p-1f + (Sign < 0 ? -x : x);
   r = n * -0x1.7f7d1cp-20f + r;
   Vec<float> q = r * 0x1.6bebfep-10f + 0x1.1227b0p-7f;
   q = q * r + 0x1.555674p-5f;
   q = q * r + 0x1.5554b0p-3f;
   q = q * r + 0x1.fffffep-2f;
   Vec<float> p = q * (r * r) + r;
-  return {(Vec<float>)(((Bits<float>)shifted << 23) + 0x3f800000), p};
+  return {(Vec<float>)((Bits<float>)shifted << 23), p};
 }
 
+template <int Sign>
 INLINE Exponential<double> exponential(Vec<double> x) {
-  const double magic = 0x1.8p52;
-  Vec<double> shifted = x * 0x1.71547652b82fep0 + magic;
+  const double magic = 0x1.8p52 + 1023;
+  Vec<double> shifted = x * (Sign * 0x1.71547652b82fep0) + magic;
   Vec<double> n = shifted - magic;
-  Vec<double> r = n * -0x1.62e42fefap-1 + x;
+  Vec<double> r = n * -0x1.62e42fefap-1 + (Sign < 0 ? -x : x);
   r = n * -0x1.cf79abc9e3b39p-40 + r;
   Vec<double> q = r * (1.0 / 6227020800) + 1.0 / 479001600;
   q = q * r + 1.0 / 39916800;
@@ -230,7 +233,7 @@ INLINE Exponential<double> exponential(Vec<double> x) {
   q = q * r + 1.0 / 6;
   q = q * r + 0.5;
   Vec<double> p = q * (r * r) + r;
-  return {(Vec<double>)(((Bits<double>)shifted << 52) + ((int64_t)1023 << 52)), p};
+  return {(Vec<double>)((Bits<double>)shifted << 52), p};
 }
 
 // Arguments past these would push the scale, or one over it, out of the normal numbers. NaN passes.
@@ -270,7 +273,7 @@ INLINE Vec<float> quotient(Vec<float> a, Vec<float> b) { return a / b; }
 // sigmoid(x) = 1 / (1 + exp(-x))
 template <class C>
 INLINE Vec<C> sigmoid_of(Vec<C> x) {
-  Exponential<C> e = exponential(at_most(at_least(-x, -kLimit<C>), kLimit<C>));
+  Exponential<C> e = exponential<-1>(at_most(at_least(x, -kLimit<C>), kLimit<C>));
   return quotient(broadcast(C(1)), e.scale * e.p + (e.scale + 1));
 }
 
@@ -280,12 +283,13 @@ template <class C>
 INLINE Vec<C> tanh_of(Vec<C> x) {
   const Bits<C> minus = (Bits<C>)broadcast(C(-0.0));
   const Vec<C> twice = at_least((Vec<C>)((Bits<C>)(x * 2) | minus), -kLimit<C>);
-  const Exponential<C> exp = exponential(twice);
+  const Exponential<C> exp = exponential<1>(twice);
   const Vec<C> e = exp.scale * exp.p + exp.scale;
-  const auto near_zero = twice > C(-1.5);
-  const Vec<C> numerator = near_zero ? 1 - exp.scale - exp.scale * exp.p : -2 * e;
-  const Vec<C> t = quotient(numerator, e + 1) + (near_zero ? Vec<C>{} : broadcast(C(1)));
-  return (Vec<C>)(((Bits<C>)t & ~minus) | ((Bits<C>)x & minus));
+  const auto far = twice <= C(-1.5);
+  const Vec<C> numerator = far ? -2 * e : 1 - exp.scale - exp.scale * exp.p;
+  Vec<C> t = quotient(numerator, e + 1);
+  t = far ? t + 1 : t;  // not negative
+  return (Vec<C>)((Bits<C>)t ^ ((Bits<C>)x & minus));
 }
 
 INLINE Vec<float> sigmoid(Vec<float> x) { return sigmoid_of<float>(x); }
