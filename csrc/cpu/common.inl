@@ -65,6 +65,9 @@ struct Steps {
   }
 };
 
+// Weights come from further away than anything else: to read them is worth as much as about so many rows.
+constexpr int64_t kReading = 3;
+
 // How a team shares a layer: by rows of the batch, which needs no barrier inside the time loop, or by hidden units
 // with a barrier per step, where there are too few rows for that or only one step.
 //
@@ -88,26 +91,36 @@ struct Share {
     member = rank % members;
   }
   static bool by_rows(int64_t N, int size) { return N >= 8 * size; }
-  // Row j where a group begins. Sequences are sorted by length, so equal counts are not equal work: the groups get
-  // equal numbers of (step, sequence) pairs.
+  // Row j where a group begins. Sequences are sorted by length, so equal counts are not equal work: the least cost is
+  // sought that no group exceeds.
   int64_t first_row(const Layer& layer, int index) const {
     if (groups == 1 || layer.active[layer.T - 1] == layer.N) return part(layer.N, index, groups);
-    int64_t total = 0;
-    for (int64_t t = 0; t < layer.T; ++t) total += layer.active[t];
-    int64_t t = layer.T, sum = 0, wanted = part(total, index, groups), j = 0;
-    for (; j < layer.N && sum < wanted; ++j) {
-      while (t > 0 && layer.active[t - 1] <= j) --t;
-      sum += t;
+    auto begin = [&](int group, int64_t most) {  // where each before it takes what costs at most that
+      int64_t j = 0, steps = layer.T;            // of sequence j
+      for (int g = 0; g < group; ++g)
+        for (int64_t cost = 0; j < layer.N; ++j) {
+          while (steps > 0 && layer.active[steps - 1] <= j) --steps;
+          cost += cost ? steps : steps * (1 + kReading);
+          if (cost > most) break;
+        }
+      return j;
+    };
+    int64_t low = layer.T * (1 + kReading), high = layer.T * (layer.N + kReading);
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (begin(groups, middle) == layer.N)
+        high = middle;
+      else
+        low = middle + 1;
     }
-    return j;
+    return begin(index, high);
   }
 };
 
 // For so many products with each weight matrix.
 inline int useful_threads(const Layer& layer, int64_t rows, int products) {
-  // Below about half a million multiplications a thread's wake-up costs more than its work. The weights have to come
-  // from further away than anything else: that is worth about three rows.
-  int64_t work = products * (rows + 3) * gates_of(layer.cell) * layer.H * (layer.I + layer.P) / 500000;
+  // Below about half a million multiplications a thread's wake-up costs more than its work.
+  int64_t work = products * (rows + kReading) * gates_of(layer.cell) * layer.H * (layer.I + layer.P) / 500000;
   return work < layer.threads ? (work < 1 ? 1 : static_cast<int>(work)) : layer.threads;
 }
 
