@@ -51,7 +51,10 @@ def test_readme_is_filled_between_its_markers(tmp_path):
 @pytest.mark.slow
 def test_benchmark_files_run(tmp_path):
     """One case of each kind through pytest-benchmark, in a process of its own, and what it leaves."""
-    chosen = ["bench_cells.py::test_cell[1,64,64-GRU-train]", "bench_models.py::test_train_step[LMModel6-lstm]"]
+    chosen = [
+        "bench_cells.py::test_cell[1,64,64-GRU-train]",
+        "bench_models.py::test_train_step[LMModel6-lstm-together]",
+    ]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(f"benchmarks/{name}" for name in chosen)]
     command += ["--threads", "1", "--case-seconds", "0.01", "--results", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -60,7 +63,7 @@ def test_benchmark_files_run(tmp_path):
     found = json.loads((tmp_path / "bench_models.json").read_text())
     assert {"command", "machine", "commit", "versions", "date", "skipped"} <= set(found)
     (case,) = found["cases"]
-    assert case["case"] == "test_train_step[LMModel6-lstm]"
+    assert case["case"] == "test_train_step[LMModel6-lstm-together]"
     assert case["goal"] == 1.5
     assert case["tokens_per_s"] == pytest.approx(1024 / case["ours_ms"] * 1e3, rel=1e-3)
 
