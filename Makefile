@@ -67,11 +67,11 @@ $(VENV)/.ready: requirements-dev.txt
 bench-quick: $(COMPILED)
 	$(PY) -m lstmkern bench --quick
 
-# Everything; leaves JSON and plots in benchmarks/results and the tables in README.
+# Everything, half an hour; leaves JSON and plots in benchmarks/results and the tables in README.
 # The peers of requirements-bench.txt take part where they are installed (make bench-peers), and perf where that is.
 BENCH_OUT := benchmarks/results
 bench: $(COMPILED)
-	$(PY) -m lstmkern bench --quick --out $(BENCH_OUT)
+	$(PY) -m lstmkern bench --out $(BENCH_OUT)
 	$(PY) -m pytest benchmarks --results $(BENCH_OUT)
 	$(PY) -m benchmarks.models --out $(BENCH_OUT)/models.json
 	$(PY) -m benchmarks.growth --out $(BENCH_OUT)

@@ -53,7 +53,7 @@ class Pairs:
 
     ours, theirs: functions without arguments that do the same work.
     warm_up: called before anything is timed; must leave both ready. Default: call both once.
-    estimate: seconds of one call of (ours, theirs) as warm_up knows them; measured by one more call each without it.
+    estimate: seconds of one call of (ours, theirs) as warm_up knows them; without it the better of two more calls each.
     probe: called in every round; what it returns (what the machine can do at that moment) is kept beside the times.
     """
 
@@ -73,7 +73,7 @@ class Pairs:
             theirs()
         first = warm_up() if warm_up is not None else None
         if first is None:
-            first = self._time(ours, 1), self._time(theirs, 1)
+            first = tuple(min(self._time(function, 1) for _ in range(2)) for function in (ours, theirs))
         # Calls per block.
         self.calls = [max(1, math.ceil(block / max(seconds, 1e-9))) for seconds in first]
         self.round_seconds = sum(seconds * calls for seconds, calls in zip(first, self.calls, strict=True))
