@@ -39,13 +39,14 @@ constexpr int units_at_once(int rows) {  // a power of two, as many as there are
 }
 
 // R rows of a times rows of a matrix: lane l of to + r * stride becomes the sum over k of a[r][k] * w[l * ld + k], zero
-// from row `rows` on.
+// from row `rows` on. `ahead`: the rows that will be multiplied after these.
 template <int R, class C, class X, class S>
-void times_rows(const X* const* a, const S* w, int64_t ld, int64_t rows, int64_t K, C* to, int64_t stride) {
+void times_rows(const X* const* a, const S* w, int64_t ld, int64_t rows, int64_t K, C* to, int64_t stride,
+                const S* ahead) {
   constexpr int W = width<C>, U = units_at_once<C>(R);
   Vec<C> parts[R][W];
   for (int u = 0; u < W; u += U) {
-    const S* row[U];
+    const S *row[U], *next = u + U < W ? w + (u + U) * ld : ahead;
     Vec<C> sums[R][U] = {};
 #pragma GCC unroll 16
     for (int l = 0; l < U; ++l) row[l] = w + (u + l < rows ? u + l : 0) * ld;
@@ -56,7 +57,7 @@ void times_rows(const X* const* a, const S* w, int64_t ld, int64_t rows, int64_t
 #pragma GCC unroll 16
       for (int l = 0; l < U; ++l) {
         const Vec<C> b = take(row[l] + k);
-        if (R > 1) __builtin_prefetch(row[l] + U * ld + k);  // alone, a row is done before that comes
+        __builtin_prefetch(next + l * ld + k);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) sums[r][l] += x[r] * b;
       }

@@ -206,11 +206,13 @@ class ForwardKernel {
       for (int r = 0; r < tall; ++r) a[r] = row(j + r);
       Tile<C> tile;
       with_rows(tall, [&](auto R) {
-        for (int v = 0; v < p.nv; ++v) {
-          const int64_t unit = p.first + v % (p.nv / G) * W;
-          times_rows<R.value, C>(a, w + (v / (p.nv / G) * L.H + unit) * K, K, L.H - unit, K, tile.sums + v * W,
-                                 p.nv * W);
-        }
+        auto first_row = [&](const Panel& of, int v) {  // of register v
+          return v / (of.nv / G) * L.H + of.first + v % (of.nv / G) * W;
+        };
+        for (int v = 0; v < p.nv; ++v)
+          times_rows<R.value, C>(a, w + first_row(p, v) * K, K, L.H - p.first - v % (p.nv / G) * W, K,
+                                 tile.sums + v * W, p.nv * W,
+                                 w + (v + 1 < p.nv ? first_row(p, v + 1) : first_row(next, 0)) * K);
       });
       receive(j, tall, tile.sums);
     });
