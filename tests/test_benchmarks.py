@@ -191,14 +191,15 @@ def test_products_by_hand():
 
 
 @pytest.mark.parametrize("gates", [1, 3, 4])
-def test_a_bare_product_takes_time_in_proportion(gates):
-    """Four times the work takes between twice and eight times as long, whichever way it is made larger."""
-    shapes = [bounds.Product(24, k, 64, gates) for k in (64, 256)]
-    shapes += [bounds.Product(r, 64, 64, down=True) for r in (64, 256)]
-    times = zip(*([p.seconds(duration=1e-3) for p in shapes] for _ in range(15)), strict=True)
+def test_a_bare_product_takes_time_with_its_work(gates):
+    """64 times the work takes about 64 times as long, whichever way it is made larger. A busy neighbour may make either
+    several times slower, so that only the order of magnitude is certain."""
+    shapes = [bounds.Product(24, k, 64, gates) for k in (64, 4096)]
+    shapes += [bounds.Product(r, 64, 64, down=True) for r in (64, 4096)]
+    times = zip(*([p.seconds(duration=2e-4) for p in shapes] for _ in range(50)), strict=True)
     small, deep, short, tall = map(min, times)  # the least disturbed of each
-    assert 2 < deep / small < 8
-    assert 2 < tall / short < 8
+    assert 8 < deep / small < 512
+    assert 8 < tall / short < 512
 
 
 @pytest.mark.parametrize(
