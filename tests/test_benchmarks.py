@@ -51,9 +51,10 @@ def test_readme_is_filled_between_its_markers(tmp_path):
 @pytest.mark.slow
 def test_benchmark_files_run(tmp_path):
     """One case of each kind through pytest-benchmark, in a process of its own, and what it leaves."""
+    ways = ["together", "apart"]
     chosen = [
         "bench_cells.py::test_cell[1,64,64-GRU-train]",
-        "bench_models.py::test_train_step[LMModel6-lstm-together]",
+        *(f"bench_models.py::test_train_step[LMModel6-lstm-{how}]" for how in ways),
     ]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *(f"benchmarks/{name}" for name in chosen)]
     command += ["--threads", "1", "--case-seconds", "0.01", "--results", str(tmp_path)]
@@ -62,10 +63,10 @@ def test_benchmark_files_run(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench_cells.json", "bench_models.json"]
     found = json.loads((tmp_path / "bench_models.json").read_text())
     assert {"command", "machine", "commit", "versions", "date", "skipped"} <= set(found)
-    (case,) = found["cases"]
-    assert case["case"] == "test_train_step[LMModel6-lstm-together]"
-    assert case["goal"] == 1.5
-    assert case["tokens_per_s"] == pytest.approx(1024 / case["ours_ms"] * 1e3, rel=1e-3)
+    assert [case["case"] for case in found["cases"]] == [f"test_train_step[LMModel6-lstm-{how}]" for how in ways]
+    for case, processes in zip(found["cases"], (1, 2), strict=True):
+        assert (case["goal"], case["processes"]) == (1.5, processes)
+        assert case["tokens_per_s"] == pytest.approx(1024 / case["ours_ms"] * 1e3, rel=1e-3)
 
 
 def test_growth_measures_memory_in_a_fresh_process():

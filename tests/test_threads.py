@@ -14,15 +14,16 @@ import torch
 import lstmkern
 
 
-def results(cell, shape, threads, dtype, **options):
+def results(cell, shape, threads, dtype, ragged=False, **options):
     torch.manual_seed(0)
     T, N, features, H = shape
     module = getattr(lstmkern, cell)(features, H, dtype=dtype, **options)
     x = torch.randn(T, N, features, dtype=dtype, requires_grad=True)
+    lengths = torch.randint(1, T + 1, (N,)) if ragged else None
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        output, state = module(x)
+        output, state = module(x, lengths=lengths)
         (output.sin().sum() + sum(s.cos().sum() for s in torch.utils._pytree.tree_leaves(state))).backward()
     finally:
         torch.set_num_threads(before)
@@ -42,6 +43,18 @@ def results(cell, shape, threads, dtype, **options):
 def test_same_bits(cell, dtype, shape, options):
     if "proj_size" in options and cell != "LSTM":
         options = {"bias": False}
+    same_bits(cell, shape, dtype, **options)
+
+
+# Rows, divided by what they cost; hidden units.
+@pytest.mark.parametrize("shape", [(60, 70, 70, 110), (60, 5, 70, 110)], ids=lambda shape: ",".join(map(str, shape)))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_same_bits_where_lengths_differ(cell, dtype, shape):
+    same_bits(cell, shape, dtype, ragged=True)
+
+
+def same_bits(cell, shape, dtype, **options):
     expected = results(cell, shape, 1, dtype, **options)
     for threads in (1, 2, 2, 3, 5):
         for a, b in zip(results(cell, shape, threads, dtype, **options), expected, strict=True):

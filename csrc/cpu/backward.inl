@@ -78,13 +78,12 @@ class BackwardKernel {
     prepare(rank, size);
     barrier.wait(size);
     const Share share(L, rank, size);
-    const int64_t j0 = share.first_row(L, share.group), j1 = share.first_row(L, share.group + 1);
     int half = 0;
     const X* after = nullptr;  // dgates of the step after the one at hand
     for (int64_t end = L.T; end > 0;) {
       const int64_t begin = steps.chunk_begin(end, chunk_rows);
-      int64_t count = 0;
-      for (int64_t s = begin; s < end; ++s) count += steps.active(s);
+      const int64_t count = steps.count(begin, end, 0, L.N);
+      const auto [j0, j1] = share.sequences(steps, begin, end);
       const Chunk<X>& chunk = chunks[half];
       if (L.want_weights)
         weight_gradients.pack_operands(half, begin, count, rank, size,
@@ -338,7 +337,7 @@ class BackwardKernel {
                   i1 = by_columns ? part(inputs.panels(), rank + 1, size) : inputs.panels();
     auto row_of = [&](int64_t row) { return chunk.dgates + row * planes.ld; };
     S** out = row_out + rank * chunk_rows;
-    steps.for_rows(begin, r0, r1,
+    steps.for_rows(begin, r0, r1, 0, L.N,
                    [&](int64_t row, int64_t s, int64_t j) { out[row] = at<S>(L.grad_input, L, steps.t(s), j); });
     for (int64_t i = i0; i < i1; ++i)
       multiply_gates(false, once_ih, rank, r0, r1, w_ih, L.weights[d].w_ih, L.I, Planes::of_input, inputs.panel(i),

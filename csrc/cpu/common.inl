@@ -43,10 +43,15 @@ struct Steps {
   // Sequences j >= ended(s) take their last step at s; sequences j >= begun(s) take their first.
   int64_t ended(int64_t s) const { return active(s + 1) < active(s) ? active(s + 1) : active(s); }
   int64_t begun(int64_t s) const { return active(s - 1) < active(s) ? active(s - 1) : active(s); }
-  // Steps [s, end) make a chunk: as many as bring at most `rows` rows together, at least one.
-  int64_t chunk_end(int64_t s, int64_t rows) const {
-    int64_t sum = active(s);
-    for (++s; s < layer.T && sum + active(s) <= rows; ++s) sum += active(s);
+  // How many of the sequences j0..j1 take part in step s.
+  int64_t active(int64_t s, int64_t j0, int64_t j1) const {
+    const int64_t n = active(s);
+    return n <= j0 ? 0 : (n < j1 ? n : j1) - j0;
+  }
+  // Of the sequences j0..j1, steps [s, end) make a chunk: as many as bring at most `rows` rows together, at least one.
+  int64_t chunk_end(int64_t s, int64_t rows, int64_t j0, int64_t j1) const {
+    int64_t sum = active(s, j0, j1);
+    for (++s; s < layer.T && sum + active(s, j0, j1) <= rows; ++s) sum += active(s, j0, j1);
     return s;
   }
   int64_t chunk_begin(int64_t end, int64_t rows) const {
@@ -54,13 +59,19 @@ struct Steps {
     for (; s > 0 && sum + active(s - 1) <= rows; --s) sum += active(s - 1);
     return s;
   }
-  // f(row of the chunk, step, sequence) for rows [from, to) of the steps from begin on.
+  // Rows that the sequences j0..j1 have in steps [begin, end).
+  int64_t count(int64_t begin, int64_t end, int64_t j0, int64_t j1) const {
+    int64_t rows = 0;
+    for (int64_t s = begin; s < end; ++s) rows += active(s, j0, j1);
+    return rows;
+  }
+  // f(row of the chunk, step, sequence) for rows [from, to) of the sequences j0..j1 in the steps from begin on.
   template <class F>
-  INLINE void for_rows(int64_t begin, int64_t from, int64_t to, F&& f) const {
+  INLINE void for_rows(int64_t begin, int64_t from, int64_t to, int64_t j0, int64_t j1, F&& f) const {
     int64_t s = begin, base = 0;
     for (int64_t row = from; row < to; ++row) {
-      while (row >= base + active(s)) base += active(s++);
-      f(row, s, row - base);
+      while (row >= base + active(s, j0, j1)) base += active(s++, j0, j1);
+      f(row, s, j0 + row - base);
     }
   }
 };
@@ -72,14 +83,16 @@ constexpr int64_t kReading = 3;
 // with a barrier per step, where there are too few rows for that or only one step.
 //
 // Why no two threads meet (ThreadSanitizer cannot say: it does not see into OpenMP). Packed weights are written before
-// the first barrier and only read after it; a panel that is used once is its thread's own. In the time loops a group
-// owns its rows of every buffer and result; its members own columns of them, and what one of them reads of another's, h
-// or dgates of the step before, was written before the step's barrier and lies in a buffer (h[s & 1], another step's
-// dgates) that no one writes until after the next one. Backward's chunks, where there are several, take turns between
-// two halves of their buffers: the products that read one half run while the next chunk fills the other, and the
-// barrier after that chunk comes before this half is filled again. The weight gradients' rows and dx's rows (or
-// columns) are divided anew, each written by one thread. AMX reads rows past its own thread's (up to kSlack), and
-// nobody looks at what it makes of them.
+// the first barrier and only read after it; a panel that is used once is its thread's own. In forward's time loop a
+// group owns its sequences' rows of states and results and a region of the chunks' buffers, so groups need not be at
+// the same chunk; its members own columns, and what one of them reads of another's, inputs as operands or h of the step
+// before, was written before the last barrier and lies where no one writes until after the next one (h[s & 1]).
+// Backward's chunks are everybody's: a group owns its sequences' rows as long as the chunk lasts, and the next chunk,
+// after a barrier, may divide them anew. Its chunks, where there are several, take turns between two halves of their
+// buffers: the products that read one half run while the next chunk fills the other, and the barrier after that chunk
+// comes before this half is filled again. The weight gradients' rows and dx's rows (or columns) are divided anew, each
+// written by one thread. AMX reads rows past its own thread's (up to kSlack), and nobody looks at what it makes of
+// them.
 struct Share {
   int groups, members;  // row groups, members of each
   int group, member;
@@ -91,29 +104,37 @@ struct Share {
     member = rank % members;
   }
   static bool by_rows(int64_t N, int size) { return N >= 8 * size; }
-  // Row j where a group begins. Sequences are sorted by length, so equal counts are not equal work: the least cost is
-  // sought that no group exceeds.
-  int64_t first_row(const Layer& layer, int index) const {
-    if (groups == 1 || layer.active[layer.T - 1] == layer.N) return part(layer.N, index, groups);
-    auto begin = [&](int group, int64_t most) {  // where each before it takes what costs at most that
-      int64_t j = 0, steps = layer.T;            // of sequence j
-      for (int g = 0; g < group; ++g)
-        for (int64_t cost = 0; j < layer.N; ++j) {
-          while (steps > 0 && layer.active[steps - 1] <= j) --steps;
-          cost += cost ? steps : steps * (1 + kReading);
+  struct Sequences {
+    int64_t j0, j1;
+  };
+  // Those that the group takes through steps [begin, end).
+  Sequences sequences(const Steps& steps, int64_t begin, int64_t end) const {
+    const int64_t N = steps.layer.N, *active = steps.layer.active;
+    if (groups == 1) return {0, N};
+    const int64_t t0 = steps.reversed ? steps.layer.T - end : begin, t1 = t0 + end - begin;
+    if (active[t0] == active[t1 - 1])
+      return {part(active[t0], group, groups), group + 1 < groups ? part(active[t0], group + 1, groups) : N};
+    // Sequences are sorted by length, so equal counts are not equal work: the least cost is sought that no group
+    // exceeds.
+    auto place = [&](int index, int64_t most) {  // where each before it takes what costs at most that
+      int64_t j = 0, stop = t1;                  // of sequence j
+      for (int g = 0; g < index; ++g)
+        for (int64_t cost = 0; j < N; ++j) {
+          while (stop > t0 && active[stop - 1] <= j) --stop;
+          cost += cost ? stop - t0 : (stop - t0) * (1 + kReading);
           if (cost > most) break;
         }
       return j;
     };
-    int64_t low = layer.T * (1 + kReading), high = layer.T * (layer.N + kReading);
+    int64_t low = (t1 - t0) * (1 + kReading), high = (t1 - t0) * (N + kReading);
     while (low < high) {
       const int64_t middle = (low + high) / 2;
-      if (begin(groups, middle) == layer.N)
+      if (place(groups, middle) == N)
         high = middle;
       else
         low = middle + 1;
     }
-    return begin(index, high);
+    return {place(group, high), place(group + 1, high)};
   }
 };
 

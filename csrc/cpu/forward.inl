@@ -14,27 +14,27 @@ class ForwardKernel {
   const UnitPanels<CELL, X, C> units;
   const Columns<C, kWide> projected;
   const bool project, direct, once, alone, staging;
-  const int64_t Hp, gates_ld, h_ld, full_ld, chunk_rows;
+  const int64_t Hp, gates_ld, h_ld, full_ld, rows_each, all_rows;
 
   X *w_ih, *w_hh, *w_hr;  // panels; of those that are used once, the one at hand of each rank
   C *bias, *bias_hn;      // [G*Hp], [Hp]: what the input product adds; GRU's b_hn, which the cell adds
   X *h[2], *full;         // [N, h_ld] twice: the state before a step and after it; [N, full_ld]: before projection
   C* c;                   // [N, Hp]
-  C* gates;               // [chunk_rows, gates_ld]: x W_ih^T + b
-  X* staged;              // [ranks, chunk_rows, depth of I]: input rows as operands
-  const X** rows;         // [ranks, chunk_rows]
-  C** outs;               // [ranks, chunk_rows]
+  // Of the rows of chunks, a region for each group:
+  C* gates;        // [all_rows, gates_ld]: x W_ih^T + b
+  X* staged;       // [all_rows, depth of I]: input as operands
+  const X** rows;  // [all_rows]: where that lies
   Barrier barrier;
 
  public:
-  ForwardKernel(const Forward& layer, int direction, int64_t all_rows)
+  ForwardKernel(const Forward& layer, int direction, int64_t total)
       : L(layer),
         d(direction),
         steps{layer, direction == 1},
         units{layer.H},
         projected{layer.P},
         project(layer.weights[direction].w_hr != nullptr),
-        direct(few_rows_forward<X>(layer, all_rows)),
+        direct(few_rows_forward<X>(layer, total)),
         once(layer.T == 1),
         alone(layer.N == 1),
         staging(!std::is_same<X, S>::value || depth<X>(layer.I) != layer.I || on_tiles<X>),
@@ -42,14 +42,14 @@ class ForwardKernel {
         gates_ld(spread<C>(G * padded(layer.H))),
         h_ld(spread<X>(depth<X>(padded(layer.P)))),
         full_ld(spread<X>(depth<X>(padded(layer.H)))),
-        chunk_rows(rows_at_once(layer, all_rows)) {}
+        rows_each(rows_at_once(layer, total)),
+        all_rows(rows_each * layer.threads + layer.N) {}
 
-  // Rows whose gates fit the second-level cache beside the weights, but enough to make use of each panel.
-  static int64_t rows_at_once(const Layer& layer, int64_t all_rows) {
+  // Rows whose gates fit a thread's second-level cache beside the weights, but enough to make use of each panel.
+  static int64_t rows_at_once(const Layer& layer, int64_t total) {
     int64_t rows = (int64_t(1) << 18) / (G * padded(layer.H) * sizeof(C));
     rows = rows < 96 ? 96 : rows > 768 ? 768 : rows;
-    rows = rows * layer.threads + layer.N;
-    return rows < all_rows ? rows : all_rows;
+    return rows < total ? rows : total;
   }
 
   void carve(Carver& memory) {
@@ -63,10 +63,9 @@ class ForwardKernel {
     h[1] = memory.take<X>((L.N + kSlack) * h_ld);
     full = memory.take<X>(project ? (L.N + kSlack) * full_ld : 0);
     c = memory.take<C>(CELL == Cell::lstm ? L.N * Hp : 0);
-    gates = memory.take<C>(chunk_rows * gates_ld);
-    staged = memory.take<X>(staging ? (ranks * chunk_rows + kSlack) * depth<X>(L.I) : 0);
-    rows = memory.take<const X*>(ranks * chunk_rows);
-    outs = memory.take<C*>(ranks * chunk_rows);
+    gates = memory.take<C>(all_rows * gates_ld);
+    staged = memory.take<X>(staging ? (all_rows + kSlack) * depth<X>(L.I) : 0);
+    rows = memory.take<const X*>(all_rows);
   }
 
   static void body(void* self, int rank, int size) { static_cast<ForwardKernel*>(self)->run(rank, size); }
@@ -76,16 +75,17 @@ class ForwardKernel {
     [[maybe_unused]] Products<X> scope;
     prepare(rank, size);
     barrier.wait(size);
-    Share share(L, rank, size);
-    const int64_t j0 = share.first_row(L, share.group), j1 = share.first_row(L, share.group + 1);
+    const Share share(L, rank, size);
+    const auto [j0, j1] = share.sequences(steps, 0, L.T);
     const int64_t p0 = part(units.panels(), share.member, share.members),
                   p1 = part(units.panels(), share.member + 1, share.members);
+    const int64_t most = rows_each * share.members;  // of a chunk, beside those of a step
     for (int64_t s = 0; s < L.T;) {
-      const int64_t end = steps.chunk_end(s, chunk_rows);
-      multiply_inputs(rank, s, end, j0, j1, p0, p1);
-      int64_t row = 0;  // of the chunk's gates
-      for (; s < end; ++s) {
-        const int64_t n = steps.active(s), last = n < j1 ? n : j1;
+      const int64_t end = steps.chunk_end(s, most + j1 - j0, j0, j1);
+      int64_t row = share.group * most;  // of the step's sequence 0, if the group had it
+      multiply_inputs(rank, share, s, steps.count(s, end, j0, j1), row + j0, j0, j1, p0, p1);
+      for (; s < end; row += steps.active(s, j0, j1), ++s) {
+        const int64_t last = j0 + steps.active(s, j0, j1);
         // There and back, so that the panels at the turn are still in the cache.
         if (s & 1)
           for (int64_t p = p1 - 1; p >= p0; --p) step(rank, s, row, j0, last, p, p > p0 ? p - 1 : p);
@@ -98,7 +98,6 @@ class ForwardKernel {
           for (int64_t q = q0; q < q1; ++q) project_step(s, j0, last, q, q + 1 < q1 ? q + 1 : q);
           barrier.wait(share.members);
         }
-        row += n;
       }
     }
   }
@@ -153,25 +152,22 @@ class ForwardKernel {
     }
   }
 
-  // gates = x W_ih^T + bias for the rows j0..j1 and the panels p0..p1 of the steps [s, end).
-  void multiply_inputs(int rank, int64_t s, int64_t end, int64_t j0, int64_t j1, int64_t p0, int64_t p1) {
-    const X** in = rows + rank * chunk_rows;
-    C** out = outs + rank * chunk_rows;
-    int64_t count = 0, base = 0;
-    for (; s < end; base += steps.active(s), ++s) {
-      const int64_t t = steps.t(s), last = steps.active(s) < j1 ? steps.active(s) : j1;
-      for (int64_t j = j0; j < last; ++j, ++count) {
-        const S* x = at<const S>(L.input, L, t, j);
-        if (staging) {
-          X* copy = staged + (rank * chunk_rows + count) * depth<X>(L.I);
-          for (int64_t k = 0; k < depth<X>(L.I); k += W) store(copy + k, load(x + k, L.I - k), depth<X>(L.I) - k);
-          in[count] = copy;
-        } else {
-          in[count] = reinterpret_cast<const X*>(x);
-        }
-        out[count] = gates + (base + j) * gates_ld;
-      }
-    }
+  // gates = x W_ih^T + bias for the `count` rows of a chunk that begins with step s, of the sequences j0..j1 and for
+  // the panels p0..p1; `first` is where the group's rows begin in the buffers.
+  void multiply_inputs(int rank, const Share& share, int64_t s, int64_t count, int64_t first, int64_t j0, int64_t j1,
+                       int64_t p0, int64_t p1) {
+    const X** in = rows + first;
+    steps.for_rows(s, part(count, share.member, share.members), part(count, share.member + 1, share.members), j0, j1,
+                   [&](int64_t row, int64_t now, int64_t j) {
+                     const S* x = at<const S>(L.input, L, steps.t(now), j);
+                     in[row] = reinterpret_cast<const X*>(x);
+                     if (!staging) return;
+                     X* copy = staged + (first + row) * depth<X>(L.I);
+                     for (int64_t k = 0; k < depth<X>(L.I); k += W)
+                       store(copy + k, load(x + k, L.I - k), depth<X>(L.I) - k);
+                     in[row] = copy;
+                   });
+    barrier.wait(share.members);
     for (int64_t i = p0; i < p1; ++i) {
       const Panel p = units.panel(i);
       Vec<C> add[kWide > G ? kWide : G];
@@ -185,7 +181,7 @@ class ForwardKernel {
           static_cast<const S*>(L.weights[d].w_ih), [&](int64_t row) { return in[row]; },
           [&](int64_t row, int tall, const C* sums) {
             for (int r = 0; r < tall; ++r) {
-              C* to = out[row + r];
+              C* to = gates + (first + row + r) * gates_ld;
               for (int v = 0; v < p.nv; ++v, sums += W) store(to + column[v], load(sums) + add[v]);
             }
           });

@@ -85,7 +85,7 @@ class WeightGradients {
       pack_word(packed_h[half], by_h, count, word, [&](int64_t k) { return h[k - row]; });
       ++word;
     };
-    steps.for_rows(begin, w0 * per_word<X>, last, [&](int64_t row, int64_t s, int64_t j) {
+    steps.for_rows(begin, w0 * per_word<X>, last, 0, L.N, [&](int64_t row, int64_t s, int64_t j) {
       const int64_t i = row % per_word<X>;
       x[i] = at<const S>(L.input, L, steps.t(s), j);
       h[i] = h_before(s, j);

@@ -200,8 +200,8 @@ struct Exponential {
 
 template <int Sign>
 INLINE Exponential<float> exponential(Vec<float> x) {
-  const float magic =
-      0x1.8p23f + 127;  // adding it leaves the rounded integer, biased as exponents are, in the low bits
+  // Adding it leaves the rounded integer, biased as exponents are, in the low bits.
+  const float magic = 0x1.8p23f + 127;
   Vec<float> shifted = x * (Sign * 0x1.715476p0f) + magic;
   Vec<float> n = shifted - magic;
   Vec<float> r = n * -0x1.62e4p-1f + (Sign < 0 ? -x : x);
