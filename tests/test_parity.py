@@ -79,7 +79,7 @@ def test_16_bit_training_step(kind, bidirectional, dtype, pair, as_good_as_torch
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("size", [(40, 37, 45, 83), (9, 130, 96, 64), (60, 17, 33, 20)], ids=str)
+@pytest.mark.parametrize("size", [(40, 37, 45, 83), (9, 130, 96, 64), (60, 17, 33, 20), (30, 1, 45, 83)], ids=str)
 def test_many_tiles_and_chunks(kind, size, dtype, pair, as_good_as_torch):
     T, N, features, H = size
     theirs, ours = pair(kind, features, H, bidirectional=True, dtype=dtype)
