@@ -22,71 +22,45 @@ struct TileScope {
   ~TileScope() { _tile_release(); }
 };
 
-template <int NV>
+// Sums of 16 * Down rows, Across registers of columns at a time. The fewer tiles are in use, the more the core has left
+// for what is loaded next: beside the sums one for rows and one for columns, loaded anew for each product that needs
+// another. On a core of its own that is as fast as keeping tiles for a second use (to a twentieth), otherwise up to
+// twice as fast (benchmarks/README.md).
+template <int NV, int Down, int Across, int First = 0>
 INLINE void tile_sums(const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* sums, const bf16* ahead) {
   constexpr int64_t ldb = NV * 64;  // bytes
+  constexpr bool lower = Down > 1, right = Across > 1 && First + 1 < NV;
+  const bf16* const a_lower = reinterpret_cast<const bf16*>(reinterpret_cast<const char*>(a) + 16 * lda);
   _tile_zero(0);
-  if constexpr (NV > 1) _tile_zero(1);
-  if constexpr (NV > 2) _tile_zero(2);
-  if constexpr (NV > 3) _tile_zero(3);
-  for (int64_t k = 0; k < K; k += 16) {
-    for (int i = 0; i < 16; ++i) __builtin_prefetch(ahead + (k + i) * 32, 0, 2);
-    const bf16* b = panel + k * NV * 32;
-    _tile_loadd(4, a + k * 2, lda);
-    _tile_loadd(5, b, ldb);
-    _tile_dpbf16ps(0, 4, 5);
-    if constexpr (NV > 1) {
-      _tile_loadd(6, b + 32, ldb);
-      _tile_dpbf16ps(1, 4, 6);
-    }
-    if constexpr (NV > 2) {
-      _tile_loadd(7, b + 64, ldb);
-      _tile_dpbf16ps(2, 4, 7);
-    }
-    if constexpr (NV > 3) {
-      _tile_loadd(5, b + 96, ldb);
-      _tile_dpbf16ps(3, 4, 5);
-    }
-  }
-  _tile_stored(0, sums, ldb);
-  if constexpr (NV > 1) _tile_stored(1, sums + 16, ldb);
-  if constexpr (NV > 2) _tile_stored(2, sums + 32, ldb);
-  if constexpr (NV > 3) _tile_stored(3, sums + 48, ldb);
-}
-
-// 17 to 32 rows, two registers of columns at a time: every tile loaded is used twice.
-template <int NV, int First = 0>
-INLINE void tile_sums_of_32(const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* sums, const bf16* ahead) {
-  constexpr int64_t ldb = NV * 64;  // bytes
-  constexpr bool both = First + 1 < NV;
-  const bf16* lower = reinterpret_cast<const bf16*>(reinterpret_cast<const char*>(a) + 16 * lda);
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  if constexpr (lower) _tile_zero(1);
+  if constexpr (right) _tile_zero(2);
+  if constexpr (lower && right) _tile_zero(3);
   for (int64_t k = 0; k < K; k += 16) {
     if (First == 0)
       for (int i = 0; i < 16; ++i) __builtin_prefetch(ahead + (k + i) * 32, 0, 2);
-    const bf16* b = panel + k * NV * 32 + First * 32;
+    const bf16* b = panel + (k * NV + First) * 32;
+    _tile_loadd(5, b, ldb);
     _tile_loadd(4, a + k * 2, lda);
-    _tile_loadd(6, b, ldb);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(5, lower + k * 2, lda);
-    _tile_dpbf16ps(1, 5, 6);
-    if constexpr (both) {
-      _tile_loadd(7, b + 32, ldb);
-      _tile_dpbf16ps(2, 4, 7);
-      _tile_dpbf16ps(3, 5, 7);
+    _tile_dpbf16ps(0, 4, 5);
+    if constexpr (lower) {
+      _tile_loadd(4, a_lower + k * 2, lda);
+      _tile_dpbf16ps(1, 4, 5);
+    }
+    if constexpr (right) {
+      _tile_loadd(5, b + 32, ldb);
+      if constexpr (lower) {
+        _tile_dpbf16ps(3, 4, 5);
+        _tile_loadd(4, a + k * 2, lda);
+      }
+      _tile_dpbf16ps(2, 4, 5);
     }
   }
-  float* to = sums + First * 16;
+  float *const to = sums + First * 16, *const to_lower = to + 16 * NV * 16;
   _tile_stored(0, to, ldb);
-  _tile_stored(1, to + 16 * NV * 16, ldb);
-  if constexpr (both) {
-    _tile_stored(2, to + 16, ldb);
-    _tile_stored(3, to + 16 * NV * 16 + 16, ldb);
-  }
-  if constexpr (First + 2 < NV) tile_sums_of_32<NV, First + 2>(a, lda, panel, K, sums, ahead);
+  if constexpr (lower) _tile_stored(1, to_lower, ldb);
+  if constexpr (right) _tile_stored(2, to + 16, ldb);
+  if constexpr (lower && right) _tile_stored(3, to_lower + 16, ldb);
+  if constexpr (First + Across < NV) tile_sums<NV, Down, Across, First + Across>(a, lda, panel, K, sums, ahead);
 }
 
 // One row leaves tiles nearly empty; vectors of pairs read the same panels as fast as they arrive: as fast as tiles at
@@ -127,18 +101,23 @@ INLINE void multiply_row(int nv, const bf16* a, const bf16* panel, int64_t K, fl
   }
 }
 
+// 32 rows go through the panel column by column as long as they stay in the first-level cache.
+template <int NV>
+INLINE void multiply_tiles(int rows, const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* sums,
+                           const bf16* ahead) {
+  if (rows <= 16) return tile_sums<NV, 1, 2>(a, lda, panel, K, sums, ahead);
+  if (K <= 128) return tile_sums<NV, 2, 1>(a, lda, panel, K, sums, ahead);
+  tile_sums<NV, 2, 2>(a, lda, panel, K, sums, ahead);
+}
+
 // As multiply() in gemm.h. All 16 or 32 rows are computed, whatever `rows` says.
 INLINE void multiply_tiles(int rows, int nv, const bf16* const* a, const bf16* panel, int64_t K, float* sums,
                            const bf16* ahead) {
   const int64_t lda = rows > 1 ? (a[1] - a[0]) * int64_t(sizeof(bf16)) : 0;
-  switch (rows > 16 ? nv + 4 : nv) {
-    case 1: return tile_sums<1>(a[0], lda, panel, K, sums, ahead);
-    case 2: return tile_sums<2>(a[0], lda, panel, K, sums, ahead);
-    case 3: return tile_sums<3>(a[0], lda, panel, K, sums, ahead);
-    case 4: return tile_sums<4>(a[0], lda, panel, K, sums, ahead);
-    case 5: return tile_sums_of_32<1>(a[0], lda, panel, K, sums, ahead);
-    case 6: return tile_sums_of_32<2>(a[0], lda, panel, K, sums, ahead);
-    case 7: return tile_sums_of_32<3>(a[0], lda, panel, K, sums, ahead);
-    default: return tile_sums_of_32<4>(a[0], lda, panel, K, sums, ahead);
+  switch (nv) {
+    case 1: return multiply_tiles<1>(rows, a[0], lda, panel, K, sums, ahead);
+    case 2: return multiply_tiles<2>(rows, a[0], lda, panel, K, sums, ahead);
+    case 3: return multiply_tiles<3>(rows, a[0], lda, panel, K, sums, ahead);
+    default: return multiply_tiles<4>(rows, a[0], lda, panel, K, sums, ahead);
   }
 }
