@@ -63,9 +63,8 @@ INLINE void tile_sums(const bf16* a, int64_t lda, const bf16* panel, int64_t K, 
   if constexpr (First + Across < NV) tile_sums<NV, Down, Across, First + Across>(a, lda, panel, K, sums, ahead);
 }
 
-// One row leaves tiles nearly empty; vectors of pairs read the same panels as fast as they arrive: as fast as tiles at
-// their best, and twice as fast when a tile's load and its product do not overlap (benchmarks/README.md). Registers
-// that wait for their own last sum would be too few.
+// One row leaves tiles nearly empty; vectors of pairs read the same panels about as fast as tiles at their best, and up
+// to half as fast again otherwise (benchmarks/README.md). Registers that wait for their own last sum would be too few.
 template <int NV>
 INLINE void row_sums(const bf16* a, const bf16* panel, int64_t K, float* sums, const bf16* ahead) {
   constexpr int chains = NV < 3 ? 4 : 2;

@@ -52,8 +52,8 @@ class Pairs:
     """Rounds of (theirs, ours), each a block of calls, so short a time apart that the machine is in the same state.
 
     ours, theirs: functions without arguments that do the same work.
-    warm_up: called before anything is timed; must leave both ready. Default: call both once.
-    estimate: seconds of one call of (ours, theirs) as warm_up knows them; without it the better of two more calls each.
+    warm_up: called before anything is timed; must leave both ready, and may return estimated seconds of one call of
+        (ours, theirs). Default: call both once. Without an estimate it is the better of two more calls each.
     probe: called in every round; what it returns (what the machine can do at that moment) is kept beside the times.
     """
 
