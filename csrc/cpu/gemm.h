@@ -67,15 +67,22 @@ constexpr int tile_rows(int nv) {
 }
 
 template <class C>
-struct Tile {  // [rows][nv * W]
-  alignas(64) C sums[(LSTMKERN_BF16 == 2 ? 128 : kSums) * width<C>];
+constexpr int64_t kTile = (LSTMKERN_BF16 == 2 ? 128 : kSums) * width<C>;
+template <class C>
+struct Tile {  // [rows][nv * W]; a product in two parts has its first part's sums from kTile on
+  alignas(64) C sums[2 * kTile<C>];
 };
+
+#if LSTMKERN_BF16 == 2
+#include "tiles.h"
+#endif
 
 constexpr int kSoon = 12;  // k's between the request for a line of this panel and its use
 
-// tile[r][v] = sum over k of a[r][k * Stride] * panel[k][v].
+// tile[r][v] = sum over k of a[r][k * Stride] * panel[k][v]. With a `turn` that is two products side by side, each with
+// sums of its own: the second one begins with the word `turn`.
 template <int Stride, int MR, int NV, class W, class C>
-void kernel(const W* const* rows, const W* panel, int64_t K, C* tile, const W* ahead) {
+void kernel(const W* const* rows, const W* panel, int64_t K, C* tile, const W* ahead, int64_t turn) {
   constexpr int across = width<C>;
   const W* a[MR];
   Vec<C> sums[MR][NV];
@@ -85,30 +92,44 @@ void kernel(const W* const* rows, const W* panel, int64_t K, C* tile, const W* a
 #pragma GCC unroll 16
     for (int v = 0; v < NV; ++v) sums[r][v] = Vec<C>{};
   }
-  for (int64_t k = 0; k < K; ++k) {
-    decltype(load(panel)) b[NV];
+  int64_t k = 0;
+  auto add_until = [&](int64_t end) __attribute__((always_inline)) {
+    for (; k < end; ++k) {
+      decltype(load(panel)) b[NV];
 #pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) {
-      b[v] = load(panel + v * across);
-      __builtin_prefetch(panel + (kSoon * NV + v) * across);
+      for (int v = 0; v < NV; ++v) {
+        b[v] = load(panel + v * across);
+        __builtin_prefetch(panel + (kSoon * NV + v) * across);
+      }
+      __builtin_prefetch(ahead + k * across, 0, 2);
+#pragma GCC unroll 16
+      for (int r = 0; r < MR; ++r) {
+        auto x = broadcast(a[r][k * Stride]);
+#pragma GCC unroll 16
+        for (int v = 0; v < NV; ++v) sums[r][v] = add_product(sums[r][v], x, b[v]);
+      }
+      panel += NV * across;
     }
-    __builtin_prefetch(ahead + k * across, 0, 2);
+  };
+  auto keep = [&](C* to) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-    for (int r = 0; r < MR; ++r) {
-      auto x = broadcast(a[r][k * Stride]);
+    for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 16
-      for (int v = 0; v < NV; ++v) sums[r][v] = add_product(sums[r][v], x, b[v]);
-    }
-    panel += NV * across;
+      for (int v = 0; v < NV; ++v) {
+        store(to + (r * NV + v) * across, sums[r][v]);
+        sums[r][v] = Vec<C>{};
+      }
+  };
+  if (Stride == 1 && turn) {
+    add_until(turn);
+    keep(tile + kTile<C>);
   }
-#pragma GCC unroll 16
-  for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 16
-    for (int v = 0; v < NV; ++v) store(tile + (r * NV + v) * across, sums[r][v]);
+  add_until(K);
+  keep(tile);
 }
 
 template <class W, class C>
-using Kernel = void (*)(const W* const*, const W*, int64_t, C*, const W*);
+using Kernel = void (*)(const W* const*, const W*, int64_t, C*, const W*, int64_t);
 
 template <int NV, class W, class C, int MR = (kSums / NV < 12 ? kSums / NV : 12)>
 INLINE Kernel<W, C> kernel_for(int rows) {
@@ -122,11 +143,11 @@ INLINE Kernel<W, C> kernel_for(int rows) {
 // batch. (Its sums round differently, so that must not depend on how the batch is shared.)
 template <class X, class C>
 INLINE void multiply(bool alone, int rows, int nv, const X* const* a, const X* panel, int64_t K, Tile<C>& tile,
-                     const X* ahead) {
+                     const X* ahead, int64_t turn = 0) {
 #if LSTMKERN_BF16 == 2
   if constexpr (on_tiles<X>) {
-    if (alone) return multiply_row(nv, a[0], panel, words<X>(K), tile.sums, ahead);
-    return multiply_tiles(rows, nv, a, panel, words<X>(K), tile.sums, ahead);
+    if (alone) return multiply_row(nv, a[0], panel, words<X>(K), tile.sums, ahead, words<X>(turn));
+    return multiply_tiles(rows, nv, a, panel, words<X>(K), tile.sums, ahead, words<X>(turn));
   }
 #endif
   using W = Word<X>;
@@ -135,7 +156,7 @@ INLINE void multiply(bool alone, int rows, int nv, const X* const* a, const X* p
                    : nv == 3 ? kernel_for<3, W, C>(rows)
                              : kernel_for<4, W, C>(rows);
   f(reinterpret_cast<const W* const*>(a), reinterpret_cast<const W*>(panel), words<X>(K), tile.sums,
-    reinterpret_cast<const W*>(ahead));
+    reinterpret_cast<const W*>(ahead), words<X>(turn));
 }
 
 // A whose rows are columns of something that lies row by row (the weight gradients): kDown of them packed side by
@@ -158,7 +179,7 @@ INLINE void multiply_packed(int nv, const X* a, const X* panel, int64_t K, Tile<
                      : nv == 2 ? kernel<down, down, 2, W, C>
                                : kernel<down, down, 3, W, C>;
     f(reinterpret_cast<const W* const*>(rows), reinterpret_cast<const W*>(panel), words<X>(K), tile.sums,
-      reinterpret_cast<const W*>(ahead));
+      reinterpret_cast<const W*>(ahead), 0);
   }
 }
 
@@ -177,17 +198,17 @@ INLINE void for_tiles(int64_t first, int64_t last, int most, F&& f) {
 
 // Rows [j0, j1) times one panel, tile by tile: row(j) is where row j of A lies (and the place to ask for what will be
 // needed with it), receive(j, rows, sums) takes a tile's sums [rows][nv * W], its own to change. `next` is the panel
-// that will be multiplied after this one; alone: the batch has one row.
+// that will be multiplied after this one; alone: the batch has one row; turn: the k at which a second product begins.
 template <class C, class X, class A, class F>
 INLINE void multiply_panel(bool alone, int64_t j0, int64_t j1, int nv, int64_t K, const X* panel, const X* next,
-                           A&& row, F&& receive) {
+                           A&& row, F&& receive, int64_t turn = 0) {
   const int most = tile_rows<X>(nv);
   const int64_t shared = words<X>(K) * nv * width<C> * per_word<X> / (j1 > j0 ? (j1 - j0 + most - 1) / most : 1);
   for_tiles(j0, j1, most, [&](int64_t j, int tall) {
     const X* a[kMaxRows];
     for (int r = 0; r < tall; ++r) a[r] = row(j + r);
     Tile<C> tile;
-    multiply(alone, tall, nv, a, panel, K, tile, next);
+    multiply(alone, tall, nv, a, panel, K, tile, next, turn);
     next += shared;
     receive(j, tall, tile.sums);
   });

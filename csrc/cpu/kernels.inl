@@ -2,9 +2,6 @@
 // clang-format off: each builds on those before it
 #include "simd.h"
 #include "../cells.h"
-#if LSTMKERN_BF16 == 2
-#include "tiles.h"
-#endif
 #include "gemm.h"
 #include "pack.h"
 #include "common.inl"
