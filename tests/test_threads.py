@@ -32,10 +32,19 @@ def results(cell, shape, threads, dtype, ragged=False, **options):
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"proj_size": 20}], ids=str)
 # T, N, I, H, each work enough for several threads. Hidden units are shared with a barrier per step; rows; panels packed
-# by the thread that uses them; few rows with the weights where they lie, also step by step.
+# by the thread that uses them; few rows with the weights where they lie, also step by step; and one product of x and h
+# on one thread, two where two threads share the rows (LSTM and GRU).
 @pytest.mark.parametrize(
     "shape",
-    [(60, 1, 70, 110), (60, 5, 70, 110), (60, 70, 70, 110), (1, 70, 70, 110), (1, 32, 256, 256), (8, 2, 160, 160)],
+    [
+        (60, 1, 70, 110),
+        (60, 5, 70, 110),
+        (60, 70, 70, 110),
+        (1, 70, 70, 110),
+        (1, 32, 256, 256),
+        (8, 2, 160, 160),
+        (3, 16, 512, 512),
+    ],
     ids=lambda shape: ",".join(map(str, shape)),
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])

@@ -1,6 +1,6 @@
-// One layer forward, one direction at a time: the input product for as many steps at once as the cache holds, then
-// those steps one by one, each a product with the packed recurrent weights whose sums never leave the registers
-// before the cell has turned them into h and c.
+// One layer forward, one direction at a time, step by step: a product of x and h with the packed weights whose sums
+// stay in the first-level cache until the cell has turned them into h and c. Where rows are too few to read both
+// weights at every step, the input product is made before, for as many steps at once as the cache holds.
 
 template <Cell CELL, class S>
 class ForwardKernel {
@@ -13,16 +13,17 @@ class ForwardKernel {
   const Steps steps;
   const UnitPanels<CELL, X, C> units;
   const Columns<C, kWide> projected;
-  const bool project, direct, joint, once, alone, staging;
+  GateWeights<CELL, S> weights;
+  const bool project, joint, alone, staging;
   const int64_t Hp, gates_ld, x_columns, h_ld, full_ld, rows_each, all_rows;
 
-  X *w_ih, *w_hh, *w_hr;  // panels; where joint, w_ih's lie before w_hh's; where once, of each rank the one at hand
-  C *bias, *bias_hn;      // [G*Hp]: b_ih + b_hh, but [Hp]: GRU's b_hn
-  X *h[2], *full;         // [N, h_ld] twice: the state before a step, behind the step's x where joint, and the state
-                          // after it; [N, full_ld]: before projection
-  C* c;                   // [N, Hp]
+  X* w_hr;            // panels
+  C *bias, *bias_hn;  // [G*Hp]: b_ih + b_hh, but [Hp]: GRU's b_hn
+  X *h[2], *full;     // [N, h_ld] twice: the state before a step, behind the step's x where joint, and the state after
+                      // it; [N, full_ld]: before projection
+  C* c;               // [N, Hp]
   // Of the rows of chunks, a region for each group (none where joint):
-  C* gates;        // [all_rows, gates_ld]: x W_ih^T
+  C* gates;        // [all_rows, gates_ld]: x W_ih^T + bias
   X* staged;       // [all_rows, depth of I]: input as operands
   const X** rows;  // [all_rows]: where that lies
   Barrier barrier;
@@ -34,31 +35,18 @@ class ForwardKernel {
         steps{layer, direction == 1},
         units{layer.H},
         projected{layer.P},
+        weights(layer, direction, total),
         project(layer.weights[direction].w_hr != nullptr),
-        direct(few_rows_forward<X>(layer, total)),
-        joint(!direct && in_one_product(layer, total)),
-        once(layer.T == 1),
+        joint(weights.joint),
         alone(layer.N == 1),
         staging(!std::is_same<X, S>::value || depth<X>(layer.I) != layer.I || on_tiles<X>),
         Hp(padded(layer.H)),
         gates_ld(spread<C>(G * padded(layer.H))),
-        x_columns(joint ? depth<X>(layer.I) : 0),
+        x_columns(weights.x_columns),
         h_ld(spread<X>(x_columns + depth<X>(padded(layer.P)))),
         full_ld(spread<X>(depth<X>(padded(layer.H)))),
         rows_each(rows_at_once(layer, total)),
         all_rows(joint ? 0 : rows_each * layer.threads + layer.N) {}
-
-  // Whether each step multiplies x and h at once, by the panels of W_ih and W_hh one after the other (the sums are the
-  // same, bit for bit): saves the way of x W_ih^T through the cache, but needs rows enough to read W_ih for, the more
-  // the further away it lies. 1.05 to 1.09 times as fast in fp32 from 16 rows on, 1.1 to 1.4 times on tiles from 32.
-  static bool in_one_product(const Layer& layer, int64_t total) {
-    if (layer.T == 1) return true;
-    const int groups = Share::by_rows(layer.N, layer.threads) ? layer.threads : 1;
-    const int64_t rows = total / layer.T / groups, tiles = (rows + 31) / 32;
-    if (on_tiles<X> && 4 * rows < 3 * tiles * (rows <= 16 * tiles ? 16 : 32)) return false;  // much of them empty
-    const int64_t weights = G * layer.H * (layer.I + layer.P) * sizeof(X) * groups / layer.threads;
-    return rows >= 4 + weights / (1 << 20);
-  }
 
   // Rows whose gates fit a thread's second-level cache beside the weights, but enough to make use of each panel.
   static int64_t rows_at_once(const Layer& layer, int64_t total) {
@@ -68,9 +56,7 @@ class ForwardKernel {
   }
 
   void carve(Carver& memory) {
-    const int ranks = L.threads;
-    w_ih = memory.take<X>(direct || joint ? 0 : units.packed(L.I));
-    w_hh = memory.take<X>(direct ? 0 : once ? ranks * units.largest(x_columns + L.P) : units.packed(x_columns + L.P));
+    weights.carve(memory);
     w_hr = memory.take<X>(project ? projected.template packed<X>(L.H) : 0);
     bias = memory.take<C>(G * Hp);
     bias_hn = memory.take<C>(Hp);
@@ -100,7 +86,7 @@ class ForwardKernel {
       if (s == end) {
         end = steps.chunk_end(s, most + j1 - j0, j0, j1);
         row = share.group * most;  // of sequence 0, if the group had it
-        multiply_inputs(rank, share, s, steps.count(s, end, j0, j1), row + j0, j0, j1, p0, p1);
+        multiply_inputs(share, s, steps.count(s, end, j0, j1), row + j0, j0, j1, p0, p1);
       }
       const int64_t last = j0 + steps.active(s, j0, j1);
       // There and back, so that the panels at the turn are still in the cache.
@@ -127,12 +113,7 @@ class ForwardKernel {
     const Weights& w = L.weights[d];
     const S *hr = static_cast<const S*>(w.w_hr), *b_ih = static_cast<const S*>(w.b_ih),
             *b_hh = static_cast<const S*>(w.b_hh);
-    for (int64_t i = part(units.panels(), rank, size); !direct && !once && i < part(units.panels(), rank + 1, size);
-         ++i) {
-      const Panel p = units.panel(i);
-      if (!joint) units.pack(w_ih + units.offset(p, L.I), p, static_cast<const S*>(w.w_ih), L.I);
-      pack_step(w_hh + units.offset(p, x_columns + L.P), p);
-    }
+    weights.pack(rank, size);
     if (joint) lay_inputs(0, part(steps.active(0), rank, size), part(steps.active(0), rank + 1, size));
     if (project)
       for (int64_t q = part(projected.panels(), rank, size); q < part(projected.panels(), rank + 1, size); ++q) {
@@ -172,13 +153,6 @@ class ForwardKernel {
     }
   }
 
-  // The weights that a step multiplies with.
-  void pack_step(X* to, const Panel& p) {
-    const Weights& w = L.weights[d];
-    if (joint) units.pack(to, p, static_cast<const S*>(w.w_ih), L.I);
-    units.pack(to + p.nv * W * x_columns, p, static_cast<const S*>(w.w_hh), L.P);
-  }
-
   // x of step s, sequences j0..j1, beside their states before it.
   void lay_inputs(int64_t s, int64_t j0, int64_t j1) {
     for (int64_t j = j0; j < j1; ++j) lay(h[s & 1] + j * h_ld, at<const S>(L.input, L, steps.t(s), j));
@@ -187,10 +161,10 @@ class ForwardKernel {
     for (int64_t k = 0; k < depth<X>(L.I); k += W) store(to + k, load(x + k, L.I - k), depth<X>(L.I) - k);
   }
 
-  // gates = x W_ih^T for the `count` rows of a chunk that begins with step s, of the sequences j0..j1 and for the
-  // panels p0..p1; `first` is where the group's rows begin in the buffers.
-  void multiply_inputs(int rank, const Share& share, int64_t s, int64_t count, int64_t first, int64_t j0, int64_t j1,
-                       int64_t p0, int64_t p1) {
+  // gates = x W_ih^T + bias for the `count` rows of a chunk that begins with step s, of the sequences j0..j1 and for
+  // the panels p0..p1; `first` is where the group's rows begin in the buffers.
+  void multiply_inputs(const Share& share, int64_t s, int64_t count, int64_t first, int64_t j0, int64_t j1, int64_t p0,
+                       int64_t p1) {
     const X** in = rows + first;
     steps.for_rows(s, part(count, share.member, share.members), part(count, share.member + 1, share.members), j0, j1,
                    [&](int64_t row, int64_t now, int64_t j) {
@@ -204,42 +178,18 @@ class ForwardKernel {
     barrier.wait(share.members);
     for (int64_t i = p0; i < p1; ++i) {
       const Panel p = units.panel(i);
-      multiply_gates(
-          false, rank, 0, count, p, units.panel(i + 1 < p1 ? i + 1 : p0), L.I, w_ih,
-          static_cast<const S*>(L.weights[d].w_ih), 0, [&](int64_t row) { return in[row]; },
-          [&, across = across()](int64_t row, int tall, const C* sums) {
+      const int64_t across = this->across();
+      Vec<C> add[kWide > G ? kWide : G];
+      for (int v = 0; v < p.nv; ++v) add[v] = load(bias + p.first + v * across);
+      weights.multiply_inputs(
+          0, count, p, units.panel(i + 1 < p1 ? i + 1 : p0), [&](int64_t row) { return in[row]; },
+          [&](int64_t row, int tall, const C* sums) {
             for (int r = 0; r < tall; ++r) {
               C* to = gates + (first + row + r) * gates_ld + p.first;
-              for (int v = 0; v < p.nv; ++v, sums += W) store(to + v * across, load(sums));
+              for (int v = 0; v < p.nv; ++v, sums += W) store(to + v * across, load(sums) + add[v]);
             }
           });
     }
-  }
-
-  // Rows j0..j1 times one panel of gates, as multiply_panel(): from the packed weights, or from w [G*H, K] itself.
-  template <class A, class F>
-  INLINE void multiply_gates(bool alone, int rank, int64_t j0, int64_t j1, const Panel& p, const Panel& next, int64_t K,
-                             X* packed, const S* w, int64_t turn, A&& row, F&& receive) {
-    if (!direct) {
-      X *panel = packed + units.offset(p, K), *after = packed + units.offset(next, K);
-      if (once) pack_step(panel = after = packed + rank * units.largest(K), p);
-      return multiply_panel<C>(alone, j0, j1, p.nv, K, panel, after, row, receive, turn);
-    }
-    for_tiles(j0, j1, kRowsAtOnce, [&](int64_t j, int tall) {
-      const X* a[kRowsAtOnce];
-      for (int r = 0; r < tall; ++r) a[r] = row(j + r);
-      Tile<C> tile;
-      with_rows(tall, [&](auto R) {
-        auto first_row = [&](const Panel& of, int v) {  // of register v
-          return v / (of.nv / G) * L.H + of.first + v % (of.nv / G) * W;
-        };
-        for (int v = 0; v < p.nv; ++v)
-          times_rows<R.value, C>(a, w + first_row(p, v) * K, K, L.H - p.first - v % (p.nv / G) * W, K,
-                                 tile.sums + v * W, p.nv * W,
-                                 w + (v + 1 < p.nv ? first_row(p, v + 1) : first_row(next, 0)) * K);
-      });
-      receive(j, tall, tile.sums);
-    });
   }
 
   // From one register of a panel of gates to the next, in a row of gates.
@@ -294,9 +244,8 @@ class ForwardKernel {
     const X* before = h[s & 1];
     const Panel p = units.panel(panel);
     const int64_t hp = Hp;
-    multiply_gates(
-        alone, rank, j0, j1, p, units.panel(next), x_columns + L.P, w_hh, static_cast<const S*>(L.weights[d].w_hh),
-        x_columns,
+    weights.multiply_step(
+        rank, j0, j1, p, units.panel(next),
         [&](int64_t j) {
           // What the cell will need when the product is done.
           if (!joint) {
@@ -323,11 +272,14 @@ class ForwardKernel {
     const int wide = G > 1 ? 1 : p.nv;
     const bool save = L.gates.data != nullptr, keep = L.cells.data != nullptr, projecting = project;
     const X* const h_prev = h[s & 1] + x_columns;
+    const bool with_bias = !joint;
     const C* x_gates = joint ? sums + kTile<C> : gates + row * gates_ld + p.first;
     const int64_t x_ld = joint ? p.nv * W : gates_ld, x_across = joint ? W : across(), b_across = across();
     const C *const b = bias + p.first, *const b_hn = bias_hn + p.first;
-    auto of_x = [&](int v)
-                    __attribute__((always_inline)) { return load(x_gates + v * x_across) + load(b + v * b_across); };
+    auto of_x = [&](int v) __attribute__((always_inline)) {
+      const Vec<C> sum = load(x_gates + v * x_across);
+      return with_bias ? sum : sum + load(b + v * b_across);
+    };
     for (int r = 0; r < tall; ++r, x_gates += x_ld) {
       C* const pre = sums + r * p.nv * W;
       S* saved = save ? at<S>(L.gates, L, t, j + r) + d * L.gates_direction + p.first : nullptr;

@@ -6,6 +6,7 @@
 #include "pack.h"
 #include "common.inl"
 #include "direct.h"
+#include "gates.h"
 #include "forward.inl"
 #include "gradients.inl"
 #include "backward.inl"
