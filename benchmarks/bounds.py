@@ -55,7 +55,8 @@ class Product:
 
 def products(case: Case) -> dict[Product, float]:
     """The products that a call of our layer consists of, and how many of each: forward x W_ih^T and, step by step,
-    h W_hh^T; backward dgates W_hh step by step, dgates W_ih, and the weight gradients dgates^T x and dgates^T h.
+    h W_hh^T (which a layer may make at once: the same operations); backward dgates W_hh step by step, dgates W_ih, and
+    the weight gradients dgates^T x and dgates^T h.
 
     case: without projection, in one direction. Units are padded to whole registers, as in the layer.
     """
