@@ -43,7 +43,7 @@ def results(cell, shape, threads, dtype, ragged=False, **options):
         (1, 70, 70, 110),
         (1, 32, 256, 256),
         (8, 2, 160, 160),
-        (3, 16, 512, 512),
+        (5, 16, 512, 512),
     ],
     ids=lambda shape: ",".join(map(str, shape)),
 )
