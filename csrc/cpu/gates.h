@@ -63,8 +63,7 @@ class GateWeights {
 
  private:
   // Saves x W_ih^T the way through the cache (the sums are the same, bit for bit), but needs rows enough to read W_ih
-  // for at every step, the more the further away it lies. 1.05 to 1.09 times as fast in fp32 from 16 rows on, on tiles
-  // 1.1 to 1.4 times from 32.
+  // for at every step, the more the further away it lies (measured: benchmarks/README.md).
   static bool in_one_product(const Layer& layer, int64_t total) {
     const int groups = Share::by_rows(layer.N, layer.threads) ? layer.threads : 1;
     const int64_t rows = total / layer.T / groups, tiles = (rows + 31) / 32;
