@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/team.h"
 #include "layer.h"
 
 namespace lstmkern {
@@ -110,13 +111,20 @@ class Problem {
     auto sizes = input_.sizes().vec();
     sizes.back() = columns;
     if (batch_first_) std::swap(sizes[0], sizes[1]);
-    Tensor t = at::empty(sizes, input_.options());
+    Tensor t = fresh(sizes);
     if (batch_first_) t = t.transpose(0, 1);
     if (ragged_) zero_past_ends(t);
     return t;
   }
 
-  Tensor state(int64_t columns) const { return at::empty(state_sizes(columns), input_.options()); }
+  // The system hands out pages as they are touched, and a kernel is the first to touch these.
+  Tensor fresh(at::IntArrayRef sizes) const {
+    Tensor t = at::empty(sizes, input_.options());
+    if (!on_device_) cpu::ask_for_huge_pages(t.mutable_data_ptr(), t.nbytes());
+    return t;
+  }
+
+  Tensor state(int64_t columns) const { return fresh(state_sizes(columns)); }
   Tensor none() const { return at::empty({0}, input_.options()); }
   int64_t rows() const { return input_.numel() == 0 ? 0 : input_.numel() / std::max<int64_t>(layer.I, 1); }
   int64_t gates_columns() const { return saved_of(layer.cell) * padded(layer.H); }
@@ -281,7 +289,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor& i
   Tensor c_n = problem.one_step() || !lstm ? problem.none() : problem.state(f.H);
   Tensor all_cells = lstm && (save || cells) ? problem.rows_like_input(f.D * f.H) : problem.none();
   Tensor gates = problem.none();
-  if (save && saved_of(f.cell)) gates = at::empty({f.D, problem.rows(), problem.gates_columns()}, input.options());
+  if (save && saved_of(f.cell)) gates = problem.fresh({f.D, problem.rows(), problem.gates_columns()});
   if (problem.empty()) {
     if (!problem.one_step()) h_n.copy_(h0);
     if (!problem.one_step() && lstm) c_n.copy_(*c0);
@@ -325,7 +333,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   Tensor grad_c0 = need_state && lstm ? problem.state(b.H) : problem.none();
   std::vector<Tensor> grad_weights;
   for (const Tensor& w : weights)
-    grad_weights.push_back(need_weights ? at::empty(w.sizes(), input.options()) : problem.none());
+    grad_weights.push_back(need_weights ? problem.fresh(w.sizes()) : problem.none());
   if (problem.empty()) {
     for (Tensor& g : grad_weights) g.zero_();
     if (need_state) {

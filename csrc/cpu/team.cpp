@@ -96,6 +96,18 @@ Pool& pool() {
 
 }  // namespace
 
+void ask_for_huge_pages(void* data, size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (bytes < kHugePage) return;
+  // Whole pages only: the rest of the first and the last one is somebody else's.
+  const uintptr_t page = sysconf(_SC_PAGESIZE), begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) / page * page;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 Workspace::Workspace(size_t bytes) {
   // Sizes in steps of an eighth, so that calls of nearly the same size share blocks.
   size_t grain = 4096;
@@ -122,9 +134,7 @@ Workspace::Workspace(size_t bytes) {
   bytes_ = (bytes_ + align - 1) / align * align;
   void* data = nullptr;
   if (posix_memalign(&data, align, bytes_) != 0) throw std::bad_alloc();
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (bytes_ >= kHugePage) madvise(data, bytes_, MADV_HUGEPAGE);
-#endif
+  ask_for_huge_pages(data, bytes_);
   data_ = static_cast<char*>(data);
 #if defined(__SANITIZE_ADDRESS__)
   std::memset(data_, 0xff, bytes_);  // NaN in every type: a sum that took in what nobody wrote does not pass a test
