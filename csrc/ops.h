@@ -332,8 +332,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   Tensor grad_h0 = need_state ? problem.state(b.P) : problem.none();
   Tensor grad_c0 = need_state && lstm ? problem.state(b.H) : problem.none();
   std::vector<Tensor> grad_weights;
-  for (const Tensor& w : weights)
-    grad_weights.push_back(need_weights ? problem.fresh(w.sizes()) : problem.none());
+  for (const Tensor& w : weights) grad_weights.push_back(need_weights ? problem.fresh(w.sizes()) : problem.none());
   if (problem.empty()) {
     for (Tensor& g : grad_weights) g.zero_();
     if (need_state) {

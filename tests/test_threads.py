@@ -70,6 +70,25 @@ def same_bits(cell, shape, dtype, **options):
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+def test_same_bits_in_a_batch_of_any_size(cell, dtype):
+    """A sequence's results and gradient do not depend on how many there are: tiles of rows have every height."""
+    torch.manual_seed(0)
+    module = getattr(lstmkern, cell)(40, 50, dtype=dtype)
+    x, grad = torch.randn(6, 70, 40, dtype=dtype), torch.randn(6, 70, 50, dtype=dtype)
+
+    def first(N):
+        rows = x[:, :N].clone().requires_grad_()
+        output = module(rows)[0]
+        return output, *torch.autograd.grad(output, rows, grad[:, :N])
+
+    expected = first(70)
+    for N in range(5, 70):
+        for result, whole in zip(first(N), expected, strict=True):
+            assert torch.equal(result, whole[:, :N]), N
+
+
 # Beside others. What may hang runs in a process that is given up after a while.
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -63,8 +63,8 @@ class BackwardKernel {
     w_hr = memory.take<X>(project ? hidden.template packed<X>(L.P) : 0);
     carry = memory.take<C>(L.N * Hp);
     for (int half = 0; half < halves; ++half)
-      chunks[half] = {memory.take<X>((chunk_rows + kSlack) * planes.ld + WeightGradients<CELL, S>::kCut),
-                      memory.take<X>(project ? (chunk_rows + kSlack) * projected_ld : 0),
+      chunks[half] = {memory.take<X>(chunk_rows * planes.ld + WeightGradients<CELL, S>::kCut),
+                      memory.take<X>(project ? chunk_rows * projected_ld : 0),
                       memory.take<X>(project ? chunk_rows * Hp : 0)};
     row_out = memory.take<S*>(ranks * chunk_rows);
     weight_gradients.carve(memory, halves);
@@ -235,7 +235,8 @@ class BackwardKernel {
     if (j1 <= j0) return;
     if (!direct) {
       const int64_t K = G * planes.plane;
-      const X *panel = packed + p.offset<X>(K), *after = packed + next.offset<X>(K);
+      const bool kept = ld * K * int64_t(sizeof(X)) <= kKept;
+      const X *panel = packed + p.offset<X>(K), *after = kept ? panel : packed + next.offset<X>(K);
       if (once) {
         X* to = own + rank * kWide * W * depth<X>(K);
         pack_gates(to, p, static_cast<const S*>(w), ld, plane_of);

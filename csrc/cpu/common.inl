@@ -76,6 +76,9 @@ struct Steps {
   }
 };
 
+// Panels of so many bytes in all stay in a core's second-level cache from step to step: no need to ask for the next.
+constexpr int64_t kKept = 1 << 20;
+
 // Weights come from further away than anything else: to read them is worth as much as about so many rows.
 constexpr int64_t kReading = 3;
 
@@ -91,8 +94,7 @@ constexpr int64_t kReading = 3;
 // after a barrier, may divide them anew. Its chunks, where there are several, take turns between two halves of their
 // buffers: the products that read one half run while the next chunk fills the other, and the barrier after that chunk
 // comes before this half is filled again. The weight gradients' rows and dx's rows (or columns) are divided anew, each
-// written by one thread. AMX reads rows past its own thread's (up to kSlack), and nobody looks at what it makes of
-// them.
+// written by one thread.
 struct Share {
   int groups, members;  // row groups, members of each
   int group, member;
@@ -153,9 +155,6 @@ inline int64_t count_rows(const Layer& layer) {
   for (int64_t t = 0; t < layer.T; ++t) rows += layer.active[t];
   return rows;
 }
-
-// Rows of the kernel's own buffers that may be read past the last one: AMX works on 16 or 32 rows, always.
-constexpr int64_t kSlack = LSTMKERN_BF16 == 2 ? 32 : 0;
 
 // Row length in a buffer of the kernel's own: rows a multiple of 1 KiB apart would fall on the same lines of the
 // first-level cache, so such lengths get one more line.

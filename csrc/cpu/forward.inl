@@ -60,12 +60,12 @@ class ForwardKernel {
     w_hr = memory.take<X>(project ? projected.template packed<X>(L.H) : 0);
     bias = memory.take<C>(G * Hp);
     bias_hn = memory.take<C>(Hp);
-    h[0] = memory.take<X>((L.N + kSlack) * h_ld);
-    h[1] = memory.take<X>((L.N + kSlack) * h_ld);
-    full = memory.take<X>(project ? (L.N + kSlack) * full_ld : 0);
+    h[0] = memory.take<X>(L.N * h_ld);
+    h[1] = memory.take<X>(L.N * h_ld);
+    full = memory.take<X>(project ? L.N * full_ld : 0);
     c = memory.take<C>(CELL == Cell::lstm ? L.N * Hp : 0);
     gates = memory.take<C>(all_rows * gates_ld);
-    staged = memory.take<X>(staging && !joint ? (all_rows + kSlack) * depth<X>(L.I) : 0);
+    staged = memory.take<X>(staging && !joint ? all_rows * depth<X>(L.I) : 0);
     rows = memory.take<const X*>(all_rows);
   }
 

@@ -11,7 +11,7 @@ class GateWeights {
   const Layer& L;
   const Weights& w;
   const UnitPanels<CELL, X, C> units;
-  const bool direct, once;
+  const bool direct, once, kept;
   X *w_ih, *w_hh;  // panels; where joint, w_ih's lie before w_hh's; where once, of each rank the one at hand
 
  public:
@@ -24,6 +24,7 @@ class GateWeights {
         units{layer.H},
         direct(few_rows_forward<X>(layer, total)),
         once(layer.T == 1),
+        kept(units.packed(layer.I + layer.P) * int64_t(sizeof(X)) <= kKept),
         joint(!direct && (once || in_one_product(layer, total))),
         x_columns(joint ? depth<X>(layer.I) : 0) {}
 
@@ -56,7 +57,7 @@ class GateWeights {
   INLINE void multiply_step(int rank, int64_t j0, int64_t j1, const Panel& p, const Panel& next, A&& row, F&& receive) {
     if (direct) return multiply_direct(j0, j1, p, next, L.P, w.w_hh, row, receive);
     const int64_t K = x_columns + L.P;
-    X *panel = w_hh + units.offset(p, K), *after = w_hh + units.offset(next, K);
+    X *panel = w_hh + units.offset(p, K), *after = kept ? panel : w_hh + units.offset(next, K);
     if (once) pack_step(panel = after = w_hh + rank * units.largest(K), p);
     multiply_panel<C>(L.N == 1, j0, j1, p.nv, K, panel, after, row, receive, x_columns);
   }
@@ -67,7 +68,8 @@ class GateWeights {
   static bool in_one_product(const Layer& layer, int64_t total) {
     const int groups = Share::by_rows(layer.N, layer.threads) ? layer.threads : 1;
     const int64_t rows = total / layer.T / groups, tiles = (rows + 31) / 32;
-    if (on_tiles<X> && 4 * rows < 3 * tiles * (rows <= 16 * tiles ? 16 : 32)) return false;  // much of them empty
+    // Tiles that are a quarter lower than they could be are too low for what they load.
+    if (on_tiles<X> && 4 * rows < 3 * tiles * (rows <= 16 * tiles ? 16 : 32)) return false;
     const int64_t weights = G * layer.H * (layer.I + layer.P) * sizeof(X) * groups / layer.threads;
     return rows >= 4 + weights / (1 << 20);
   }

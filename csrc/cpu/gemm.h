@@ -8,7 +8,8 @@
 // how rows are cut into tiles or shared between threads.
 //
 // Weights that have left the second-level cache would stall the first tile of every panel, so each tile asks for a
-// share of the next panel while it works on this one (`ahead`: K lines from there; worth 3 to 30 % of a product).
+// share of the next panel while it works on this one (`ahead`: K lines from there; on tiles, which take many rows, all
+// of the `share`, in elements; worth 3 to 30 % of a product).
 
 template <class X>
 struct WordOf {
@@ -139,15 +140,23 @@ INLINE Kernel<W, C> kernel_for(int rows) {
   return kernel<1, MR, NV, W, C>;
 }
 
-// Rows of A: a[r][k]. On tiles they must be equally far apart, with 32 of them readable, unless one is `alone` in its
-// batch. (Its sums round differently, so that must not depend on how the batch is shared.)
+// To come before multiply(): of `rows` rows each time, or one less.
+template <class X>
+INLINE void prepare([[maybe_unused]] int rows) {
+#if LSTMKERN_BF16 == 2
+  if constexpr (on_tiles<X>) prepare_tiles(rows);
+#endif
+}
+
+// Rows of A: a[r][k]. On tiles they must be equally far apart, and prepared for, unless one is `alone` in its batch.
+// (Its sums round differently, so that must not depend on how the batch is shared.)
 template <class X, class C>
 INLINE void multiply(bool alone, int rows, int nv, const X* const* a, const X* panel, int64_t K, Tile<C>& tile,
-                     const X* ahead, int64_t turn = 0) {
+                     const X* ahead, [[maybe_unused]] int64_t share, int64_t turn = 0) {
 #if LSTMKERN_BF16 == 2
   if constexpr (on_tiles<X>) {
     if (alone) return multiply_row(nv, a[0], panel, words<X>(K), tile.sums, ahead, words<X>(turn));
-    return multiply_tiles(rows, nv, a, panel, words<X>(K), tile.sums, ahead, words<X>(turn));
+    return multiply_tiles(rows, nv, a, panel, words<X>(K), tile.sums, ahead, share, words<X>(turn));
   }
 #endif
   using W = Word<X>;
@@ -167,13 +176,15 @@ template <class X>
 constexpr int kAcross = on_tiles<X> ? 4 : 3;
 
 template <class X, class C>
-INLINE void multiply_packed(int nv, const X* a, const X* panel, int64_t K, Tile<C>& tile, const X* ahead) {
+INLINE void multiply_packed(int nv, const X* a, const X* panel, int64_t K, Tile<C>& tile, const X* ahead,
+                            [[maybe_unused]] int64_t share) {
   using W = Word<X>;
   constexpr int down = kDown<X>;
   const X* rows[down];
   for (int r = 0; r < down; ++r) rows[r] = a + r * (on_tiles<X> ? depth<X>(K) : per_word<X>);
   if constexpr (on_tiles<X>) {
-    multiply(false, down, nv, rows, panel, K, tile, ahead);
+    prepare<X>(down);
+    multiply(false, down, nv, rows, panel, K, tile, ahead, share);
   } else {
     Kernel<W, C> f = nv == 1   ? kernel<down, down, 1, W, C>
                      : nv == 2 ? kernel<down, down, 2, W, C>
@@ -198,18 +209,22 @@ INLINE void for_tiles(int64_t first, int64_t last, int most, F&& f) {
 
 // Rows [j0, j1) times one panel, tile by tile: row(j) is where row j of A lies (and the place to ask for what will be
 // needed with it), receive(j, rows, sums) takes a tile's sums [rows][nv * W], its own to change. `next` is the panel
-// that will be multiplied after this one; alone: the batch has one row; turn: the k at which a second product begins.
+// that will be multiplied after this one, or this one again if the cache has the next one anyway; alone: the batch has
+// one row; turn: the k at which a second product begins.
 template <class C, class X, class A, class F>
 INLINE void multiply_panel(bool alone, int64_t j0, int64_t j1, int nv, int64_t K, const X* panel, const X* next,
                            A&& row, F&& receive, int64_t turn = 0) {
+  if (j1 <= j0) return;
   const int most = tile_rows<X>(nv);
-  const int64_t shared = words<X>(K) * nv * width<C> * per_word<X> / (j1 > j0 ? (j1 - j0 + most - 1) / most : 1);
+  const int64_t tiles = (j1 - j0 + most - 1) / most;
+  const int64_t share = next == panel ? 0 : words<X>(K) * nv * width<C> * per_word<X> / tiles;
+  if (!alone) prepare<X>(static_cast<int>((j1 - j0 + tiles - 1) / tiles));
   for_tiles(j0, j1, most, [&](int64_t j, int tall) {
     const X* a[kMaxRows];
     for (int r = 0; r < tall; ++r) a[r] = row(j + r);
     Tile<C> tile;
-    multiply(alone, tall, nv, a, panel, K, tile, next, turn);
-    next += shared;
+    multiply(alone, tall, nv, a, panel, K, tile, next, share, turn);
+    next += share;
     receive(j, tall, tile.sums);
   });
 }

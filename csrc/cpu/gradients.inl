@@ -180,8 +180,9 @@ class WeightGradients {
       const X* next = panel + p.nv * W * depth<X>(count);
       for (int64_t i = 0; i < tiles; ++i) {
         Tile<C> tile;
-        multiply_packed(p.nv, packed + i * size, panel, count, tile, next);
-        next += p.nv * W * depth<X>(count) / tiles;
+        const int64_t share = p.nv * W * depth<X>(count) / tiles;
+        multiply_packed(p.nv, packed + i * size, panel, count, tile, next, share);
+        next += share;
         const C* sum = tile.sums;
         for (int64_t r = 0; r < down && unit + i * down + r < units; ++r) {
           C* to = into + (unit + i * down + r) * columns.count + p.first;

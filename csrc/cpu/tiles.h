@@ -2,70 +2,88 @@
 // Intel, Architecture Instruction Set Extensions, "Intel AMX": row i of the second operand holds the pair (2i, 2i+1)
 // of every column, which is just how panels of pairs lie.
 
+// Tile registers: sums in 0 to 3, rows of A in 4, the panel's in 5.
+constexpr int kTileOfB = 5;
+
 struct alignas(64) TileConfig {
   uint8_t palette, start_row, reserved[14];
   uint16_t row_bytes[16];
   uint8_t rows[16];
 };
 
-// Tile registers belong to a thread that has said how it uses them.
-struct TileScope {
-  TileScope() {
-    TileConfig config{};
-    config.palette = 1;
-    for (int i = 0; i < 8; ++i) {
-      config.row_bytes[i] = 64;
-      config.rows[i] = 16;
-    }
-    _tile_loadconfig(&config);
+// Rows of a tile of sums and of one of A, as this thread has told its tile registers; 0: nothing. A product takes as
+// many cycles.
+inline __thread int tile_high = 0;
+
+INLINE void configure_tiles(int high) {
+  if (high == tile_high) return;
+  TileConfig config{};
+  config.palette = 1;
+  for (int i = 0; i < 8; ++i) {
+    config.row_bytes[i] = 64;
+    config.rows[i] = i == kTileOfB ? 16 : high;
   }
-  ~TileScope() { _tile_release(); }
+  asm volatile("" : : "r"(&config) : "memory");  // GCC takes _tile_loadconfig to read 8 bytes
+  _tile_loadconfig(&config);
+  tile_high = high;
+}
+
+// Tile registers are a thread's while it has a use for them.
+struct TileScope {
+  ~TileScope() {
+    if (tile_high) _tile_release();
+    tile_high = 0;
+  }
 };
 
-// Sums of 16 * Down rows, Across registers of columns at a time; turn as for kernel() in gemm.h. The fewer tiles are in
-// use, the more the core has left for what is loaded next: beside the sums one for rows and one for columns, loaded
-// anew for each product that needs another. On a core of its own that is as fast as keeping tiles for a second use (to
-// a twentieth), otherwise up to twice as fast (benchmarks/README.md).
+// Prepares for tiles of `rows` rows or one less: two halves that may overlap, or one where that is high enough.
+INLINE void prepare_tiles(int rows) { configure_tiles(rows <= 16 ? rows : (rows + 1) / 2); }
+
+// Sums of tile_high rows and, if Down is 2, of as many again from row `lower` on; Across registers of columns at a
+// time, each time asking for `lines` lines from `ahead` on with every 16 words; turn as for kernel() in gemm.h. The
+// fewer tiles are in use, the more the core has left for what is loaded next: beside the sums one for rows and one for
+// columns, loaded anew for each product that needs another. On a core of its own that is as fast as keeping tiles for a
+// second use (to a twentieth), otherwise up to twice as fast (benchmarks/README.md).
 template <int NV, int Down, int Across, int First = 0>
-INLINE void tile_sums(const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* sums, const bf16* ahead,
-                      int64_t turn) {
+INLINE void tile_sums(int lower, const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* sums,
+                      const bf16* ahead, int lines, int64_t turn) {
   constexpr int64_t ldb = NV * 64;  // bytes
-  constexpr bool lower = Down > 1, right = Across > 1 && First + 1 < NV;
-  const bf16* const a_lower = reinterpret_cast<const bf16*>(reinterpret_cast<const char*>(a) + 16 * lda);
+  constexpr bool two = Down > 1, right = Across > 1 && First + 1 < NV;
+  const bf16* const a_lower = reinterpret_cast<const bf16*>(reinterpret_cast<const char*>(a) + lower * lda);
   int64_t k = 0;
   for (int64_t end = turn ? turn : K;; end = K) {
     _tile_zero(0);
-    if constexpr (lower) _tile_zero(1);
+    if constexpr (two) _tile_zero(1);
     if constexpr (right) _tile_zero(2);
-    if constexpr (lower && right) _tile_zero(3);
+    if constexpr (two && right) _tile_zero(3);
     for (; k < end; k += 16) {
-      if (First == 0)
-        for (int i = 0; i < 16; ++i) __builtin_prefetch(ahead + (k + i) * 32, 0, 2);
+      for (int i = 0; i < lines; ++i, ahead += 32) __builtin_prefetch(ahead, 0, 2);
       const bf16* b = panel + (k * NV + First) * 32;
       _tile_loadd(5, b, ldb);
       _tile_loadd(4, a + k * 2, lda);
       _tile_dpbf16ps(0, 4, 5);
-      if constexpr (lower) {
+      if constexpr (two) {
         _tile_loadd(4, a_lower + k * 2, lda);
         _tile_dpbf16ps(1, 4, 5);
       }
       if constexpr (right) {
         _tile_loadd(5, b + 32, ldb);
-        if constexpr (lower) {
+        if constexpr (two) {
           _tile_dpbf16ps(3, 4, 5);
           _tile_loadd(4, a + k * 2, lda);
         }
         _tile_dpbf16ps(2, 4, 5);
       }
     }
-    float *const to = sums + (end < K ? kTile<float> : 0) + First * 16, *const to_lower = to + 16 * NV * 16;
+    float *const to = sums + (end < K ? kTile<float> : 0) + First * 16, *const to_lower = to + lower * NV * 16;
     _tile_stored(0, to, ldb);
-    if constexpr (lower) _tile_stored(1, to_lower, ldb);
+    if constexpr (two) _tile_stored(1, to_lower, ldb);
     if constexpr (right) _tile_stored(2, to + 16, ldb);
-    if constexpr (lower && right) _tile_stored(3, to_lower + 16, ldb);
+    if constexpr (two && right) _tile_stored(3, to_lower + 16, ldb);
     if (end == K) break;
   }
-  if constexpr (First + Across < NV) tile_sums<NV, Down, Across, First + Across>(a, lda, panel, K, sums, ahead, turn);
+  if constexpr (First + Across < NV)
+    tile_sums<NV, Down, Across, First + Across>(lower, a, lda, panel, K, sums, ahead, lines, turn);
 }
 
 // One row leaves tiles nearly empty; vectors of pairs read the same panels about as fast as tiles at their best, and up
@@ -110,23 +128,27 @@ INLINE void multiply_row(int nv, const bf16* a, const bf16* panel, int64_t K, fl
   }
 }
 
-// 32 rows go through the panel column by column as long as they stay in the first-level cache.
+// Two tiles of rows go through the panel column by column as long as they stay in the first-level cache.
 template <int NV>
 INLINE void multiply_tiles(int rows, const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* sums,
-                           const bf16* ahead, int64_t turn) {
-  if (rows <= 16) return tile_sums<NV, 1, 2>(a, lda, panel, K, sums, ahead, turn);
-  if (K <= 128) return tile_sums<NV, 2, 1>(a, lda, panel, K, sums, ahead, turn);
-  tile_sums<NV, 2, 2>(a, lda, panel, K, sums, ahead, turn);
+                           const bf16* ahead, int64_t share, int64_t turn) {
+  const int lower = rows - tile_high;
+  const bool one_by_one = lower && K <= 128;
+  const int64_t times = K / 16 * (one_by_one ? NV : (NV + 1) / 2);
+  const int lines = static_cast<int>((share / 32 + times - 1) / times);
+  if (!lower) return tile_sums<NV, 1, 2>(lower, a, lda, panel, K, sums, ahead, lines, turn);
+  if (one_by_one) return tile_sums<NV, 2, 1>(lower, a, lda, panel, K, sums, ahead, lines, turn);
+  tile_sums<NV, 2, 2>(lower, a, lda, panel, K, sums, ahead, lines, turn);
 }
 
-// As multiply() in gemm.h. All 16 or 32 rows are computed, whatever `rows` says.
+// As multiply() in gemm.h, after prepare_tiles().
 INLINE void multiply_tiles(int rows, int nv, const bf16* const* a, const bf16* panel, int64_t K, float* sums,
-                           const bf16* ahead, int64_t turn) {
+                           const bf16* ahead, int64_t share, int64_t turn) {
   const int64_t lda = rows > 1 ? (a[1] - a[0]) * int64_t(sizeof(bf16)) : 0;
   switch (nv) {
-    case 1: return multiply_tiles<1>(rows, a[0], lda, panel, K, sums, ahead, turn);
-    case 2: return multiply_tiles<2>(rows, a[0], lda, panel, K, sums, ahead, turn);
-    case 3: return multiply_tiles<3>(rows, a[0], lda, panel, K, sums, ahead, turn);
-    default: return multiply_tiles<4>(rows, a[0], lda, panel, K, sums, ahead, turn);
+    case 1: return multiply_tiles<1>(rows, a[0], lda, panel, K, sums, ahead, share, turn);
+    case 2: return multiply_tiles<2>(rows, a[0], lda, panel, K, sums, ahead, share, turn);
+    case 3: return multiply_tiles<3>(rows, a[0], lda, panel, K, sums, ahead, share, turn);
+    default: return multiply_tiles<4>(rows, a[0], lda, panel, K, sums, ahead, share, turn);
   }
 }
