@@ -2,9 +2,7 @@
 
 import pytest
 
-from lstmkern.bench.cases import Case
-
-MIDDLE = (32, 32, 256, 256)
+from lstmkern.bench.cases import MIDDLE, Case
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["infer", "train"])

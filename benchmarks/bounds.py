@@ -1,13 +1,15 @@
-"""What bounds every layer of the goals' table (fp32) on this machine, and what each goal would take.
+"""What bounds every layer of the goals' table on this machine, and what each goal would take.
 
-    python -m benchmarks.bounds [--threads 1] [--seconds 180] [--shape T,N,I,H[,layers] ...] [--out benchmarks/results]
+    python -m benchmarks.bounds [--threads 1] [--seconds 360] [--shape T,N,I,H[,layers] ...] [--out benchmarks/results]
+
+fp32 and bf16 have the table's shapes, fp64 and fp16, whose goals are the same for every layer, one in the middle.
 
 The cases take turns, over and over, so that what else the machine does meets them all. A round measures, one after the
-other in one process: torch.nn's layer; the peak of fused multiply-adds (lstmkern/bench/roofline.py); our microkernel on
-operands in the first-level cache; every product that the layer is made of, by itself, at its real size
-(csrc/cpu/product.inl); how fast the recurrent weights can be read, where that and not the operations is the bound; our
-layer. Shares of the peak are those of the same round, and the median over the rounds is given. Prints Markdown; with
---out also writes bounds.json and bounds.md there.
+other in one process: torch.nn's layer; the peak of fused multiply-adds (lstmkern/bench/roofline.py), in the fastest
+unit that the processor has for the dtype; our microkernel on operands in the first-level cache; every product that the
+layer is made of, by itself, at its real size (csrc/cpu/product.inl); how fast the recurrent weights can be read, where
+that and not the operations is the bound; our layer. Shares of the peak are those of the same round, and the median over
+the rounds is given. Prints Markdown; with --out also writes bounds.json and bounds.md there.
 """
 
 from __future__ import annotations
@@ -17,40 +19,55 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from rich.progress import track
 
 from lstmkern import _extension
 from lstmkern.bench import report
-from lstmkern.bench.cases import GATES, SHAPES, Case, Contest, goal
+from lstmkern.bench.cases import GATES, MIDDLE, SHAPES, Case, Contest, goal
 from lstmkern.bench.goals import cases_for, parse_shape
 from lstmkern.bench.measure import Pairs, quiet
 from lstmkern.bench.roofline import Roofline, cache_sizes, fma_rate, read_rate
 
 SLICE = 5e-3  # seconds of one measurement of a rate or a product
 TURN = 0.4  # seconds that a case has before it is the next one's turn, so that a busy neighbour does not meet one alone
-LANES = {"baseline": 4, "avx2": 8, "avx512": 16}  # fp32 values in a register
+BYTES = {"baseline": 16, "avx2": 32, "avx512": 64}  # of a register
 CHUNK = 384  # rows that a layer brings together for its other products, beside those of a step (csrc/cpu/backward.inl)
 
 
 @dataclass(frozen=True)
 class Product:
-    """rows x K times K x (gates * columns). gates, down: see csrc/cpu/product.h."""
+    """rows x K times K x (gates * columns). gates, down, dtype: see csrc/cpu/product.h."""
 
     rows: int
     K: int
     columns: int
     gates: int = 1
     down: bool = False
+    dtype: str = "fp32"
 
     def flops(self) -> int:
         return 2 * self.rows * self.K * self.columns * self.gates
 
     def seconds(self, threads: int = 1, duration: float = SLICE) -> float:
         """Seconds that it takes by itself."""
-        return _extension.cpu_product("fp32", self.rows, self.K, self.columns, self.gates, self.down, threads, duration)
+        return _extension.cpu_product(
+            self.dtype, self.rows, self.K, self.columns, self.gates, self.down, threads, duration
+        )
+
+
+def operand_bytes(dtype: str) -> int:
+    """Of a value as layers of ``dtype`` multiply it: 16-bit ones in fp32 unless there are products of them."""
+    if dtype == "bf16" and _extension.cpu_capability(bf16=True) in ("amx", "avx512_bf16"):
+        return 2
+    return 8 if dtype == "fp64" else 4
+
+
+def lanes(dtype: str, capability: str) -> int:
+    """Sums in a register."""
+    return BYTES[capability] // (8 if dtype == "fp64" else 4)
 
 
 def products(case: Case) -> dict[Product, float]:
@@ -64,7 +81,8 @@ def products(case: Case) -> dict[Product, float]:
         raise ValueError(f"{case}: only layers of one direction without projection")
     G, H, N, tokens = GATES[case.cell], case.H, case.N, case.T * case.N
     chunk = min(tokens, CHUNK + N)
-    deep = G * -(-H // 16) * 16  # columns of dgates
+    whole = lanes(case.dtype, _extension.cpu_capability())
+    deep = G * -(-H // whole) * whole  # columns of dgates
     found: dict[Product, float] = {}
     for layer in range(case.layers):
         I = case.I if layer == 0 else H  # noqa: E741
@@ -77,16 +95,18 @@ def products(case: Case) -> dict[Product, float]:
                 (Product(G * H, chunk, H, down=True), tokens / chunk),
             ]
         for product, count in parts:
+            product = replace(product, dtype=case.dtype)
             found[product] = found.get(product, 0) + count
     return found
 
 
-def microkernel(cell: str, capability: str, L1: int, threads: int) -> tuple[Product, int]:
+def microkernel(cell: str, dtype: str, capability: str, L1: int, threads: int) -> tuple[Product, int]:
     """A product on one panel of a layer of ``cell`` that lies in half of each first-level cache (``L1`` bytes), and the
     operations in it: a panel is whole registers, so more than the one unit that is asked for."""
-    G, lanes = GATES[cell], LANES[capability]
-    product = Product(24 * threads, L1 // 2 // (4 * G * lanes), 1, G)  # 24 rows: whole tiles of every instruction set
-    return product, product.flops() * lanes
+    G, columns, size = GATES[cell], lanes(dtype, capability), operand_bytes(dtype)
+    rows = 32 if size == 2 else 24  # whole tiles
+    product = Product(rows * threads, L1 // 2 // (size * G * columns), 1, G, dtype=dtype)
+    return product, product.flops() * columns
 
 
 @dataclass(frozen=True)
@@ -103,15 +123,16 @@ class Reading:
 def probe(case: Case, roofline: Roofline) -> Callable[[], Reading]:
     """A function that takes a Reading for ``case``."""
     threads, parts = roofline.threads, products(case)
-    micro, flops = microkernel(case.cell, _extension.cpu_capability(), cache_sizes().get("L1", 2**15), threads)
+    L1, rate = cache_sizes().get("L1", 2**15), roofline.unit(case.dtype)
+    micro, flops = microkernel(case.cell, case.dtype, _extension.cpu_capability(), L1, threads)
     streams = roofline.floor(case).bound == "bytes"
 
     def read() -> Reading:
-        before = fma_rate("fp32", threads, seconds=SLICE)
+        before = fma_rate(rate, threads, seconds=SLICE)
         small = flops / micro.seconds(threads)
         seconds = {product: product.seconds(threads) for product in parts}
         arrives = read_rate(case.recurrent_bytes(), threads, SLICE) if streams else None
-        peak = (before + fma_rate("fp32", threads, seconds=SLICE)) / 2
+        peak = (before + fma_rate(rate, threads, seconds=SLICE)) / 2
         return Reading(peak, small, seconds, roofline.floor(case, peak, arrives).seconds)
 
     return read
@@ -133,6 +154,7 @@ def summarize(
     result = {
         "cell": case.cell,
         "shape": case.shape,
+        "dtype": case.dtype,
         "train": case.train,
         "rounds": len(readings),
         "peak_gflops": statistics.median(r.peak for r in readings) / 1e9,
@@ -228,10 +250,15 @@ def needed(case: dict) -> str:
     }[case["verdict"]]
 
 
-def bounds_table(cases: Sequence[dict]) -> str:
-    """Markdown: every case in shares of the peak."""
-    head = ["fp32: T,N,I,H,layers", "", "peak, GFLOP/s", "roofline", "microkernel in L1", "products alone", "our layer"]
-    head += ["torch.nn", "cell and rest", "ratio / goal", "the goal needs", "which takes"]
+def bounds_tables(cases: Sequence[dict]) -> str:
+    """Markdown: every case in shares of the peak, a table for each dtype."""
+    dtypes = dict.fromkeys(case["dtype"] for case in cases)
+    return "\n".join(bounds_table(dtype, [case for case in cases if case["dtype"] == dtype]) for dtype in dtypes)
+
+
+def bounds_table(dtype: str, cases: Sequence[dict]) -> str:
+    head = [f"{dtype}: T,N,I,H,layers", "", "peak, GFLOP/s", "roofline", "microkernel in L1", "products alone"]
+    head += ["our layer", "torch.nn", "cell and rest", "ratio / goal", "the goal needs", "which takes"]
     rows = []
     for case in cases:
         shares = case["shares"]
@@ -260,15 +287,21 @@ def streaming_table(lines: Sequence[dict]) -> str:
 
 
 def digest(cases: Sequence[dict]) -> str:
-    """One sentence on how the goals stand; empty without cases."""
-    if not (wanted := [c for c in cases if c["goal"]]):
+    """A sentence for each dtype on how the goals stand; empty without cases."""
+    parts = []
+    for dtype in dict.fromkeys(c["dtype"] for c in cases if c["goal"]):
+        wanted = [c for c in cases if c["goal"] and c["dtype"] == dtype]
+        count = {key: sum(c["verdict"] == key for c in wanted) for key in VERDICTS}
+        parts.append(
+            f"of {len(wanted)} {dtype} goals {count['reached']} are reached; {count['machine']} would need more "
+            f"operations or bytes per second than this machine has, {count['products']} faster products than ours, "
+            f"{count['rest']} less time beside the products."
+        )
+    if not parts:
         return ""
-    count = {key: sum(c["verdict"] == key for c in wanted) for key in VERDICTS}
     return (
-        f"What bounds a layer ([table](benchmarks/results/bounds.md), [reading it](benchmarks/README.md#what-bounds-a-"
-        f"layer)): of {len(wanted)} fp32 goals {count['reached']} are reached; {count['machine']} would need more "
-        f"operations or bytes per second than this machine has, {count['products']} faster products than ours, "
-        f"{count['rest']} less time beside the products."
+        "What bounds a layer ([table](benchmarks/results/bounds.md), [reading it](benchmarks/README.md#what-bounds-a-"
+        f"layer)): {' '.join([parts[0], *(p.capitalize() for p in parts[1:])])}"
     )
 
 
@@ -305,17 +338,19 @@ def main(argv: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=180)
+    parser.add_argument("--seconds", type=float, default=360)
     parser.add_argument("--shape", type=parse_shape, nargs="+", help="only these (default: the goals', T 1 aside)")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     # A step of one row is a call's overhead, not a product.
     shapes = args.shape or [sizes for sizes in SHAPES if sizes[0] > 1]
     about = report.context(args.threads)
-    results = run(Console(stderr=True), cases_for(shapes, ["LSTM", "GRU"], ["fp32"]), args.threads, args.seconds)
+    cells = ["LSTM", "GRU"]
+    cases = cases_for(shapes, cells, ["fp32", "bf16"]) + cases_for(args.shape or [MIDDLE], cells, ["fp64", "fp16"])
+    results = run(Console(stderr=True), cases, args.threads, args.seconds)
     text = f"{report.machine_line(about)}, threads: {args.threads}; `{about['command']}`\n\n{TEXT}\n"
-    text += f"{bounds_table(results['cases'])}\n"
-    text += "The same product as its weights grow out of the caches:\n\n" + streaming_table(results["streaming"])
+    text += f"{bounds_tables(results['cases'])}\nIn fp32, the same product as its weights grow out of the caches:\n\n"
+    text += streaming_table(results["streaming"])
     print(text)
     if args.out:
         report.write_json(args.out / "bounds.json", about, **results)

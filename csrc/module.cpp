@@ -1,6 +1,9 @@
 // The Python module lstmkern._C: what was built, and what runs. Loading it registers the operators of ops.cpp.
 #include <pybind11/pybind11.h>
 
+#include <map>
+#include <string>
+
 #include "cpu/peak.h"
 #include "cpu/product.h"
 #include "eager.h"
@@ -22,16 +25,19 @@ PYBIND11_MODULE(_C, m) {
       "cpu_product",
       [](const std::string& dtype, int64_t rows, int64_t K, int64_t columns, int gates, bool down, int threads,
          double seconds) {
-        const auto type = dtype == "fp32"   ? lstmkern::DType::f32
-                          : dtype == "fp64" ? lstmkern::DType::f64
-                                            : lstmkern::DType::bf16;  // refused
-        return lstmkern::cpu::product_seconds({type, rows, K, columns, gates, down}, threads, seconds);
+        const std::map<std::string, lstmkern::DType> types = {{"fp32", lstmkern::DType::f32},
+                                                              {"fp64", lstmkern::DType::f64},
+                                                              {"bf16", lstmkern::DType::bf16},
+                                                              {"fp16", lstmkern::DType::f16}};
+        const auto found = types.find(dtype);
+        if (found == types.end()) throw py::value_error("dtype must be fp32, fp64, bf16 or fp16");
+        return lstmkern::cpu::product_seconds({found->second, rows, K, columns, gates, down}, threads, seconds);
       },
       py::arg("dtype"), py::arg("rows"), py::arg("K"), py::arg("columns"), py::arg("gates") = 1,
       py::arg("down") = false, py::arg("threads") = 1, py::arg("seconds") = 0.01,
       py::call_guard<py::gil_scoped_release>(),
-      "Seconds for rows x K times K x (gates * columns), packed as a layer's weights, without anything else that a"
-      " layer does; down: a product of weight gradients");
+      "Seconds for rows x K times K x (gates * columns), packed as the weights of a layer of this dtype, without"
+      " anything else that a layer does; down: a product of weight gradients");
   m.def(
       "build_info",
       [] {

@@ -163,10 +163,11 @@ def test_guard_without_valgrind_reports_ratios(monkeypatch, capsys):
 
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 @pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("dtype", ["fp32", "fp64", "bf16", "fp16"])
 @pytest.mark.parametrize("shape", [(16, 64, 64, 64, 2), (70, 64, 400, 1152, 1), (35, 20, 640, 656, 2)])
-def test_products_are_the_work_of_the_layer(cell, train, shape):
+def test_products_are_the_work_of_the_layer(cell, train, dtype, shape):
     """Sizes of whole registers, so that nothing is padded: the products' operations are the layer's."""
-    case = Case(cell, *shape, train=train)
+    case = Case(cell, *shape, dtype=dtype, train=train)
     work = sum(product.flops() * count for product, count in bounds.products(case).items())
     assert work == pytest.approx(case.flops(), rel=1e-12)
 
@@ -191,12 +192,13 @@ def test_products_by_hand():
         bounds.products(Case("LSTM", 5, 3, 7, 4, proj=2))
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp64", "bf16"])
 @pytest.mark.parametrize("gates", [1, 3, 4])
-def test_a_bare_product_takes_time_with_its_work(gates):
+def test_a_bare_product_takes_time_with_its_work(gates, dtype):
     """64 times the work takes about 64 times as long, whichever way it is made larger. A busy neighbour may make either
     several times slower, so that only the order of magnitude is certain."""
-    shapes = [bounds.Product(24, k, 64, gates) for k in (64, 4096)]
-    shapes += [bounds.Product(r, 64, 64, down=True) for r in (64, 4096)]
+    shapes = [bounds.Product(24, k, 64, gates, dtype=dtype) for k in (64, 4096)]
+    shapes += [bounds.Product(r, 64, 64, down=True, dtype=dtype) for r in (64, 4096)]
     times = zip(*([p.seconds(duration=2e-4) for p in shapes] for _ in range(50)), strict=True)
     small, deep, short, tall = map(min, times)  # the least disturbed of each
     assert 8 < deep / small < 512
@@ -206,7 +208,7 @@ def test_a_bare_product_takes_time_with_its_work(gates):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("bf16", 1, 1, 1), "fp32 or fp64"),
+        (("int8", 1, 1, 1), "dtype must be"),
         (("fp32", 0, 1, 1), "at least 1"),
         (("fp32", 1, 1, 1, 2), "gates must be"),
         (("fp64", 1, 1, 1, 4, True), "gates must be"),
@@ -266,10 +268,12 @@ def test_bounds_end_to_end(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bounds.json", "bounds.md"]
     found = json.loads((tmp_path / "bounds.json").read_text())
     assert {"command", "machine", "commit", "versions", "date"} <= set(found)
-    assert [(c["cell"], c["shape"], c["train"]) for c in found["cases"]] == [
-        (cell, shape, train)
+    assert [(c["cell"], c["shape"], c["dtype"], c["train"]) for c in found["cases"]] == [
+        (cell, shape, dtype, train)
+        for dtypes in (("fp32", "bf16"), ("fp64", "fp16"))
         for shape in ("2,2,8,8,1", "3,1,32,32,2")
         for cell in ("LSTM", "GRU")
+        for dtype in dtypes
         for train in (False, True)
     ]
     assert all(c["rounds"] >= 3 and c["shares"]["ours"] > 0 for c in found["cases"])
@@ -279,9 +283,10 @@ def test_bounds_end_to_end(tmp_path, capsys):
 
 
 def test_digest_of_bounds():
-    line = {"goal": 1.2, "verdict": "machine"}
-    text = bounds.digest([line, line, {**line, "verdict": "rest"}, {"goal": None}])
+    line = {"goal": 1.2, "dtype": "fp32", "verdict": "machine"}
+    text = bounds.digest([line, line, {**line, "verdict": "rest"}, {**line, "dtype": "fp64"}, {**line, "goal": None}])
     assert "of 3 fp32 goals 0 are reached; 2 would need" in text
+    assert "Of 1 fp64 goals 0 are reached; 1 would need" in text
     assert bounds.digest([{"goal": None}]) == ""
 
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -50,32 +51,54 @@ void run(void* arg, int rank, int size) {
   race.took[rank] = elapsed / done;
 }
 
+// Whether bf16 is multiplied as such.
+bool has_bf16_products() {
+  const std::string used = capability(DType::bf16);
+  return used == "amx" || used == "avx512_bf16";
+}
+
+// What layers of a dtype multiply (Types in common.inl).
+DType operand_of(DType dtype) {
+  if (dtype == DType::f64) return dtype;
+  return dtype == DType::bf16 && has_bf16_products() ? DType::bf16 : DType::f32;
+}
+
 // Values between 1/2 and 3/2 in no order that a unit could profit from.
-template <class C>
-void fill(char* memory, int64_t bytes) {
-  C* values = reinterpret_cast<C*>(memory);
+template <class Store>
+void fill(int64_t count, Store&& store) {
   uint32_t state = 1;
-  for (int64_t i = 0; i < bytes / static_cast<int64_t>(sizeof(C)); ++i) {
+  for (int64_t i = 0; i < count; ++i) {
     state = state * 1664525 + 1013904223;
-    values[i] = C(0.5) + C(state >> 16) / 65536;
+    store(i, 0.5f + (state >> 16) / 65536.0f);
   }
+}
+
+void fill(DType operand, char* memory, int64_t bytes) {
+  if (operand == DType::f64)
+    fill(bytes / 8, [&](int64_t i, float value) { reinterpret_cast<double*>(memory)[i] = value; });
+  else if (operand == DType::f32)
+    fill(bytes / 4, [&](int64_t i, float value) { reinterpret_cast<float*>(memory)[i] = value; });
+  else  // bf16 is the upper half of an fp32
+    fill(bytes / 2,
+         [&](int64_t i, float value) { std::memcpy(memory + i * 2, reinterpret_cast<const char*>(&value) + 2, 2); });
 }
 
 }  // namespace
 
 double product_seconds(const Product& p, int threads, double seconds) {
-  if (p.dtype != DType::f32 && p.dtype != DType::f64) throw std::invalid_argument("products are of fp32 or fp64");
   if (p.rows < 1 || p.K < 1 || p.columns < 1 || threads < 1)
     throw std::invalid_argument("rows, K, columns and threads must be at least 1");
   if ((p.gates != 1 && p.gates != 3 && p.gates != 4) || (p.down && p.gates != 1))
     throw std::invalid_argument("gates must be 1, 3 or 4, and 1 in a product of weight gradients");
-  // Columns end at a register's, rows at a tile's or with `spread` (see common.inl): 128 bytes more hold either.
-  const int64_t size = p.dtype == DType::f32 ? 4 : 8;
-  const int64_t of_panels = p.gates * (p.columns * size + 128) * p.K;
-  const int64_t of_rows = p.down ? 64 * size * p.K : p.rows * (size * p.K + 128);
+  // Columns end at a register's, rows at a tile's or with `spread` (see common.inl): 128 bytes more hold either. K ends
+  // at a tile's.
+  const DType operand = operand_of(p.dtype);
+  const int64_t size = operand == DType::f64 ? 8 : operand == DType::f32 ? 4 : 2, K = (p.K + 31) / 32 * 32;
+  const int64_t of_panels = p.gates * (p.columns * size + 128) * K;
+  const int64_t of_rows = p.down ? 64 * size * K : p.rows * (size * K + 128);
   Workspace panels(of_panels), rows(of_rows);
   for (auto [memory, bytes] : {std::pair(panels.data(), of_panels), std::pair(rows.data(), of_rows)})
-    size == 4 ? fill<float>(memory, bytes) : fill<double>(memory, bytes);
+    fill(operand, memory, bytes);
   Race race{p, panels.data(), rows.data(), seconds, {}, std::unique_ptr<double[]>(new double[threads]())};
   run_team(threads, run, &race);
   return *std::max_element(race.took.get(), race.took.get() + threads);
@@ -107,12 +130,36 @@ namespace avx512 {
 #undef LSTMKERN_VECTOR_BYTES
 #pragma GCC pop_options
 }  // namespace avx512
+#undef LSTMKERN_BF16
+
+#define LSTMKERN_BF16 1
+namespace avx512_bf16 {
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c,avx512bf16")
+#define LSTMKERN_VECTOR_BYTES 64
+#include "product.inl"
+#undef LSTMKERN_VECTOR_BYTES
+#pragma GCC pop_options
+}  // namespace avx512_bf16
+#undef LSTMKERN_BF16
+
+#define LSTMKERN_BF16 2
+namespace amx {
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c,avx512bf16,amx-tile,amx-bf16")
+#define LSTMKERN_VECTOR_BYTES 64
+#include "product.inl"
+#undef LSTMKERN_VECTOR_BYTES
+#pragma GCC pop_options
+}  // namespace amx
 #endif
 
 namespace {
 void multiply_part(const ProductPart& part, int64_t rounds) {
 #if defined(__x86_64__)
-  const std::string used = capability(DType::f32);
+  const std::string used = capability(part.product.dtype);
+  if (used == "amx") return amx::multiply_part(part, rounds);
+  if (used == "avx512_bf16") return avx512_bf16::multiply_part(part, rounds);
   if (used == "avx512") return avx512::multiply_part(part, rounds);
   if (used == "avx2") return avx2::multiply_part(part, rounds);
 #endif

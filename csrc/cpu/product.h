@@ -12,7 +12,7 @@ namespace cpu {
 // several gates (as forward), as wide as fits otherwise (as backward's products for dh and dx). down: the product of
 // weight gradients instead, whose rows are columns of what lies row by row, packed; gates must be 1.
 struct Product {
-  DType dtype;  // f32 or f64
+  DType dtype;  // of the layer: what it multiplies may be wider
   int64_t rows, K, columns;
   int gates;  // 1, 3 or 4
   bool down;

@@ -9,12 +9,14 @@
 // clang-format on
 
 // As a step of the forward kernel (gates > 1) or of the backward kernel multiplies.
-template <Cell CELL, class C>
+template <Cell CELL, class S>
 void multiply_part_rows(const ProductPart& part_of, int64_t rounds) {
+  using C = typename Types<S>::Sum;
+  using X = typename Types<S>::Operand;
   const Product& p = part_of.product;
-  const C *panels = static_cast<const C*>(part_of.panels), *rows = static_cast<const C*>(part_of.rows);
-  const UnitPanels<CELL, C, C> units{p.columns};
-  const int64_t ld = spread<C>(p.K);
+  const X *panels = static_cast<const X*>(part_of.panels), *rows = static_cast<const X*>(part_of.rows);
+  const UnitPanels<CELL, X, C> units{p.columns};
+  const int64_t ld = spread<X>(depth<X>(p.K));
   const int rank = part_of.rank, size = part_of.size;
   const bool by_rows = Share::by_rows(p.rows, size);
   const int64_t j0 = by_rows ? part(p.rows, rank, size) : 0, j1 = by_rows ? part(p.rows, rank + 1, size) : p.rows,
@@ -25,7 +27,7 @@ void multiply_part_rows(const ProductPart& part_of, int64_t rounds) {
       auto at_turn = [&](int64_t k) { return units.panel(round & 1 ? i0 + i1 - 1 - k : k); };  // there and back
       const Panel now = at_turn(i), next = at_turn(i + 1 < i1 ? i + 1 : i);
       multiply_panel<C>(
-          false, j0, j1, now.nv, p.K, panels + units.offset(now, p.K), panels + units.offset(next, p.K),
+          p.rows == 1, j0, j1, now.nv, p.K, panels + units.offset(now, p.K), panels + units.offset(next, p.K),
           [&](int64_t j) { return rows + j * ld; },
           [](int64_t, int, C* sums) {
             asm volatile("" : : "r"(sums) : "memory");
@@ -34,12 +36,14 @@ void multiply_part_rows(const ProductPart& part_of, int64_t rounds) {
 }
 
 // As the weight gradients' product: a run of packed tiles, reused for all rows, by every panel.
-template <class C>
+template <class S>
 void multiply_part_down(const ProductPart& part_of, int64_t rounds) {
-  constexpr int down = kDown<C>, run = 64 / down;
+  using C = typename Types<S>::Sum;
+  using X = typename Types<S>::Operand;
+  constexpr int down = kDown<X>, run = 64 / down;
   const Product& p = part_of.product;
-  const C *panels = static_cast<const C*>(part_of.panels), *packed = static_cast<const C*>(part_of.rows);
-  const Columns<C, kAcross<C>> columns{p.columns};
+  const X *panels = static_cast<const X*>(part_of.panels), *packed = static_cast<const X*>(part_of.rows);
+  const Columns<C, kAcross<X>> columns{p.columns};
   const int64_t all = (p.rows + down - 1) / down, first = part(all, part_of.rank, part_of.size),
                 last = part(all, part_of.rank + 1, part_of.size);
   for (int64_t round = 0; round < rounds; ++round)
@@ -47,28 +51,34 @@ void multiply_part_down(const ProductPart& part_of, int64_t rounds) {
       const int64_t tiles = last - from < run ? last - from : run;
       for (int64_t q = 0; q < columns.panels(); ++q) {
         const Panel panel = columns.panel(q);
-        const C* values = panels + panel.template offset<C>(p.K);
-        const int64_t size = panel.nv * width<C> * p.K;
+        const X* values = panels + panel.template offset<X>(p.K);
+        const int64_t size = panel.nv * width<C> * depth<X>(p.K);
         for (int64_t i = 0; i < tiles; ++i) {
           Tile<C> tile;
-          multiply_packed(panel.nv, packed + i * down * p.K, values, p.K, tile, values + size + i * size / tiles);
+          multiply_packed(panel.nv, packed + i * down * depth<X>(p.K), values, p.K, tile,
+                          values + size + i * (size / tiles), size / tiles);
           asm volatile("" : : "r"(&tile) : "memory");
         }
       }
     }
 }
 
-template <class C>
+template <class S>
 void multiply_part_typed(const ProductPart& part_of, int64_t rounds) {
-  if (part_of.product.down) return multiply_part_down<C>(part_of, rounds);
+  [[maybe_unused]] Products<typename Types<S>::Operand> scope;
+  if (part_of.product.down) return multiply_part_down<S>(part_of, rounds);
   switch (part_of.product.gates) {
-    case 4: return multiply_part_rows<Cell::lstm, C>(part_of, rounds);
-    case 3: return multiply_part_rows<Cell::gru, C>(part_of, rounds);
-    default: return multiply_part_rows<Cell::rnn_tanh, C>(part_of, rounds);
+    case 4: return multiply_part_rows<Cell::lstm, S>(part_of, rounds);
+    case 3: return multiply_part_rows<Cell::gru, S>(part_of, rounds);
+    default: return multiply_part_rows<Cell::rnn_tanh, S>(part_of, rounds);
   }
 }
 
+#if LSTMKERN_BF16
+void multiply_part(const ProductPart& part_of, int64_t rounds) { multiply_part_typed<bf16>(part_of, rounds); }
+#else
 void multiply_part(const ProductPart& part_of, int64_t rounds) {
   if (part_of.product.dtype == DType::f64) return multiply_part_typed<double>(part_of, rounds);
-  multiply_part_typed<float>(part_of, rounds);
+  multiply_part_typed<float>(part_of, rounds);  // as which 16-bit values are multiplied here
 }
+#endif
