@@ -39,7 +39,8 @@ def cpu() -> dict:
 
 
 def commit() -> str | None:
-    """The commit of the source tree that this package runs from ("+" if the tree has changes); None if installed."""
+    """The commit of the source tree that this package runs from ("+" if the tree has changes, results aside); None if
+    installed."""
     root = Path(__file__).resolve().parents[2]
     if not (root / "csrc").is_dir():
         return None
@@ -49,7 +50,8 @@ def commit() -> str | None:
         return said.stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)benchmarks/results")
+        return git("rev-parse", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
