@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lstmkern.bench import measure
-from lstmkern.bench.cases import Case, Contest
+from lstmkern.bench.cases import Case
 from lstmkern.lm.data import load_corpus, make_batches
 from lstmkern.lm.train import OURS, PEER, Config, Run, train_pass
 
@@ -106,10 +106,3 @@ def test_train_step(contest, threads, name, cell, processes):
         block = measure.BLOCK if processes == 1 else 0.3  # a process that begins has cold caches and sleeping threads
         result = contest(layer, *steps, block=block, model=name, goal=model.goal, processes=processes)
     result["tokens_per_s"] = layer.tokens / result["ours_ms"] * 1e3
-    alone = Contest(layer)
-    with measure.quiet(threads):
-        layers = measure.Pairs(alone.ours, alone.theirs).run(0.5).result()
-    result["layers_ms"], result["peer_layers_ms"] = layers["ours_ms"], layers["peer_ms"]
-    # With layers that take no time at all: what else the model does is the same on both.
-    rest = max(result["peer_ms"] - layers["peer_ms"], 1e-9)
-    result["ratio_at_most"] = result["peer_ms"] / rest

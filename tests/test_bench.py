@@ -88,6 +88,7 @@ def test_goals_are_those_of_the_table():
     assert goal(Case("LSTM", 35, 20, 650, 650, 2, dtype="bf16", train=True)) == 2.5
     assert goal(Case("LSTM", 35, 20, 650, 650, 2, dtype="fp16")) == 10
     assert goal(Case("LSTM", 35, 20, 650, 651, 2)) is None
+    assert [goal(Case("GRU", 35, 20, 650, 651, dtype=dtype)) for dtype in ("fp64", "fp16")] == [2, 10]
     given = [goal(Case(c, *s, dtype=d, train=t)) for s in SHAPES for c, d, t in COLUMNS]
     assert len(given) == 64
     assert None not in given
