@@ -65,6 +65,7 @@ sources = [
     "csrc/module.cpp",
     "csrc/eager.cpp",
     "csrc/ops.cpp",
+    "csrc/results.cpp",
     *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp")),
 ]
 headers = sorted(str(p.relative_to(ROOT)) for suffix in ("h", "inl") for p in ROOT.glob(f"csrc/**/*.{suffix}"))

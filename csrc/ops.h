@@ -12,8 +12,8 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/team.h"
 #include "layer.h"
+#include "results.h"
 
 namespace lstmkern {
 
@@ -117,11 +117,8 @@ class Problem {
     return t;
   }
 
-  // The system hands out pages as they are touched, and a kernel is the first to touch these.
   Tensor fresh(at::IntArrayRef sizes) const {
-    Tensor t = at::empty(sizes, input_.options());
-    if (!on_device_) cpu::ask_for_huge_pages(t.mutable_data_ptr(), t.nbytes());
-    return t;
+    return on_device_ ? at::empty(sizes, input_.options()) : empty_result(sizes, input_.scalar_type());
   }
 
   Tensor state(int64_t columns) const { return fresh(state_sizes(columns)); }

@@ -1,12 +1,8 @@
-// Threads and memory for the kernels: a team that runs one function, a barrier for it, and a pool of workspaces.
+// Threads for the kernels: a team that runs one function, and a barrier for it.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
-
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#endif
 
 namespace lstmkern {
 namespace cpu {
@@ -51,45 +47,6 @@ class Barrier {
 
 // The i-th of n nearly equal parts of [0, total) begins here.
 inline int64_t part(int64_t total, int64_t i, int64_t n) { return total * i / n; }
-
-// Asks the system to back this memory, which nobody has touched yet, by huge pages: one fault for 2 MiB instead of
-// 512. A wish, and for less than 2 MiB not even that.
-void ask_for_huge_pages(void* data, size_t bytes);
-
-// Memory that one call of a kernel works in. Blocks go back to a pool and are used again by later calls, so that the
-// pages are there already; large ones lie on huge pages where the system has them. Contents are undefined.
-class Workspace {
- public:
-  explicit Workspace(size_t bytes);
-  ~Workspace();
-  Workspace(const Workspace&) = delete;
-  Workspace& operator=(const Workspace&) = delete;
-  char* data() const { return data_; }
-
- private:
-  char* data_;
-  size_t bytes_;
-};
-
-// Hands out parts of a workspace. First run over a null base to learn the size, then over the real one.
-class Carver {
- public:
-  explicit Carver(char* base) : base_(base) {}
-  template <class T>
-  T* take(int64_t count) {
-    const size_t at = used_, bytes = sizeof(T) * static_cast<size_t>(count > 0 ? count : 0);
-    used_ += (bytes + 127) / 128 * 128 + 128;
-#if defined(__SANITIZE_ADDRESS__)  // what lies between two parts is nobody's
-    if (base_) __asan_poison_memory_region(base_ + at + bytes, used_ - at - bytes);
-#endif
-    return reinterpret_cast<T*>(base_ + at);
-  }
-  size_t used() const { return used_; }
-
- private:
-  char* base_;
-  size_t used_ = 0;
-};
 
 }  // namespace cpu
 }  // namespace lstmkern

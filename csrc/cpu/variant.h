@@ -13,6 +13,7 @@
 #endif
 
 #include "../layer.h"
+#include "memory.h"
 #include "team.h"
 
 namespace lstmkern {

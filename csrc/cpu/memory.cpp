@@ -1,0 +1,170 @@
+#include "memory.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <mutex>
+#include <new>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
+namespace lstmkern {
+namespace cpu {
+namespace {
+
+constexpr size_t kHugePage = size_t(2) << 20, kHeader = 128;
+
+// Stands before the memory that is handed out, on a pair of cache lines of its own.
+struct Header {
+  size_t bytes;  // with it
+};
+Header* header_of(void* data) { return reinterpret_cast<Header*>(static_cast<char*>(data) - kHeader); }
+
+#if defined(__linux__)
+size_t whole_pages(size_t bytes) {
+  static const size_t page = sysconf(_SC_PAGESIZE);
+  return (bytes + page - 1) / page * page;
+}
+#endif
+
+// Lets the system take a block's pages back when it is short of memory; until then they stay as they are. Whole huge
+// pages, as parts of one would cost it its size, and not the one with the header.
+void offer([[maybe_unused]] Header* block) {
+#if defined(__linux__) && defined(MADV_FREE)
+  char* const begin = reinterpret_cast<char*>(block) + kHugePage;
+  if (block->bytes >= 2 * kHugePage) madvise(begin, (block->bytes / kHugePage - 1) * kHugePage, MADV_FREE);
+#endif
+}
+
+// Blocks of a huge page and more are the system's own, aligned to one, and go back to it: in the C library's heap they
+// would leave holes. A page fault of theirs brings 2 MiB instead of 4 KiB, where the system has such pages.
+Header* allocate(size_t bytes) {
+  if (bytes > std::numeric_limits<size_t>::max() / 2) return nullptr;
+  void* data = nullptr;
+#if defined(__linux__)
+  if (bytes >= kHugePage) {
+    const size_t size = whole_pages(bytes);
+    data = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) return nullptr;
+    const size_t before = -reinterpret_cast<uintptr_t>(data) % kHugePage;
+    char* const begin = static_cast<char*>(data) + before;
+    if (before) munmap(data, before);
+    munmap(begin + size, kHugePage - before);
+#if defined(MADV_HUGEPAGE)
+    madvise(begin, size, MADV_HUGEPAGE);
+#endif
+    data = begin;
+  } else
+#endif
+      if (posix_memalign(&data, kHeader, bytes) != 0)
+    return nullptr;
+  Header* block = static_cast<Header*>(data);
+  block->bytes = bytes;
+  return block;
+}
+
+void release(Header* block) {
+#if defined(__linux__)
+  if (block->bytes >= kHugePage)
+    munmap(block, whole_pages(block->bytes));
+  else
+#endif
+    std::free(block);
+}
+
+class Pool {
+ public:
+  // At least `bytes`, but no waiting block of more than `most`.
+  char* take(size_t bytes, size_t most) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    Header* block = take_waiting(bytes += kHeader, most);
+    if (!block) {
+      shrink_to(used_ + bytes < most_used_ ? most_used_ - used_ - bytes : 0);
+      block = allocate(bytes);
+    }
+    if (!block) {
+      shrink_to(0);
+      if (!(block = allocate(bytes))) throw std::bad_alloc();
+    }
+    used_ += block->bytes;
+    if (used_ > most_used_) most_used_ = used_;
+    return reinterpret_cast<char*>(block) + kHeader;
+  }
+
+  void give(void* data) {
+    Header* block = header_of(data);
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(block, block->bytes);
+#endif
+    offer(block);
+    std::lock_guard<std::mutex> lock(mutex_);
+    used_ -= block->bytes;
+    waits_ += block->bytes;
+    waiting_.push_back(block);
+    if (kAlone) shrink_to(0);
+  }
+
+ private:
+#if defined(__SANITIZE_ADDRESS__)
+  static constexpr bool kAlone = true;  // every call a block of its own, watched at both ends
+#else
+  static constexpr bool kAlone = false;
+#endif
+
+  Header* take_waiting(size_t bytes, size_t most) {
+    size_t best = waiting_.size();
+    for (size_t i = 0; i < waiting_.size(); ++i) {
+      const size_t size = waiting_[i]->bytes;
+      if (size >= bytes && size <= most && (best == waiting_.size() || size < waiting_[best]->bytes)) best = i;
+    }
+    if (best == waiting_.size()) return nullptr;
+    Header* block = waiting_[best];
+    waits_ -= block->bytes;
+    waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(best));
+    return block;
+  }
+
+  // Frees those that have waited longest until the rest holds at most so many bytes.
+  void shrink_to(size_t bytes) {
+    size_t n = 0;
+    for (; waits_ > bytes; ++n) {
+      waits_ -= waiting_[n]->bytes;
+      release(waiting_[n]);
+    }
+    waiting_.erase(waiting_.begin(), waiting_.begin() + static_cast<std::ptrdiff_t>(n));
+  }
+
+  std::mutex mutex_;
+  std::vector<Header*> waiting_;
+  size_t used_ = 0, waits_ = 0, most_used_ = 0;  // bytes; waits_: of waiting blocks
+};
+
+// Never destroyed: threads may still free while the process ends.
+Pool& results() {
+  static Pool* p = new Pool;
+  return *p;
+}
+Pool& workspaces() {
+  static Pool* p = new Pool;
+  return *p;
+}
+
+}  // namespace
+
+void* take_result(size_t bytes) { return results().take(bytes, bytes + bytes / 8 + kHeader); }
+void give_result(void* data) { results().give(data); }
+
+Workspace::Workspace(size_t bytes) : data_(workspaces().take(bytes, std::numeric_limits<size_t>::max())) {
+#if defined(__SANITIZE_ADDRESS__)
+  std::memset(data_, 0xff, bytes);  // NaN in every type: a sum that took in what nobody wrote does not pass a test
+#endif
+}
+
+Workspace::~Workspace() { workspaces().give(data_); }
+
+}  // namespace cpu
+}  // namespace lstmkern

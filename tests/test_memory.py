@@ -1,0 +1,110 @@
+"""Memory of results is used again: by whom, how much is kept, and that nothing in use is ever handed out twice."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import lstmkern
+
+MIB = 1 << 20
+
+
+def layer(T=64, N=16, H=128):
+    """An LSTM whose results are about 0.5 MiB (output) and 2 MiB (gates) at T 64, and its input."""
+    torch.manual_seed(0)
+    return lstmkern.LSTM(H, H), torch.randn(T, N, H)
+
+
+def resident_peak_of(body: str) -> int:
+    """By how many bytes the resident memory of a process rises that runs ``body`` on infer(T), T steps up to 2048."""
+    program = f"""
+import torch, lstmkern
+torch.set_num_threads(1)
+lstm, x = lstmkern.LSTM(256, 256), torch.ones(2048, 32, 256)
+def infer(T):
+    with torch.no_grad():
+        return lstm(x[:T])[0]  # 64 MiB for 2048
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+infer(1)
+before = peak()
+{body}
+print(peak() - before)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return int(run.stdout)
+
+
+def test_a_result_lies_where_an_earlier_one_lay():
+    lstm, x = layer()
+    with torch.no_grad():
+        places = set()
+        for _ in range(5):
+            output, _ = lstm(x)
+            places.add(output.data_ptr())
+            del output
+    assert len(places) == 1
+
+
+def test_results_in_use_keep_their_values():
+    lstm, x = layer()
+    wanted, kept = {}, []
+    for i in range(12):
+        steps = 16 + 4 * (i % 4)  # sizes that could serve each other
+        x_i = x[:steps].clone().requires_grad_()
+        output, (h, c) = lstm(x_i)
+        output.sum().backward()
+        kept.append((steps, output, h, c, x_i.grad))
+        wanted.setdefault(steps, [t.detach().clone() for t in (output, h, c, x_i.grad)])
+        if i % 3 == 2:
+            kept.pop(0)
+    for steps, *results in kept:
+        for result, value in zip(results, wanted[steps], strict=True):
+            assert torch.equal(result, value)
+
+
+def test_a_result_is_a_tensor_like_any_other():
+    lstm, x = layer()
+    output, _ = lstm(x)
+    output = output.detach()
+    value = output.clone()
+    output.resize_(2 * output.size(0), *output.shape[1:])
+    assert torch.equal(output[: len(value)], value)
+    shared, _ = lstm(x)
+    assert torch.equal(shared.detach().share_memory_(), value)
+    again = lstm(x)[0].detach().numpy()  # holds the memory by itself
+    lstm(x + 1)
+    assert torch.equal(torch.from_numpy(again), value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_is_kept_is_no_more_than_was_in_use():
+    largest = resident_peak_of("infer(2048)")
+    assert largest > 60 * MIB
+    sizes = "for T in [*range(2048, 128, -96), *range(128, 2048, 96), 2048]: infer(T)"
+    assert resident_peak_of(sizes) < largest + 8 * MIB
+    two = resident_peak_of("a = infer(1024), infer(1024); del a; infer(2048)")
+    assert two < largest + 8 * MIB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_too_much_is_refused_and_changes_nothing():
+    program = """
+import resource, torch, lstmkern
+torch.set_num_threads(1)
+lstm = lstmkern.LSTM(64, 64)
+x = torch.zeros(1, 1, 64).expand(1 << 22, 64, 64)  # its output would be 64 GiB
+resource.setrlimit(resource.RLIMIT_AS, (1 << 35, 1 << 35))
+try:
+    with torch.no_grad():
+        lstm(x)
+except RuntimeError as error:
+    assert "allocate" in str(error), error
+else:
+    raise SystemExit("64 GiB in 32")
+print(lstm(torch.zeros(64, 64, 64))[0].shape)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 0 and "[64, 64, 64]" in run.stdout, run.stderr
