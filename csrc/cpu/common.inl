@@ -82,6 +82,10 @@ constexpr int64_t kKept = 1 << 20;
 // Weights come from further away than anything else: to read them is worth as much as about so many rows.
 constexpr int64_t kReading = 3;
 
+// Steps of the layers that this thread has called. Each step reads the weights in the opposite order of the one before,
+// the first of a call too: what was read last is still in the cache.
+inline __thread int64_t steps_taken = 0;
+
 // How a team shares a layer: by rows of the batch, which needs no barrier inside the time loop, or by hidden units
 // with a barrier per step, where there are too few rows for that or only one step.
 //

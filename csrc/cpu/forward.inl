@@ -14,7 +14,7 @@ class ForwardKernel {
   const UnitPanels<CELL, X, C> units;
   const Columns<C, kWide> projected;
   GateWeights<CELL, S> weights;
-  const bool project, joint, alone, staging;
+  const bool project, joint, alone, staging, turned;
   const int64_t Hp, gates_ld, x_columns, h_ld, full_ld, rows_each, all_rows;
 
   X* w_hr;            // panels
@@ -40,6 +40,7 @@ class ForwardKernel {
         joint(weights.joint),
         alone(layer.N == 1),
         staging(!std::is_same<X, S>::value || depth<X>(layer.I) != layer.I || on_tiles<X>),
+        turned(steps_taken & 1),
         Hp(padded(layer.H)),
         gates_ld(spread<C>(G * padded(layer.H))),
         x_columns(weights.x_columns),
@@ -90,7 +91,7 @@ class ForwardKernel {
       }
       const int64_t last = j0 + steps.active(s, j0, j1);
       // There and back, so that the panels at the turn are still in the cache.
-      if (s & 1)
+      if (backwards(s))
         for (int64_t p = p1 - 1; p >= p0; --p) step(rank, s, row, j0, last, p, p > p0 ? p - 1 : p);
       else
         for (int64_t p = p0; p < p1; ++p) step(rank, s, row, j0, last, p, p + 1 < p1 ? p + 1 : p);
@@ -177,12 +178,13 @@ class ForwardKernel {
                    });
     barrier.wait(share.members);
     for (int64_t i = p0; i < p1; ++i) {
-      const Panel p = units.panel(i);
+      auto panel = [&](int64_t k) { return units.panel(backwards(s) ? p0 + p1 - 1 - k : k); };
+      const Panel p = panel(i);
       const int64_t across = this->across();
       Vec<C> add[kWide > G ? kWide : G];
       for (int v = 0; v < p.nv; ++v) add[v] = load(bias + p.first + v * across);
       weights.multiply_inputs(
-          0, count, p, units.panel(i + 1 < p1 ? i + 1 : p0), [&](int64_t row) { return in[row]; },
+          0, count, p, panel(i + 1 < p1 ? i + 1 : p0), [&](int64_t row) { return in[row]; },
           [&](int64_t row, int tall, const C* sums) {
             for (int r = 0; r < tall; ++r) {
               C* to = gates + (first + row + r) * gates_ld + p.first;
@@ -191,6 +193,8 @@ class ForwardKernel {
           });
     }
   }
+
+  bool backwards(int64_t s) const { return (s & 1) != turned; }
 
   // From one register of a panel of gates to the next, in a row of gates.
   int64_t across() const { return G > 1 ? Hp : W; }
@@ -369,4 +373,5 @@ void forward_cell(const Forward& layer) {
     kernel.carve(memory);
     run_team(used.threads, ForwardKernel<CELL, S>::body, &kernel);
   }
+  steps_taken += layer.T;
 }
