@@ -53,8 +53,8 @@ def families(load) -> list[tuple[str, str, str]]:
             add(f"{dtype}, {mode}", "bench_dtypes", dtype=dtype, train=train)
         add(f"ragged batches, {mode}", "bench_varlen", train=train)
     for model in dict.fromkeys(c["model"] for c in load("bench_models")):
-        add(f"{model}, a training step, both in one process", "bench_models", model=model, processes=1)
-        add(f"{model}, a training step, each in its own process", "bench_models", model=model, processes=2)
+        add(f"{model} trained, an epoch each in turn", "bench_models", model=model, processes=1)
+        add(f"{model} trained, each in its own process", "bench_models", model=model, processes=2)
     for peer in dict.fromkeys(c["peer"] for c in load("bench_peers")):
         for train, mode in ((False, "inference"), (True, "training")):
             add(f"beside {peer}, {mode}", "bench_peers", peer=peer, train=train)
