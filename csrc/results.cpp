@@ -9,17 +9,30 @@
 namespace lstmkern {
 namespace {
 
+// torch.profiler adds up what allocators tell it.
+void tell_profiler(void* data, int sign) {
+  if (c10::memoryProfilingEnabled())
+    c10::reportMemoryUsageToProfiler(data, sign * static_cast<int64_t>(cpu::result_bytes(data)), 0, 0,
+                                     c10::Device(c10::kCPU));
+}
+
+void give_back(void* data) {
+  tell_profiler(data, -1);
+  cpu::give_result(data);
+}
+
 class Results final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
     try {
       void* data = cpu::take_result(bytes);
-      return {data, data, cpu::give_result, c10::Device(c10::kCPU)};
+      tell_profiler(data, 1);
+      return {data, data, give_back, c10::Device(c10::kCPU)};
     } catch (const std::bad_alloc&) {
       return c10::GetCPUAllocator()->allocate(bytes);  // says in torch's words that there is not so much
     }
   }
-  c10::DeleterFnPtr raw_deleter() const override { return cpu::give_result; }
+  c10::DeleterFnPtr raw_deleter() const override { return give_back; }
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 };
 
@@ -29,7 +42,7 @@ constexpr int64_t kLeast = int64_t(1) << 18;
 }  // namespace
 
 at::Tensor empty_result(at::IntArrayRef sizes, at::ScalarType dtype) {
-  static Results results;
+  static Results& results = *new Results;  // tensors may outlive what is destroyed at the end
   int64_t bytes = static_cast<int64_t>(c10::elementSize(dtype));
   for (int64_t n : sizes) bytes *= n;
   return at::detail::empty_generic(sizes, bytes < kLeast ? c10::GetCPUAllocator() : &results,

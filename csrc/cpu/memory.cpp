@@ -18,6 +18,11 @@ namespace {
 
 constexpr size_t kHugePage = size_t(2) << 20, kHeader = 128;
 
+// A result lies on a block of up to so many times its size, so that batches of many lengths soon find theirs among the
+// longest's. Those that are shorter yet need blocks of their own, those that are still shorter others: of so many
+// times less each time, in all the part 1 / (kReach - 1).
+constexpr size_t kReach = 4;
+
 // Stands before the memory that is handed out, on a pair of cache lines of its own.
 struct Header {
   size_t bytes;  // with it
@@ -83,7 +88,8 @@ class Pool {
     std::lock_guard<std::mutex> lock(mutex_);
     Header* block = take_waiting(bytes += kHeader, most);
     if (!block) {
-      shrink_to(used_ + bytes < most_used_ ? most_used_ - used_ - bytes : 0);
+      const size_t all = most_used_ + most_used_ / (kReach - 1), now = used_ + bytes;
+      shrink_to(now < all ? all - now : 0);
       block = allocate(bytes);
     }
     if (!block) {
@@ -155,7 +161,8 @@ Pool& workspaces() {
 
 }  // namespace
 
-void* take_result(size_t bytes) { return results().take(bytes, bytes + bytes / 8 + kHeader); }
+void* take_result(size_t bytes) { return results().take(bytes, kReach * bytes); }
+size_t result_bytes(void* data) { return header_of(data)->bytes; }
 void give_result(void* data) { results().give(data); }
 
 Workspace::Workspace(size_t bytes) : data_(workspaces().take(bytes, std::numeric_limits<size_t>::max())) {
