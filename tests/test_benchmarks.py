@@ -66,8 +66,8 @@ def test_benchmark_files_run(tmp_path):
     assert [case["case"] for case in found["cases"]] == [f"test_train[LMModel6-lstm-{how}]" for how in ways]
     for case, processes in zip(found["cases"], (1, 2), strict=True):
         assert (case["goal"], case["processes"]) == (1.5, processes)
-        tokens = case["tokens_per_s"] * case["ours_ms"] / 1e3
-        assert tokens % 1024 == pytest.approx(0, abs=1) and tokens > 1024  # an epoch of batches of 64 times 16
+        batches = case["tokens_per_s"] * case["ours_ms"] / 1e3 / (64 * 16)
+        assert batches == pytest.approx(round(batches), rel=1e-3) and batches > 1  # an epoch
         assert ("in_layers" in case) == (processes == 1)
     assert 0.2 < found["cases"][0]["in_layers"] < 0.9
 
