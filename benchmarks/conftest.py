@@ -66,18 +66,17 @@ def record(request):
 def contest(benchmark, rooflines, threads, record, request):
     """contest(case, ours, theirs, **fields): runs both in turn; returns the recorded result.
 
-    Without ours and theirs: our layer and torch.nn's. case tells how much work a call is; block is the seconds of calls
-    that make half a round.
+    Without ours and theirs: our layer and torch.nn's. case tells how much work a call is.
     """
 
-    def run(case: Case, ours=None, theirs=None, *, threads=threads, warm_up=None, block=measure.BLOCK, **fields):
+    def run(case: Case, ours=None, theirs=None, *, threads=threads, warm_up=None, **fields):
         torch.manual_seed(0)
         if ours is None:
             both = Contest(case)
             ours, theirs, warm_up = both.ours, both.theirs, both.warm_up
         limits = rooflines(threads)
         with measure.quiet(threads):
-            pairs = measure.Pairs(ours, theirs, warm_up=warm_up, probe=limits.probe(case), block=block)
+            pairs = measure.Pairs(ours, theirs, warm_up=warm_up, probe=limits.probe(case))
             benchmark.pedantic(
                 pairs.own_block,
                 setup=pairs.peer_block,

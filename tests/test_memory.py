@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -111,6 +112,23 @@ def test_what_is_kept_is_little_more_than_was_in_use():
     assert resident_peak_of(sizes) < most
     several = resident_peak_of("a = [infer(512) for _ in range(4)]; del a; infer(2048)")
     assert several < most
+
+
+@not_sanitized
+@on_linux
+def test_the_system_may_take_what_waits():
+    def offered() -> int:
+        rollup = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in rollup if line.startswith("LazyFree"))
+
+    lstm, x = lstmkern.LSTM(256, 256), torch.ones(1024, 32, 256)
+    with torch.no_grad():
+        output, _ = lstm(x)
+    before = offered()
+    del output  # 32 MiB
+    assert offered() - before > 24 * MIB
+    with torch.no_grad():
+        assert torch.equal(lstm(x)[0], lstm(x)[0])
 
 
 @not_sanitized
