@@ -14,7 +14,8 @@ namespace cpu {
 
 // Memory for a call's results, aligned to 128 bytes; contents are undefined. A block that is given back serves a later
 // result that is not much smaller. Blocks that wait for that and blocks in use are together at most a third more than
-// was in use at once at some time, and what waits of large ones (4 MiB and more) Linux may take back whenever it is short of memory.
+// was in use at once at some time, and what waits of large ones (4 MiB and more) Linux may take back whenever it is
+// short of memory.
 void* take_result(size_t bytes);
 size_t result_bytes(void* data);  // of its block
 void give_result(void* data);
