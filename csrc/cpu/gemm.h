@@ -78,6 +78,17 @@ struct Tile {  // [rows][nv * W]; a product in two parts has its first part's su
 #include "tiles.h"
 #endif
 
+// Makes the compiler load a value once. It would rather read it from memory for each of two or three uses, but a load is
+// what the loop has least room for.
+template <class V>
+INLINE void hold([[maybe_unused]] V& value) {
+#if defined(__x86_64__)
+  asm("" : "+v"(value));
+#elif defined(__aarch64__)
+  asm("" : "+w"(value));
+#endif
+}
+
 constexpr int kSoon = 12;  // k's between the request for a line of this panel and its use
 
 // tile[r][v] = sum over k of a[r][k * Stride] * panel[k][v]. With a `turn` that is two products side by side, each with
@@ -96,18 +107,34 @@ void kernel(const W* const* rows, const W* panel, int64_t K, C* tile, const W* a
   int64_t k = 0;
   auto add_until = [&](int64_t end) __attribute__((always_inline)) {
     for (; k < end; ++k) {
-      decltype(load(panel)) b[NV];
+      auto take = [&](int v) __attribute__((always_inline)) {
+        if (v * across * sizeof(C) % 64 == 0) __builtin_prefetch(panel + (kSoon * NV + v) * across);
+        return load(panel + v * across);
+      };
+      // What there are fewer of is held, the others come one by one.
+      if constexpr (MR < NV) {
+        decltype(broadcast(a[0][0])) x[MR];
 #pragma GCC unroll 16
-      for (int v = 0; v < NV; ++v) {
-        b[v] = load(panel + v * across);
-        __builtin_prefetch(panel + (kSoon * NV + v) * across);
-      }
-      __builtin_prefetch(ahead + k * across, 0, 2);
+        for (int r = 0; r < MR; ++r) x[r] = broadcast(a[r][k * Stride]);
+        __builtin_prefetch(ahead + k * across, 0, 2);
 #pragma GCC unroll 16
-      for (int r = 0; r < MR; ++r) {
-        auto x = broadcast(a[r][k * Stride]);
+        for (int v = 0; v < NV; ++v) {
+          auto b = take(v);
+          if (MR > 1) hold(b);
 #pragma GCC unroll 16
-        for (int v = 0; v < NV; ++v) sums[r][v] = add_product(sums[r][v], x, b[v]);
+          for (int r = 0; r < MR; ++r) sums[r][v] = add_product(sums[r][v], x[r], b);
+        }
+      } else {
+        decltype(load(panel)) b[NV];
+#pragma GCC unroll 16
+        for (int v = 0; v < NV; ++v) b[v] = take(v);
+        __builtin_prefetch(ahead + k * across, 0, 2);
+#pragma GCC unroll 16
+        for (int r = 0; r < MR; ++r) {
+          auto x = broadcast(a[r][k * Stride]);
+#pragma GCC unroll 16
+          for (int v = 0; v < NV; ++v) sums[r][v] = add_product(sums[r][v], x, b[v]);
+        }
       }
       panel += NV * across;
     }
