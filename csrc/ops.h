@@ -122,7 +122,7 @@ class Problem {
   }
 
   Tensor state(int64_t columns) const { return fresh(state_sizes(columns)); }
-  Tensor none() const { return at::empty({0}, input_.options()); }
+  Tensor none() const { return fresh({0}); }
   int64_t rows() const { return input_.numel() == 0 ? 0 : input_.numel() / std::max<int64_t>(layer.I, 1); }
   int64_t gates_columns() const { return saved_of(layer.cell) * padded(layer.H); }
 

@@ -16,7 +16,7 @@ from . import _extension, onnx, recomputing, reference  # noqa: F401 (loading th
 forward_op = torch.ops.lstmkern.layer_forward.default
 backward_op = torch.ops.lstmkern.layer_backward.default
 # Their kernels and not their Autograd registration (ops.py), with nothing in between: csrc/eager.cpp. Absent results
-# are None.
+# are None, and so may be h0 (and c0): the states then start at zero.
 eager_forward = _extension.layer_forward
 eager_backward = _extension.layer_backward
 
@@ -46,7 +46,7 @@ class LayerFunction(torch.autograd.Function):
             ctx.mark_non_differentiable(gates)
         if every_c is not None and not cells:
             ctx.mark_non_differentiable(every_c)
-        if h0.dim() == 2 and mode in ("LSTM", "GRU"):
+        if input.dim() == 2 and batch_sizes is None and mode in ("LSTM", "GRU"):
             output = None  # read as the state before a later step only; not kept, so the caller may write into it
         ctx.save_for_backward(input, h0, c0, batch_sizes, lengths, resets, output, every_c, gates, *weights)
         ctx.mode, ctx.batch_first = mode, batch_first
@@ -56,6 +56,8 @@ class LayerFunction(torch.autograd.Function):
     def backward(ctx, grad_output, grad_h_n, grad_c_n, grad_cells, _):
         input, h0, c0, batch_sizes, lengths, resets, output, cells, gates, *weights = ctx.saved_tensors
         needs = ctx.needs_input_grad
+        if h0 is None and (ctx.recompute or torch.is_grad_enabled()):
+            h0, c0 = zero_states(ctx.mode, input, weights, batch_sizes, ctx.batch_first)
         if grad_output is None and grad_h_n is None and grad_c_n is None and grad_cells is None:
             return (None,) * len(needs)
         grads, primals = (grad_output, grad_h_n, grad_c_n, grad_cells), (input, h0, c0, weights)
@@ -133,6 +135,19 @@ def _through_dispatcher(tensors) -> bool:
     )
 
 
+def zero_states(mode, input, weights, batch_sizes, batch_first) -> tuple[Tensor, Tensor | None]:
+    """What h0 and c0 (None unless LSTM) are if not given; arguments as for layer_forward()."""
+    per = len(weights)
+    directions = 2 if per > 5 or (per == 4 and weights[2].dim() == 2) else 1  # without biases two directions have four
+    N = int(batch_sizes[0]) if batch_sizes is not None else input.size(0 if batch_first else -2)
+    sizes = (N,) if input.dim() == 2 and batch_sizes is None else (directions, N)
+    h0 = input.new_zeros(*sizes, weights[1].size(-1))
+    if mode != "LSTM":
+        return h0, None
+    projected = per // directions % 2 == 1
+    return h0, input.new_zeros(*sizes, weights[-1].size(-1)) if projected else h0
+
+
 def needs_grad(tensors) -> bool:
     """Whether autograd wants to know about a call with these tensors, None among them."""
     if torch.is_grad_enabled():
@@ -143,9 +158,14 @@ def needs_grad(tensors) -> bool:
 
 
 def layer_forward(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, cells):
-    """One layer, differentiable; arguments and results as for lstmkern::layer_forward, absent results may be None."""
+    """One layer, differentiable; arguments and results as for lstmkern::layer_forward, absent results may be None.
+
+    Without h0 (and c0) the states start at zero.
+    """
     tensors = (input, h0, c0, *weights)
     if _through_dispatcher(tensors):
+        if h0 is None:
+            h0, c0 = zero_states(mode, input, weights, batch_sizes, batch_first)
         if torch.onnx.is_in_onnx_export():
             return onnx.layer(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, cells)
         results = forward_op(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
@@ -202,16 +222,6 @@ def run_stack(
         to = torch.get_autocast_dtype(input.device.type)
         input, h0, c0 = _autocast(input, to), _autocast(h0, to), _autocast(c0, to)
         weights = [[_autocast(w, to) for w in layer] for layer in weights]
-    per_layer = True
-    if h0 is None:
-        w_hh = weights[0][1]
-        N = int(batch_sizes[0]) if batch_sizes is not None else input.size(0 if batch_first else 1)
-        P, H = w_hh.size(-1), w_hh.size(0) // GATES[mode]
-        h0 = torch.zeros(directions, N, P, dtype=input.dtype, device=input.device)
-        if mode == "LSTM":
-            c0 = h0 if P == H else torch.zeros(directions, N, H, dtype=input.dtype, device=input.device)
-        per_layer = False  # every layer starts from these
-
     last = len(weights) - 1
     if not last:
         results = layer_forward(input, h0, c0, weights[0], batch_sizes, lengths, resets, mode, batch_first, cells)
@@ -219,7 +229,7 @@ def run_stack(
     h_ns, c_ns = [], []
     h, c = h0, c0
     for k, layer in enumerate(weights):
-        if per_layer:
+        if h0 is not None:
             own = slice(k * directions, (k + 1) * directions)
             h, c = h0[own], None if c0 is None else c0[own]
         input, h_n, c_n, every_c, _ = layer_forward(
@@ -229,7 +239,7 @@ def run_stack(
         c_ns.append(c_n)
         if dropout and k < last:
             input = F.dropout(input, dropout)
-    results = input, torch.cat(h_ns), torch.cat(c_ns) if c0 is not None else c_n, every_c
+    results = input, torch.cat(h_ns), torch.cat(c_ns) if mode == "LSTM" else c_n, every_c
     return results if result_dtypes is None else _as_dtypes(results, result_dtypes)
 
 
@@ -243,11 +253,7 @@ def run_cell(
         to = torch.get_autocast_dtype(input.device.type)
         input, h, c = _autocast(input, to), _autocast(h, to), _autocast(c, to)
         weights = [_autocast(w, to) for w in weights]
-    lstm = mode == "LSTM"
-    if h is None:
-        h = torch.zeros(input.size(0), weights[1].size(-1), dtype=input.dtype, device=input.device)
-        c = h if lstm else None
-    results = layer_forward(input, h, c, weights, None, None, None, mode, False, lstm)
+    results = layer_forward(input, h, c, weights, None, None, None, mode, False, mode == "LSTM")
     output, _, _, cells = results[:4] if result_dtypes is None else _as_dtypes(results, result_dtypes)
     return output, cells
 

@@ -42,11 +42,12 @@ class RecurrentModule(torch.nn.RNNBase):
                 raise ValueError(f"{name}: Expected input to be 2D or 3D, got {dim}D{tensor} instead")
             return self._run_unbatched(input, h0, c0, lengths, resets, cells)
         layers = self._layers()
-        shape, directions = input.shape, 2 if self.bidirectional else 1
-        N, T = shape[:2] if self.batch_first else shape[1::-1]
+        T, N, features = input.shape
+        if self.batch_first:
+            T, N = N, T
         if (
             T == 0
-            or shape[2] != self.input_size
+            or features != self.input_size
             or input.dtype != layers[0][0].dtype
             or (h0 is not None and not self._hidden_fits(h0, c0, N))
         ):
@@ -58,10 +59,10 @@ class RecurrentModule(torch.nn.RNNBase):
         if lengths is not None:
             _check_mask("lengths", lengths, torch.int64, (N,))
         if resets is not None:
-            _check_mask("resets", resets, torch.bool, tuple(shape[:2]))
+            _check_mask("resets", resets, torch.bool, tuple(input.shape[:2]))
         return run_stack(
-            self.mode, input, h0, c0, layers, directions, self.batch_first, self.dropout if self.training else 0.0,
-            None, lengths, resets, cells,
+            self.mode, input, h0, c0, layers, 2 if self.bidirectional else 1, self.batch_first,
+            self.dropout if self.training else 0.0, None, lengths, resets, cells,
         )  # fmt: skip
 
     def _run_unbatched(self, input, h0, c0, lengths, resets, cells):

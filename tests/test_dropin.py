@@ -153,6 +153,47 @@ def test_every_kind_of_input(kind, batch_first, bidirectional, with_state, pair)
             close(ours(input, hx=hx), theirs(input, hx=hx))
 
 
+WAYS = {
+    "infer": lambda m, x, hx: [m(x, hx)],
+    "train": lambda m, x, hx: torch.autograd.grad(of(m(x, hx)).sum(), [x, *m.parameters()]),
+    "recompute": lambda m, x, hx: torch.autograd.grad(recomputed(m, x, hx).sum(), [x, *m.parameters()]),
+    "twice": lambda m, x, hx: torch.autograd.grad(
+        torch.autograd.grad(of(m(x, hx)).square().sum(), x, create_graph=True)[0].square().sum(), [*m.parameters()]
+    ),
+    "vmap": lambda m, x, hx: [torch.func.vmap(lambda row: of(m(row, hx)), out_dims=1)(torch.stack([x, 2 * x]))],
+}
+
+
+def of(results):
+    output = results[0]
+    return output.data if isinstance(output, PackedSequence) else output
+
+
+def recomputed(m, x, hx):
+    with lstmkern.recompute():
+        return of(m(x, hx))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize(
+    "name, more",
+    [(name, {"batch_first": two, "num_layers": 1 + two}) for name in ("LSTM", "GRU") for two in (False, True)]
+    + [("LSTM", {"proj_size": 2})],
+    ids=str,
+)
+def test_no_state_is_a_state_of_zeros(name, more, bidirectional, bias, way):
+    options = {"bidirectional": bidirectional, "bias": bias, **more}
+    module = getattr(lstmkern, name)(3, 5, dtype=torch.float64, **options)
+    x = torch.randn(4, 6, 3, dtype=torch.float64, requires_grad=way != "infer")
+    N, states = (4 if module.batch_first else 6), module.num_layers * (1 + module.bidirectional)
+    h = torch.zeros(states, N, module.proj_size or 5, dtype=torch.float64)
+    hx = h if name == "GRU" else (h, torch.zeros(states, N, 5, dtype=torch.float64))
+    with torch.set_grad_enabled(way != "infer"):
+        close(tuple(WAYS[way](module, x, None)), tuple(WAYS[way](module, x, hx)))
+
+
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("p", [0.3, 1.0])
