@@ -78,8 +78,8 @@ struct Tile {  // [rows][nv * W]; a product in two parts has its first part's su
 #include "tiles.h"
 #endif
 
-// Makes the compiler load a value once. It would rather read it from memory for each of two or three uses, but a load is
-// what the loop has least room for.
+// Makes the compiler load a value once. It would rather read it from memory for each of two or three uses, but a load
+// is what the loop has least room for.
 template <class V>
 INLINE void hold([[maybe_unused]] V& value) {
 #if defined(__x86_64__)
