@@ -8,8 +8,8 @@
 // how rows are cut into tiles or shared between threads.
 //
 // Weights that have left the second-level cache would stall the first tile of every panel, so each tile asks for a
-// share of the next panel while it works on this one (`ahead`: K lines from there; on tiles, which take many rows, all
-// of the `share`, in elements; worth 3 to 30 % of a product).
+// share of the next panel while it works on this one (`ahead`: K registers from there; on tiles, which take many rows,
+// all of the `share`, in elements; worth 3 to 30 % of a product).
 
 template <class X>
 struct WordOf {
