@@ -14,7 +14,7 @@ class ForwardKernel {
   const UnitPanels<CELL, X, C> units;
   const Columns<C, kWide> projected;
   GateWeights<CELL, S> weights;
-  const bool project, joint, alone, staging, turned;
+  const bool project, alone, staging, turned;
   const int64_t Hp, gates_ld, x_columns, h_ld, full_ld, rows_each, all_rows;
 
   X* w_hr;            // panels
@@ -22,7 +22,7 @@ class ForwardKernel {
   X *h[2], *full;     // [N, h_ld] twice: the state before a step, behind the step's x where joint, and the state after
                       // it; [N, full_ld]: before projection
   C* c;               // [N, Hp]
-  // Of the rows of chunks, a region for each group (none where joint):
+  // Of the rows of chunks, a region for each group (none where all steps are joint):
   C* gates;        // [all_rows, gates_ld]: x W_ih^T + bias
   X* staged;       // [all_rows, depth of I]: input as operands
   const X** rows;  // [all_rows]: where that lies
@@ -37,7 +37,6 @@ class ForwardKernel {
         projected{layer.P},
         weights(layer, direction, total),
         project(layer.weights[direction].w_hr != nullptr),
-        joint(weights.joint),
         alone(layer.N == 1),
         staging(!std::is_same<X, S>::value || depth<X>(layer.I) != layer.I || on_tiles<X>),
         turned(steps_taken & 1),
@@ -47,7 +46,7 @@ class ForwardKernel {
         h_ld(spread<X>(x_columns + depth<X>(padded(layer.P)))),
         full_ld(spread<X>(depth<X>(padded(layer.H)))),
         rows_each(rows_at_once(layer, total)),
-        all_rows(joint ? 0 : rows_each * layer.threads + layer.N) {}
+        all_rows(all_joint() ? 0 : rows_each * layer.threads + layer.N) {}
 
   // Rows whose gates fit a thread's second-level cache beside the weights, but enough to make use of each panel.
   static int64_t rows_at_once(const Layer& layer, int64_t total) {
@@ -66,7 +65,7 @@ class ForwardKernel {
     full = memory.take<X>(project ? L.N * full_ld : 0);
     c = memory.take<C>(CELL == Cell::lstm ? L.N * Hp : 0);
     gates = memory.take<C>(all_rows * gates_ld);
-    staged = memory.take<X>(staging && !joint ? all_rows * depth<X>(L.I) : 0);
+    staged = memory.take<X>(staging ? all_rows * depth<X>(L.I) : 0);
     rows = memory.take<const X*>(all_rows);
   }
 
@@ -82,20 +81,30 @@ class ForwardKernel {
     const int64_t p0 = part(units.panels(), share.member, share.members),
                   p1 = part(units.panels(), share.member + 1, share.members);
     const int64_t most = rows_each * share.members;  // of a chunk, beside those of a step
-    int64_t end = joint ? L.T : 0, row = 0;          // of the chunk; the step's first in it
-    for (int64_t s = 0; s < L.T; row += steps.active(s, j0, j1), ++s) {
-      if (s == end) {
-        end = steps.chunk_end(s, most + j1 - j0, j0, j1);
-        row = share.group * most;  // of sequence 0, if the group had it
-        multiply_inputs(share, s, steps.count(s, end, j0, j1), row + j0, j0, j1, p0, p1);
-      }
+    auto joint = [&, j0 = j0, j1 = j1](int64_t s) {
+      return !all_rows || weights.joint(steps.active(s, j0, j1), share.members);
+    };
+    const C* x_gates = nullptr;  // of the step, where it is not joint
+    int64_t end = 0;             // of the chunk
+    for (int64_t s = 0; s < L.T; ++s) {
       const int64_t last = j0 + steps.active(s, j0, j1);
+      if (joint(s)) {
+        x_gates = nullptr;
+      } else if (s < end) {
+        x_gates += steps.active(s - 1, j0, j1) * gates_ld;
+      } else {
+        const int64_t row = share.group * most;  // of sequence 0, if the group had it
+        const int64_t full = steps.chunk_end(s, most + j1 - j0, j0, j1);
+        for (end = s + 1; end < full && !joint(end);) ++end;
+        multiply_inputs(share, s, steps.count(s, end, j0, j1), row + j0, j0, j1, p0, p1);
+        x_gates = gates + row * gates_ld;
+      }
       // There and back, so that the panels at the turn are still in the cache.
       if (backwards(s))
-        for (int64_t p = p1 - 1; p >= p0; --p) step(rank, s, row, j0, last, p, p > p0 ? p - 1 : p);
+        for (int64_t p = p1 - 1; p >= p0; --p) step(rank, s, x_gates, j0, last, p, p > p0 ? p - 1 : p);
       else
-        for (int64_t p = p0; p < p1; ++p) step(rank, s, row, j0, last, p, p + 1 < p1 ? p + 1 : p);
-      if (joint && s + 1 < L.T) {
+        for (int64_t p = p0; p < p1; ++p) step(rank, s, x_gates, j0, last, p, p + 1 < p1 ? p + 1 : p);
+      if (s + 1 < L.T && joint(s + 1)) {
         const int64_t n = steps.active(s + 1, j0, j1);
         lay_inputs(s + 1, j0 + part(n, share.member, share.members), j0 + part(n, share.member + 1, share.members));
       }
@@ -109,13 +118,22 @@ class ForwardKernel {
     }
   }
 
+  // Whether all steps surely are joint, whatever team will run them.
+  bool all_joint() const {
+    const int groups = Share::by_rows(L.N, L.threads) ? L.threads : 1;
+    if (steps.active(0) != L.N || steps.active(L.T - 1) != L.N) return false;
+    for (int g = 0; g < groups; ++g)
+      if (!weights.joint(part(L.N, g + 1, groups) - part(L.N, g, groups), L.threads / groups)) return false;
+    return true;
+  }
+
   // Packs the weights and lays the initial state, each thread its share.
   void prepare(int rank, int size) {
     const Weights& w = L.weights[d];
     const S *hr = static_cast<const S*>(w.w_hr), *b_ih = static_cast<const S*>(w.b_ih),
             *b_hh = static_cast<const S*>(w.b_hh);
     weights.pack(rank, size);
-    if (joint) lay_inputs(0, part(steps.active(0), rank, size), part(steps.active(0), rank + 1, size));
+    if (x_columns) lay_inputs(0, part(steps.active(0), rank, size), part(steps.active(0), rank + 1, size));
     if (project)
       for (int64_t q = part(projected.panels(), rank, size); q < part(projected.panels(), rank + 1, size); ++q) {
         const Panel p = projected.panel(q);
@@ -243,19 +261,19 @@ class ForwardKernel {
     }
   };
 
-  // Step s for the rows j0..j1 and one panel of units; `row` is the step's first row in the chunk's gates.
-  void step(int rank, int64_t s, int64_t row, int64_t j0, int64_t j1, int64_t panel, int64_t next) {
-    const X* before = h[s & 1];
+  // Step s for the rows j0..j1 and one panel of units; x_gates: x W_ih^T + bias of sequence 0 in it, null where joint.
+  void step(int rank, int64_t s, const C* x_gates, int64_t j0, int64_t j1, int64_t panel, int64_t next) {
+    const X* before = h[s & 1] + (x_gates ? x_columns : 0);
     const Panel p = units.panel(panel);
     const int64_t hp = Hp;
     weights.multiply_step(
-        rank, j0, j1, p, units.panel(next),
+        !x_gates, rank, j0, j1, p, units.panel(next),
         [&](int64_t j) {
           // What the cell will need when the product is done.
-          if (!joint) {
-            const C* x_gates = gates + (row + j) * gates_ld + p.first;
+          if (x_gates) {
+            const C* of_x = x_gates + j * gates_ld + p.first;
 #pragma GCC unroll 4
-            for (int g = 0; g < G; ++g) __builtin_prefetch(x_gates + g * hp);
+            for (int g = 0; g < G; ++g) __builtin_prefetch(of_x + g * hp);
           }
           if (CELL == Cell::lstm) __builtin_prefetch(c + j * hp + p.first, 1);
           if (saved_of(CELL) && L.gates.data) {
@@ -266,18 +284,18 @@ class ForwardKernel {
           }
           return before + j * h_ld;
         },
-        [&](int64_t j, int tall, C* sums) { finish(s, row + j, j, tall, p, sums); });
+        [&](int64_t j, int tall, C* sums) { finish(s, x_gates, j, tall, p, sums); });
   }
 
   // The cell for a tile of the recurrent product: `tall` sequences from j on, the units of panel p. Two passes: the
   // tile's cells fill the pipeline together, each pass a shorter chain of dependent operations than the whole cell.
-  INLINE void finish(int64_t s, int64_t row, int64_t j, int tall, const Panel& p, C* const sums) {
+  INLINE void finish(int64_t s, const C* x_gates, int64_t j, int tall, const Panel& p, C* const sums) {
     const int64_t t = steps.t(s), hp = Hp;
     const int wide = G > 1 ? 1 : p.nv;
     const bool save = L.gates.data != nullptr, keep = L.cells.data != nullptr, projecting = project;
     const X* const h_prev = h[s & 1] + x_columns;
-    const bool with_bias = !joint;
-    const C* x_gates = joint ? sums + kTile<C> : gates + row * gates_ld + p.first;
+    const bool joint = !x_gates, with_bias = !joint;
+    x_gates = joint ? sums + kTile<C> : x_gates + j * gates_ld + p.first;
     const int64_t x_ld = joint ? p.nv * W : gates_ld, x_across = joint ? W : across(), b_across = across();
     const C *const b = bias + p.first, *const b_hn = bias_hn + p.first;
     auto of_x = [&](int v) __attribute__((always_inline)) {

@@ -12,11 +12,10 @@ class GateWeights {
   const Weights& w;
   const UnitPanels<CELL, X, C> units;
   const bool direct, once, kept;
-  X *w_ih, *w_hh;  // panels; where joint, w_ih's lie before w_hh's; where once, of each rank the one at hand
+  X* panels;  // of W_ih and, behind it in each, of W_hh; where once, of each rank the one at hand
 
  public:
-  const bool joint;         // x and h are rows of one product:
-  const int64_t x_columns;  // of a row before h's, 0 unless joint
+  const int64_t x_columns;  // of a row before h's: room for x, where the two may be rows of one product
 
   GateWeights(const Layer& layer, int direction, int64_t total)
       : L(layer),
@@ -25,58 +24,55 @@ class GateWeights {
         direct(few_rows_forward<X>(layer, total)),
         once(layer.T == 1),
         kept(units.packed(layer.I + layer.P) * int64_t(sizeof(X)) <= kKept),
-        joint(!direct && (once || in_one_product(layer, total))),
-        x_columns(joint ? depth<X>(layer.I) : 0) {}
+        x_columns(direct ? 0 : depth<X>(layer.I)) {}
+
+  // Whether a step of so many rows takes x and h as rows of one product, in a group of so many members. That saves
+  // x W_ih^T the way through the cache (the sums are the same, bit for bit), but needs rows enough to read W_ih for at
+  // every step, more where the second-level cache does not hold it (measured: benchmarks/README.md).
+  bool joint(int64_t rows, int members) const {
+    if (direct || once) return !direct;
+    const int64_t tiles = (rows + 31) / 32;
+    // Tiles that are a quarter lower than they could be are too low for what they load.
+    if (on_tiles<X> && 4 * rows < 3 * tiles * (rows <= 16 * tiles ? 16 : 32)) return false;
+    const double mib = double(G * L.H * (L.I + L.P) * sizeof(X)) / members / (1 << 20);
+    return rows >= (mib < 1.75 ? 5 : on_tiles<X> ? 48 : mib < 12 ? 10 + 1.5 * mib : 28);
+  }
 
   void carve(Carver& memory) {
-    w_ih = memory.take<X>(direct || joint ? 0 : units.packed(L.I));
-    w_hh = memory.take<X>(direct ? 0
-                          : once ? L.threads * units.largest(x_columns + L.P)
-                                 : units.packed(x_columns + L.P));
+    panels = memory.take<X>(direct ? 0 : once ? L.threads * units.largest(K()) : units.packed(K()));
   }
 
   // Packs a thread's share of what is packed before the time loop.
   void pack(int rank, int size) {
     if (direct || once) return;
-    for (int64_t i = part(units.panels(), rank, size); i < part(units.panels(), rank + 1, size); ++i) {
-      const Panel p = units.panel(i);
-      if (!joint) units.pack(w_ih + units.offset(p, L.I), p, static_cast<const S*>(w.w_ih), L.I);
-      pack_step(w_hh + units.offset(p, x_columns + L.P), p);
-    }
+    for (int64_t i = part(units.panels(), rank, size); i < part(units.panels(), rank + 1, size); ++i)
+      pack_panel(panels + units.offset(units.panel(i), K()), units.panel(i));
   }
 
-  // The products of inputs' rows, where not joint, and of a step's (h, or x and h: two products side by side) with
-  // panel p. The arguments as for multiply_panel().
+  // The products with panel p of inputs' rows and of a step's: of h, or of x and h, two products side by side. The
+  // arguments as for multiply_panel().
   template <class A, class F>
   INLINE void multiply_inputs(int64_t j0, int64_t j1, const Panel& p, const Panel& next, A&& row, F&& receive) {
     if (direct) return multiply_direct(j0, j1, p, next, L.I, w.w_ih, row, receive);
-    multiply_panel<C>(false, j0, j1, p.nv, L.I, w_ih + units.offset(p, L.I), w_ih + units.offset(next, L.I), row,
+    multiply_panel<C>(false, j0, j1, p.nv, L.I, panels + units.offset(p, K()), panels + units.offset(next, K()), row,
                       receive);
   }
   template <class A, class F>
-  INLINE void multiply_step(int rank, int64_t j0, int64_t j1, const Panel& p, const Panel& next, A&& row, F&& receive) {
+  INLINE void multiply_step(bool joint, int rank, int64_t j0, int64_t j1, const Panel& p, const Panel& next, A&& row,
+                            F&& receive) {
     if (direct) return multiply_direct(j0, j1, p, next, L.P, w.w_hh, row, receive);
-    const int64_t K = x_columns + L.P;
-    X *panel = w_hh + units.offset(p, K), *after = kept ? panel : w_hh + units.offset(next, K);
-    if (once) pack_step(panel = after = w_hh + rank * units.largest(K), p);
-    multiply_panel<C>(L.N == 1, j0, j1, p.nv, K, panel, after, row, receive, x_columns);
+    X *panel = panels + units.offset(p, K()), *after = kept ? panel : panels + units.offset(next, K());
+    if (once) pack_panel(panel = after = panels + rank * units.largest(K()), p);
+    const int64_t left_out = joint ? 0 : x_columns, of_panel = p.nv * W * left_out;
+    multiply_panel<C>(L.N == 1, j0, j1, p.nv, K() - left_out, panel + of_panel, after + of_panel, row, receive,
+                      x_columns - left_out);
   }
 
  private:
-  // Saves x W_ih^T the way through the cache (the sums are the same, bit for bit), but needs rows enough to read W_ih
-  // for at every step, the more the further away it lies (measured: benchmarks/README.md).
-  static bool in_one_product(const Layer& layer, int64_t total) {
-    const int groups = Share::by_rows(layer.N, layer.threads) ? layer.threads : 1;
-    const int64_t rows = total / layer.T / groups, tiles = (rows + 31) / 32;
-    // Tiles that are a quarter lower than they could be are too low for what they load.
-    if (on_tiles<X> && 4 * rows < 3 * tiles * (rows <= 16 * tiles ? 16 : 32)) return false;
-    const int64_t weights = G * layer.H * (layer.I + layer.P) * sizeof(X) * groups / layer.threads;
-    return rows >= 4 + weights / (1 << 20);
-  }
+  int64_t K() const { return x_columns + L.P; }
 
-  // A panel of the weights that a step multiplies with.
-  void pack_step(X* to, const Panel& p) const {
-    if (joint) units.pack(to, p, static_cast<const S*>(w.w_ih), L.I);
+  void pack_panel(X* to, const Panel& p) const {
+    units.pack(to, p, static_cast<const S*>(w.w_ih), L.I);
     units.pack(to + p.nv * W * x_columns, p, static_cast<const S*>(w.w_hh), L.P);
   }
 
