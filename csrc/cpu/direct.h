@@ -8,7 +8,8 @@
 template <class X>
 bool few_rows_forward(const Layer& layer, int64_t all_rows) {
   const int64_t K = layer.I < layer.P ? layer.I : layer.P;
-  return layer.P == layer.H && (all_rows <= 4 || (!is_pair<X> && all_rows <= 48 && 8 * all_rows <= K));
+  return layer.P == layer.H &&
+         (all_rows <= 4 || (!is_pair<X> && all_rows <= (layer.T > 1 ? 64 : 48) && 8 * all_rows <= K));
 }
 template <class X>
 bool few_rows_backward(const Layer& layer, int64_t all_rows) {
