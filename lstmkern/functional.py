@@ -193,8 +193,6 @@ def layer_backward(
 
 # ---- stacks of layers ----
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
-
 
 def run_stack(
     mode: str,

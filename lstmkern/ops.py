@@ -12,7 +12,6 @@ from torch.autograd import forward_ad
 
 from . import reference
 from .functional import (
-    GATES,
     LayerBackward,
     LayerFunction,
     backward_op,
@@ -23,6 +22,7 @@ from .functional import (
     needs_grad,
 )  # fmt: skip
 
+GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 SAVED_PER_UNIT = {"LSTM": 4, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}  # values kept for backward, per step
 
 

@@ -3,8 +3,8 @@
 
 // All rows of a layer's call together that are few. Where pairs of bf16 have products of their own, those win sooner.
 // Forward a product of rows ends with a sum across every register, about as long as the product for 8 columns; packing
-// costs as much as some rows. Backward the weights' rows are read piece by piece: far apart, each piece is another
-// page.
+// costs as much as some rows, fewer where there is one step, which packs each panel as it uses it. Backward the
+// weights' rows are read piece by piece: far apart, each piece is another page.
 template <class X>
 bool few_rows_forward(const Layer& layer, int64_t all_rows) {
   const int64_t K = layer.I < layer.P ? layer.I : layer.P;
