@@ -83,6 +83,14 @@ def test_growth_measures_memory_in_a_fresh_process():
     assert found["ours"]["peak"] >= 0
 
 
+@pytest.mark.parametrize("size", [(64, 16, 128), (16, 16, 512)], ids=["mostly results", "mostly weights"])
+def test_training_takes_no_more_memory_than_nn_lstm(size):
+    T, N, H = size
+    cases = [Case(cell, T, N, H, H, train=True) for cell in ("LSTM", "GRU")]
+    found = memory.measure_memory(cases) or pytest.skip("needs Linux's /proc/self/clear_refs")
+    assert max(case["ours"]["peak"] for case in found) <= found[0]["torch"]["peak"]
+
+
 def test_plots_of_growth(tmp_path):
     """Both figures from results with and without memory; sizes and cells as the real ones."""
     line = {"shape": "4,2,8,8,1", "ratio": 1.5, "share": 0.5, "ours_ms": 1.0, "peer_ms": 2.0}

@@ -17,10 +17,10 @@ class BackwardKernel {
   const bool once_hh, once_ih;  // the weights take part in one product: packed panel by panel as it goes
   const int halves;             // of the chunks' buffers
   const Planes planes;
-  const int64_t Hp, projected_ld, chunk_rows;
+  const int64_t Hp, projected_ld, chunk_rows, own_size;
 
   X *w_hh, *w_ih, *w_hr;  // panels: [G*plane] by P, [G*plane] by I, [P] by H
-  X* own;                 // [ranks] instead, of weights that are used once: the panel at hand
+  X* own;                 // [ranks, own_size]: the panel at hand of weights that are used once; gradients transposed
   Chunk<X> chunks[2];     // take turns
   C* carry;               // [N, Hp]: dc, or GRU's direct part of dh
   S** row_out;            // [ranks, chunk_rows]
@@ -45,6 +45,7 @@ class BackwardKernel {
         Hp(padded(layer.H)),
         projected_ld(depth<X>(padded(layer.P))),
         chunk_rows(rows_at_once(layer, all_rows)),
+        own_size(elements_of_own()),
         weight_gradients(layer, direction, projected_ld, chunk_rows) {}
 
   // The depth of one weight gradient product: deep enough to be worth reading and writing its sums once, chunks of
@@ -55,11 +56,17 @@ class BackwardKernel {
     return rows < all_rows ? rows : all_rows;
   }
 
+  int64_t elements_of_own() const {
+    const int64_t panel = once_ih && !direct ? kWide * W * depth<X>(G * planes.plane) : 0,
+                  transposed = WeightGradients<CELL, S>::transposed(L, chunk_rows);
+    return panel > transposed ? panel : transposed;
+  }
+
   void carve(Carver& memory) {
     const int ranks = L.threads;
     w_hh = memory.take<X>(direct || once_hh ? 0 : state.template packed<X>(G * planes.plane));
     w_ih = memory.take<X>(direct || once_ih || !L.grad_input.data ? 0 : inputs.template packed<X>(G * planes.plane));
-    own = memory.take<X>(once_ih && !direct ? ranks * kWide * W * depth<X>(G * planes.plane) : 0);
+    own = memory.take<X>(ranks * own_size);
     w_hr = memory.take<X>(project ? hidden.template packed<X>(L.P) : 0);
     carry = memory.take<C>(L.N * Hp);
     for (int half = 0; half < halves; ++half)
@@ -97,7 +104,8 @@ class BackwardKernel {
       if (begin == 0 && (L.grad_h0 || L.grad_c0)) step(-1, chunk, 0, after, j0, j1, rank, share);
       barrier.wait(size);
       if (L.grad_input.data) input_gradient(chunk, begin, count, rank, size);
-      if (L.want_weights) weight_gradients.add(chunk, half, count, end == L.T, rank, size, barrier);
+      if (L.want_weights)
+        weight_gradients.add(chunk, half, count, end == L.T, own + rank * own_size, rank, size, barrier);
       half = halves - 1 - half;
       end = begin;
     }
@@ -238,7 +246,7 @@ class BackwardKernel {
       const bool kept = ld * K * int64_t(sizeof(X)) <= kKept;
       const X *panel = packed + p.offset<X>(K), *after = kept ? panel : packed + next.offset<X>(K);
       if (once) {
-        X* to = own + rank * kWide * W * depth<X>(K);
+        X* to = own + rank * own_size;
         pack_gates(to, p, static_cast<const S*>(w), ld, plane_of);
         panel = after = to;
       }

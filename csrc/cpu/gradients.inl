@@ -40,12 +40,16 @@ class WeightGradients {
   const bool project;
 
   X *packed_x[2], *packed_h[2], *packed_full[2];  // a chunk's x, h_prev and h before projection as panels
-  X* packed_gates;                                // [ranks, kRun tiles]: gradients transposed
   C* sums[5];  // w_ih w_hh b_ih b_hh w_hr: running sums, the result itself where types agree
 
  public:
   static constexpr bool kNarrow = sizeof(S) != sizeof(C);  // the sums are not in the result's type
   static constexpr int kCut = down;  // elements that the last tile of a chunk's dgates may read past their end
+
+  // Elements that add() needs for a run of tiles of gradients, transposed.
+  static int64_t transposed(const Backward& layer, int64_t chunk_rows) {
+    return layer.want_weights ? kRun * down * depth<X>(chunk_rows) : 0;
+  }
 
   WeightGradients(const Backward& layer, int direction, int64_t projected_ld, int64_t chunk_rows)
       : L(layer),
@@ -67,7 +71,6 @@ class WeightGradients {
       packed_h[half] = memory.take<X>(want ? by_h.template packed<X>(chunk_rows) : 0);
       packed_full[half] = memory.take<X>(want && project ? by_full.template packed<X>(chunk_rows) : 0);
     }
-    packed_gates = memory.take<X>(want ? L.threads * kRun * down * depth<X>(chunk_rows) : 0);
     for (int i = 0; i < 5; ++i)
       sums[i] = !result(i) ? nullptr : kNarrow ? memory.take<C>(size_of(i)) : static_cast<C*>(result(i));
   }
@@ -94,8 +97,10 @@ class WeightGradients {
     while (word < w1) pack(word * per_word<X>);  // zeros
   }
 
-  // Adds a chunk's part to dW_ih, dW_hh, db and dW_hr. Their rows are divided among the team.
-  void add(const Chunk<X>& chunk, int half, int64_t count, bool first, int rank, int size, Barrier& barrier) {
+  // Adds a chunk's part to dW_ih, dW_hh, db and dW_hr. Their rows are divided among the team; `packed`: transposed()
+  // elements of the thread's own.
+  void add(const Chunk<X>& chunk, int half, int64_t count, bool first, X* packed, int rank, int size,
+           Barrier& barrier) {
     const int64_t tall = (L.H + down - 1) / down;  // tiles of one gate
     for (int64_t tile = part(G * tall, rank, size), last = part(G * tall, rank + 1, size), tiles; tile < last;
          tile += tiles) {
@@ -105,7 +110,6 @@ class WeightGradients {
       const int64_t unit = (tile - gate * tall) * down;
       const X* x_part = chunk.dgates + Planes::of_input(gate) * planes.plane + unit;
       const X* h_part = chunk.dgates + Planes::of_hidden(gate) * planes.plane + unit;
-      X* packed = packed_gates + rank * kRun * down * depth<X>(chunk_rows);
       pack_down<X, C>(packed, x_part, planes.ld, tiles, count);
       add_product(packed, tiles, unit, L.H, by_x, packed_x[half], count, sums[0] + gate * L.H * L.I, first);
       if (x_part != h_part) pack_down<X, C>(packed, h_part, planes.ld, tiles, count);
@@ -129,7 +133,6 @@ class WeightGradients {
     for (int64_t tile = part(across, rank, size), last = part(across, rank + 1, size), tiles; tile < last;
          tile += tiles) {
       tiles = last - tile > kRun ? kRun : last - tile;
-      X* packed = packed_gates + rank * kRun * down * depth<X>(chunk_rows);
       pack_down<X, C>(packed, chunk.dprojected + tile * down, projected_ld, tiles, count);
       add_product(packed, tiles, tile * down, L.P, by_full, packed_full[half], count, sums[4], first);
     }

@@ -16,7 +16,7 @@ namespace lstmkern {
 namespace cpu {
 namespace {
 
-constexpr size_t kHugePage = size_t(2) << 20, kHeader = 128;
+constexpr size_t kHeader = 128, kMapped = size_t(128) << 10, kHugePage = size_t(2) << 20;
 
 // A result lies on a block of up to so many times its size, so that batches of many lengths soon find theirs among the
 // longest's. Those that are shorter yet need blocks of their own, those that are still shorter others: of so many
@@ -45,24 +45,27 @@ void offer([[maybe_unused]] Header* block) {
 #endif
 }
 
-// Blocks of a huge page and more are the system's own, aligned to one, and go back to it: in the C library's heap they
-// would leave holes. A page fault of theirs brings 2 MiB instead of 4 KiB, where the system has such pages.
+// Blocks of kMapped bytes and more (with as many the C library begins to, too) are the system's own and go back to it:
+// in the C library's heap they would leave holes, and stay resident. Those of a huge page and more are aligned to one:
+// a page fault of theirs brings 2 MiB instead of 4 KiB, where the system has such pages.
 Header* allocate(size_t bytes) {
   if (bytes > std::numeric_limits<size_t>::max() / 2) return nullptr;
   void* data = nullptr;
 #if defined(__linux__)
-  if (bytes >= kHugePage) {
-    const size_t size = whole_pages(bytes);
-    data = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (bytes >= kMapped) {
+    const size_t size = whole_pages(bytes), align = bytes < kHugePage ? 0 : kHugePage;
+    data = mmap(nullptr, size + align, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED) return nullptr;
-    const size_t before = -reinterpret_cast<uintptr_t>(data) % kHugePage;
-    char* const begin = static_cast<char*>(data) + before;
-    if (before) munmap(data, before);
-    munmap(begin + size, kHugePage - before);
+    if (align) {
+      const size_t before = -reinterpret_cast<uintptr_t>(data) % kHugePage;
+      char* const begin = static_cast<char*>(data) + before;
+      if (before) munmap(data, before);
+      munmap(begin + size, kHugePage - before);
 #if defined(MADV_HUGEPAGE)
-    madvise(begin, size, MADV_HUGEPAGE);
+      madvise(begin, size, MADV_HUGEPAGE);
 #endif
-    data = begin;
+      data = begin;
+    }
   } else
 #endif
       if (posix_memalign(&data, kHeader, bytes) != 0)
@@ -74,7 +77,7 @@ Header* allocate(size_t bytes) {
 
 void release(Header* block) {
 #if defined(__linux__)
-  if (block->bytes >= kHugePage)
+  if (block->bytes >= kMapped)
     munmap(block, whole_pages(block->bytes));
   else
 #endif
