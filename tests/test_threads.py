@@ -155,13 +155,22 @@ def fork_after_use():
     many_short_calls(0.5)
 
 
-def run_apart(work, load):
+def teams_cut_short():
+    """OpenMP may give fewer threads than a layer was laid out for."""
+    for shape in (BY_UNITS, BY_ROWS, (5, 16, 256, 256), (5, 40, 256, 256)):
+        for ragged in (False, True):
+            one, *others = (results("LSTM", shape, n, torch.float32, ragged) for n in (1, 2, 3, 5))
+            for other in others:
+                assert all(map(torch.equal, other, one))
+
+
+def run_apart(work, load=False, **environment):
     code = f"from test_threads import *; {work.__name__}()"
     path = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     with neighbours() if load else nullcontext():
         done = subprocess.run(
             [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": path, **environment},
             capture_output=True,
             text=True,
             timeout=90,
@@ -174,3 +183,8 @@ def run_apart(work, load):
 @pytest.mark.parametrize("work", [many_short_calls, many_callers, fork_after_use], ids=lambda w: w.__name__)
 def test_nobody_hangs(work, load):
     run_apart(work, load)
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_team_smaller_than_it_was_asked_to_be(limit):
+    run_apart(teams_cut_short, OMP_THREAD_LIMIT=str(limit))
