@@ -32,8 +32,9 @@ def results(cell, shape, threads, dtype, ragged=False, **options):
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"proj_size": 20}], ids=str)
 # T, N, I, H, each work enough for several threads. Hidden units are shared with a barrier per step; rows; panels packed
-# by the thread that uses them; few rows with the weights where they lie, also step by step; and one product of x and h
-# on one thread, two where two threads share the rows (LSTM and GRU).
+# by the thread that uses them; few rows with the weights where they lie, also step by step; one product of x and h on
+# one thread, two where two threads share the rows (LSTM and GRU); and hidden units of weights beyond the caches, where
+# it is the other way round.
 @pytest.mark.parametrize(
     "shape",
     [
@@ -43,6 +44,7 @@ def results(cell, shape, threads, dtype, ragged=False, **options):
         (1, 70, 70, 110),
         (1, 32, 256, 256),
         (8, 2, 160, 160),
+        (5, 16, 256, 256),
         (5, 16, 512, 512),
     ],
     ids=lambda shape: ",".join(map(str, shape)),

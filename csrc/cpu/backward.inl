@@ -84,7 +84,7 @@ class BackwardKernel {
     [[maybe_unused]] Products<X> scope;
     prepare(rank, size);
     barrier.wait(size);
-    const Share share(L, rank, size);
+    const Share share(rank, size, by_rows(size));
     int half = 0;
     const X* after = nullptr;  // dgates of the step after the one at hand
     for (int64_t end = L.T; end > 0;) {
@@ -113,6 +113,12 @@ class BackwardKernel {
       barrier.wait(size);
       weight_gradients.write_results(rank, size);
     }
+  }
+
+  // Whether a team divides the rows of the batch and not the hidden units. What threads exchange is G times forward's.
+  bool by_rows(int size) const {
+    const int64_t bytes = state.template packed<X>(G * planes.plane) * sizeof(X);
+    return L.T > 1 && divides_rows<X>(L.N, size, bytes, state.panels(), on_tiles<X> ? 0.25 : 0.12);
   }
 
   // Packs the weights, each thread its share.

@@ -86,8 +86,21 @@ constexpr int64_t kReading = 3;
 // the first of a call too: what was read last is still in the cache.
 inline __thread int64_t steps_taken = 0;
 
+// Whether a team divides the rows of a batch, given the weights that a step reads and the panels that they make. With 8
+// rows a thread, yes, while the second-level cache holds the weights. From beyond it every thread would read all of
+// them at every step, which takes as long as the products of `reading` rows. Dividing the hidden units, each reads its
+// own, but panels leave the last thread less than its share and there is the `exchange` to pay for, in parts of the
+// products: a barrier per step and what the others have computed (measured: benchmarks/README.md).
+template <class X>
+bool divides_rows(int64_t N, int size, int64_t bytes, int64_t panels, double exchange) {
+  const int64_t held = on_tiles<X> ? 7 << 18 : 5 << 19, tallest = (panels + size - 1) / size;
+  if (N < 8 * size || bytes <= held) return N >= 8 * size;
+  const double rows = double(N) / size, reading = on_tiles<X> ? 16 : kReading, busy = double(panels) / (tallest * size);
+  return rows + reading <= (1 + exchange) * (rows + reading / size) / busy;
+}
+
 // How a team shares a layer: by rows of the batch, which needs no barrier inside the time loop, or by hidden units
-// with a barrier per step, where there are too few rows for that or only one step.
+// with a barrier per step, where rows are too few (divides_rows) and where there is only one step.
 //
 // Why no two threads meet (ThreadSanitizer cannot say: it does not see into OpenMP). Packed weights are written before
 // the first barrier and only read after it; a panel that is used once is its thread's own. In forward's time loop a
@@ -102,14 +115,12 @@ inline __thread int64_t steps_taken = 0;
 struct Share {
   int groups, members;  // row groups, members of each
   int group, member;
-  Share(const Layer& layer, int rank, int size) {
-    const bool rows = layer.T > 1 && by_rows(layer.N, size);
+  Share(int rank, int size, bool rows) {
     groups = rows ? size : 1;
     members = rows ? 1 : size;
     group = rank / members;
     member = rank % members;
   }
-  static bool by_rows(int64_t N, int size) { return N >= 8 * size; }
   struct Sequences {
     int64_t j0, j1;
   };

@@ -76,7 +76,7 @@ class ForwardKernel {
     [[maybe_unused]] Products<X> scope;
     prepare(rank, size);
     barrier.wait(size);
-    const Share share(L, rank, size);
+    const Share share(rank, size, weights.by_rows(size));
     const auto [j0, j1] = share.sequences(steps, 0, L.T);
     const int64_t p0 = part(units.panels(), share.member, share.members),
                   p1 = part(units.panels(), share.member + 1, share.members);
@@ -120,7 +120,7 @@ class ForwardKernel {
 
   // Whether all steps surely are joint, whatever team will run them.
   bool all_joint() const {
-    const int groups = Share::by_rows(L.N, L.threads) ? L.threads : 1;
+    const int groups = weights.by_rows(L.threads) ? L.threads : 1;
     if (steps.active(0) != L.N || steps.active(L.T - 1) != L.N) return false;
     for (int g = 0; g < groups; ++g)
       if (!weights.joint(part(L.N, g + 1, groups) - part(L.N, g, groups), L.threads / groups)) return false;

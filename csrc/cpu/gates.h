@@ -11,7 +11,8 @@ class GateWeights {
   const Layer& L;
   const Weights& w;
   const UnitPanels<CELL, X, C> units;
-  const bool direct, once, kept;
+  const bool direct, once;
+  const int64_t bytes;
   X* panels;  // of W_ih and, behind it in each, of W_hh; where once, of each rank the one at hand
 
  public:
@@ -23,7 +24,7 @@ class GateWeights {
         units{layer.H},
         direct(few_rows_forward<X>(layer, total)),
         once(layer.T == 1),
-        kept(units.packed(layer.I + layer.P) * int64_t(sizeof(X)) <= kKept),
+        bytes(units.packed(layer.I + layer.P) * sizeof(X)),
         x_columns(direct ? 0 : depth<X>(layer.I)) {}
 
   // Whether a step of so many rows takes x and h as rows of one product, in a group of so many members. That saves
@@ -34,8 +35,13 @@ class GateWeights {
     const int64_t tiles = (rows + 31) / 32;
     // Tiles that are a quarter lower than they could be are too low for what they load.
     if (on_tiles<X> && 4 * rows < 3 * tiles * (rows <= 16 * tiles ? 16 : 32)) return false;
-    const double mib = double(G * L.H * (L.I + L.P) * sizeof(X)) / members / (1 << 20);
+    const double mib = double(bytes) / members / (1 << 20);
     return rows >= (mib < 1.75 ? 5 : on_tiles<X> ? 48 : mib < 12 ? 10 + 1.5 * mib : 28);
+  }
+
+  // Whether a team divides the rows of the batch and not the hidden units.
+  bool by_rows(int size) const {
+    return L.T > 1 && divides_rows<X>(L.N, size, bytes, units.panels(), (on_tiles<X> ? 0.36 : 0.14) / G);
   }
 
   void carve(Carver& memory) {
@@ -61,7 +67,7 @@ class GateWeights {
   INLINE void multiply_step(bool joint, int rank, int64_t j0, int64_t j1, const Panel& p, const Panel& next, A&& row,
                             F&& receive) {
     if (direct) return multiply_direct(j0, j1, p, next, L.P, w.w_hh, row, receive);
-    X *panel = panels + units.offset(p, K()), *after = kept ? panel : panels + units.offset(next, K());
+    X *panel = panels + units.offset(p, K()), *after = bytes <= kKept ? panel : panels + units.offset(next, K());
     if (once) pack_panel(panel = after = panels + rank * units.largest(K()), p);
     const int64_t left_out = joint ? 0 : x_columns, of_panel = p.nv * W * left_out;
     multiply_panel<C>(L.N == 1, j0, j1, p.nv, K() - left_out, panel + of_panel, after + of_panel, row, receive,

@@ -18,7 +18,7 @@ void multiply_part_rows(const ProductPart& part_of, int64_t rounds) {
   const UnitPanels<CELL, X, C> units{p.columns};
   const int64_t ld = spread<X>(depth<X>(p.K));
   const int rank = part_of.rank, size = part_of.size;
-  const bool by_rows = Share::by_rows(p.rows, size);
+  const bool by_rows = divides_rows<X>(p.rows, size, units.packed(p.K) * sizeof(X), units.panels(), 0);
   const int64_t j0 = by_rows ? part(p.rows, rank, size) : 0, j1 = by_rows ? part(p.rows, rank + 1, size) : p.rows,
                 i0 = by_rows ? 0 : part(units.panels(), rank, size),
                 i1 = by_rows ? units.panels() : part(units.panels(), rank + 1, size);
