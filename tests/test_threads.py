@@ -57,8 +57,11 @@ def test_same_bits(cell, dtype, shape, options):
     same_bits(cell, shape, dtype, **options)
 
 
-# Rows, divided by what they cost; hidden units. Sequences end early in one direction and begin late in the other.
-@pytest.mark.parametrize("shape", [(60, 70, 70, 110), (60, 5, 70, 110)], ids=lambda shape: ",".join(map(str, shape)))
+# Rows, divided by what they cost; hidden units; these of weights beyond the caches. Sequences end early in one
+# direction and begin late in the other.
+@pytest.mark.parametrize(
+    "shape", [(60, 70, 70, 110), (60, 5, 70, 110), (4, 20, 512, 512)], ids=lambda shape: ",".join(map(str, shape))
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
 def test_same_bits_where_lengths_differ(cell, dtype, shape):
