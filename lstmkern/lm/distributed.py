@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,9 @@ def group(device_name: str, batch_size: int) -> Iterator[None]:
             raise InputError(f"{here} processes on device {device_name} need --device cuda and a GPU for each of them")
         torch.cuda.set_device(device(device_name))
         backend = "cpu:gloo,cuda:nccl"  # what is gathered for a checkpoint lies on the CPU
+    # Imported when there is a group (DDP does it), its default arguments are that group and keep its threads to the
+    # interpreter's end, where one that still holds a tensor aborts the process.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group(backend)
     try:
         yield
@@ -66,7 +70,11 @@ def device(name: str) -> torch.device:
 
 def parallel(network: nn.Module) -> nn.Module:
     """``network``, with gradients that are the mean over the processes."""
-    return DistributedDataParallel(network, broadcast_buffers=False) if processes() > 1 else network
+    if processes() == 1:
+        return network
+    # With a group of its own, for it outlives the common one, which has to end where no lock of Python is held: its
+    # threads may wait for that lock to free what they sent. Gradients are sent as tensors that Python never saw.
+    return DistributedDataParallel(network, process_group=dist.new_group())
 
 
 def total(tensor: Tensor) -> Tensor:
