@@ -79,7 +79,7 @@ class Problem {
     input_ = on_device_ ? time_major(input) : rows_in_place(input);
     layer.input = view(input_);
     if (on_device_) {  // the rows as one matrix; a stride of a dimension of size 1 may be anything
-      layer.input.lane = std::max<int64_t>(layer.I, 1);
+      layer.input.lane = layer.I;
       layer.input.step = (packed_ ? 1 : layer.N) * layer.input.lane;
     }
     if (resets.has_value()) {
@@ -123,7 +123,7 @@ class Problem {
 
   Tensor state(int64_t columns) const { return fresh(state_sizes(columns)); }
   Tensor none() const { return fresh({0}); }
-  int64_t rows() const { return input_.numel() == 0 ? 0 : input_.numel() / std::max<int64_t>(layer.I, 1); }
+  int64_t rows() const { return input_.numel() / layer.I; }
   int64_t gates_columns() const { return saved_of(layer.cell) * padded(layer.H); }
 
   void set_gates(const Tensor& gates) {
@@ -134,7 +134,7 @@ class Problem {
     layer.gates_direction = columns * (packed_ ? input_.size(0) : layer.T * layer.N);
   }
 
-  bool empty() const { return layer.N == 0 || layer.T == 0; }
+  bool empty() const { return layer.N == 0 || layer.T == 0 || layer.H == 0; }
   bool one_step() const { return one_step_; }
 
   Layer layer{};
@@ -176,6 +176,8 @@ class Problem {
                 weights[0].sizes());
     layer.H = weights[0].size(0) / G;
     TORCH_CHECK(!project || layer.cell == Cell::lstm, "proj_size argument is only supported for LSTM, not RNN or GRU");
+    TORCH_CHECK(!project || (layer.H > 0 && layer.P > 0), "H and P of a layer with w_hr must be at least 1, got ",
+                layer.H, " and ", layer.P);
     TORCH_CHECK(project || layer.P == layer.H, "h0 must be [D, N, ", layer.H, "], got a last size of ", layer.P);
     weights_.reserve(weights.size());
     for (int d = 0; d < layer.D; ++d) {
@@ -266,6 +268,25 @@ class Problem {
   Tensor input_, h0_, c0_, resets_, lengths_;
 };
 
+// An input without features and the weights for it, as one feature of zeros instead: the same sums, and no kernel has
+// to know of products without terms.
+inline std::pair<Tensor, std::vector<Tensor>> with_one_feature(const Tensor& input, const Tensor& h0,
+                                                               at::TensorList weights) {
+  auto widened = [](const Tensor& t) {
+    at::DimVector sizes(t.sizes());
+    sizes.back() = 1;
+    return t.new_zeros(sizes);
+  };
+  std::vector<Tensor> all = weights.vec();
+  const size_t D = h0.dim() == 3 && h0.size(0) == 2 ? 2 : 1;
+  for (size_t at = 0; at < all.size(); at += std::max<size_t>(all.size() / D, 1)) {
+    TORCH_CHECK(all[at].dim() == 2 && all[at].size(1) == 0,
+                "w_ih must have a column for each of the input's 0 features, got ", all[at].sizes());
+    all[at] = widened(all[at]);
+  }
+  return {widened(input), std::move(all)};
+}
+
 // A BackEnd says whether it runs on a device of its own (where `lengths` stay, see Layer::lengths), and brings
 // forward() and backward(), which are told the device by one of its tensors, and a Guard, which lives as long as a
 // call.
@@ -277,6 +298,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor& i
                                                                  const OptionalTensor& resets, c10::string_view mode,
                                                                  bool batch_first, bool save, bool cells) {
   const typename BackEnd::Guard guard(input);
+  if (input.dim() > 1 && input.size(-1) == 0) {
+    const auto [x, widened] = with_one_feature(input, h0, weights);
+    return layer_forward<BackEnd>(x, h0, c0, widened, batch_sizes, lengths, resets, mode, batch_first, save, cells);
+  }
   Problem problem(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, BackEnd::on_device);
   Forward f{problem.layer};
   const bool lstm = f.cell == Cell::lstm;
@@ -315,6 +340,15 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     const OptionalTensor& resets, const OptionalTensor& output, const OptionalTensor& cells,
     const OptionalTensor& gates, c10::string_view mode, bool batch_first, std::array<bool, 3> needs) {
   const typename BackEnd::Guard guard(input);
+  if (input.dim() > 1 && input.size(-1) == 0) {
+    const auto [x, widened] = with_one_feature(input, h0, weights);
+    auto grads = layer_backward<BackEnd>(grad_output, grad_h_n, grad_c_n, grad_cells, x, h0, c0, widened, batch_sizes,
+                                         lengths, resets, output, cells, gates, mode, batch_first, needs);
+    if (needs[0]) std::get<0>(grads) = at::empty_like(input);
+    for (size_t i = 0; needs[2] && i < weights.size(); ++i)
+      if (weights[i].numel() == 0) std::get<3>(grads)[i] = at::empty_like(weights[i]);
+    return grads;
+  }
   Problem problem(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, BackEnd::on_device);
   auto kept_by_forward = [](const OptionalTensor& t) { return t && t->numel(); };
   if (kept_by_forward(gates)) problem.set_gates(*gates);
@@ -331,6 +365,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   std::vector<Tensor> grad_weights;
   for (const Tensor& w : weights) grad_weights.push_back(need_weights ? problem.fresh(w.sizes()) : problem.none());
   if (problem.empty()) {
+    grad_input.zero_();
     for (Tensor& g : grad_weights) g.zero_();
     if (need_state) {
       grad_h_n ? grad_h0.copy_(*grad_h_n) : grad_h0.zero_();

@@ -26,8 +26,9 @@ class Results final : public c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     try {
       void* data = cpu::take_result(bytes);
+      c10::DataPtr result(data, data, give_back, c10::Device(c10::kCPU));
       tell_profiler(data, 1);
-      return {data, data, give_back, c10::Device(c10::kCPU)};
+      return result;
     } catch (const std::bad_alloc&) {
       return c10::GetCPUAllocator()->allocate(bytes);  // says in torch's words that there is not so much
     }

@@ -1,4 +1,4 @@
-"""What torch.nn does not do: resets inside a sequence, every step's cell state."""
+"""What torch.nn does not do: resets inside a sequence, every step's cell state, sequences without features."""
 
 from itertools import pairwise
 
@@ -149,3 +149,36 @@ def test_training_on_cells_alone():
     module = lstmkern.LSTM(I, H)
     module(torch.randn(T, N, I), return_cells=True)[2].sum().backward()
     assert all(p.grad.abs().max() > 0 for p in module.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mode", ["lstm", "gru", "rnn"])
+def test_sequences_without_features(mode, dtype):
+    """What the states make of themselves: as beside an input of zeros. Modules refuse them, as torch.nn's do."""
+    G = {"lstm": 4, "gru": 3, "rnn": 1}[mode]
+    function, lengths = getattr(lstmkern.functional, mode), torch.tensor([T, 2, 5])
+
+    def step(features):
+        torch.manual_seed(0)
+        shapes = 2 * [(G * H, features), (G * H, H), (G * H,), (G * H,)]
+        weights = [(torch.randn(s) if features not in s else torch.zeros(s)).to(dtype).requires_grad_() for s in shapes]
+        x = torch.zeros(T, N, features, dtype=dtype, requires_grad=True)
+        output, state = function(x, None, [weights], bidirectional=True, lengths=lengths)
+        return output, *torch.autograd.grad(output.square().sum(), [x, *weights])
+
+    for result, expected in zip(step(0), step(1), strict=True):
+        assert torch.equal(result, expected) if expected.shape == result.shape else not result.numel()
+
+
+def test_features_that_only_the_weights_have():
+    for features, columns in ((0, 1), (1, 0)):
+        weights = [torch.zeros(4 * H, columns), torch.zeros(4 * H, H)]
+        with pytest.raises(RuntimeError, match="w_ih must"):
+            lstmkern.functional.lstm(torch.zeros(T, N, features), None, [weights])
+
+
+@pytest.mark.parametrize(("hidden", "projected"), [(0, 5), (H, 0)])
+def test_a_projection_of_nothing(hidden, projected):
+    weights = [torch.zeros(4 * hidden, I), torch.zeros(4 * hidden, projected), torch.zeros(projected, hidden)]
+    with pytest.raises(RuntimeError, match="w_hr must be at least 1"):
+        lstmkern.functional.lstm(torch.zeros(T, N, I), None, [weights])

@@ -48,7 +48,9 @@ def leaves_of(x, hx):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, 5, 17), (64, 33, 40)], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1), (3, 5, 17), (64, 33, 40), (2, 0, 8), (9, 0, 40), (5, 3, 0), (4, 0, 0)], ids=str
+)
 def test_training_step(cells, bias, sizes, as_good_as_torch):
     N, I, H = sizes  # noqa: E741
     theirs, ours = cells(I, H, bias=bias)

@@ -161,3 +161,39 @@ print(lstm(torch.zeros(64, 64, 64))[0].shape)
 """
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert run.returncode == 0 and "[64, 64, 64]" in run.stdout, run.stderr
+
+
+@not_sanitized
+@on_linux
+def test_a_fork_waits_for_who_is_in_a_pool(tmp_path):
+    """Its child would find the pool locked for ever. Here giving memory back, which a lock is held for, takes 5 ms."""
+    slow = tmp_path / "slow.so"
+    source = """
+#include <unistd.h>
+extern "C" int munmap(void*, size_t bytes) { return bytes > 1 << 20 ? usleep(5000) : 0; }
+"""
+    compile = ["c++", "-shared", "-fPIC", "-x", "c++", "-", "-o", str(slow)]
+    subprocess.run(compile, input=source, text=True, check=True)
+    program = """
+import os, signal, threading, torch, lstmkern
+rnn, x = lstmkern.RNN(1, 16), torch.ones(1, 50000, 1)
+def infer(N):
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        return rnn(x[:, :N])[0]  # 64 bytes a row
+def grow():
+    for N in range(20000, 50000, 50):  # none fits where one before it lay
+        infer(N)
+infer(20000)  # what torch does once and locks
+threading.Thread(target=grow, daemon=True).start()
+for _ in range(5):
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        infer(20000)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+os._exit(0)
+"""
+    run = subprocess.run([sys.executable, "-c", program], env={**os.environ, "LD_PRELOAD": str(slow)}, timeout=100)
+    assert run.returncode == 0

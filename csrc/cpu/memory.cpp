@@ -5,8 +5,10 @@
 #include <limits>
 #include <mutex>
 #include <new>
-#include <vector>
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #include <unistd.h>
@@ -26,6 +28,7 @@ constexpr size_t kReach = 4;
 // Stands before the memory that is handed out, on a pair of cache lines of its own.
 struct Header {
   size_t bytes;  // with it
+  Header* next;  // of those that wait
 };
 Header* header_of(void* data) { return reinterpret_cast<Header*>(static_cast<char*>(data) - kHeader); }
 
@@ -86,18 +89,14 @@ void release(Header* block) {
 
 class Pool {
  public:
-  // At least `bytes`, but no waiting block of more than `most`.
+  // At least `bytes`, but no waiting block of more than `most`; nullptr if there is not so much.
   char* take(size_t bytes, size_t most) {
     std::lock_guard<std::mutex> lock(mutex_);
     Header* block = take_waiting(bytes += kHeader, most);
     if (!block) {
       const size_t all = most_used_ + most_used_ / (kReach - 1), now = used_ + bytes;
       shrink_to(now < all ? all - now : 0);
-      block = allocate(bytes);
-    }
-    if (!block) {
-      shrink_to(0);
-      if (!(block = allocate(bytes))) throw std::bad_alloc();
+      if (!(block = allocate(bytes))) return nullptr;
     }
     used_ += block->bytes;
     if (used_ > most_used_) most_used_ = used_;
@@ -113,9 +112,18 @@ class Pool {
     std::lock_guard<std::mutex> lock(mutex_);
     used_ -= block->bytes;
     waits_ += block->bytes;
-    waiting_.push_back(block);
+    block->next = nullptr;
+    *end_ = block;
+    end_ = &block->next;
     if (kAlone) shrink_to(0);
   }
+
+  void release_waiting() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    shrink_to(0);
+  }
+
+  std::mutex& mutex() { return mutex_; }
 
  private:
 #if defined(__SANITIZE_ADDRESS__)
@@ -125,56 +133,72 @@ class Pool {
 #endif
 
   Header* take_waiting(size_t bytes, size_t most) {
-    size_t best = waiting_.size();
-    for (size_t i = 0; i < waiting_.size(); ++i) {
-      const size_t size = waiting_[i]->bytes;
-      if (size >= bytes && size <= most && (best == waiting_.size() || size < waiting_[best]->bytes)) best = i;
+    Header** best = nullptr;
+    for (Header** at = &oldest_; *at; at = &(*at)->next) {
+      const size_t size = (*at)->bytes;
+      if (size >= bytes && size <= most && (!best || size < (*best)->bytes)) best = at;
     }
-    if (best == waiting_.size()) return nullptr;
-    Header* block = waiting_[best];
-    waits_ -= block->bytes;
-    waiting_.erase(waiting_.begin() + static_cast<std::ptrdiff_t>(best));
-    return block;
+    return best ? remove(best) : nullptr;
   }
 
   // Frees those that have waited longest until the rest holds at most so many bytes.
   void shrink_to(size_t bytes) {
-    size_t n = 0;
-    for (; waits_ > bytes; ++n) {
-      waits_ -= waiting_[n]->bytes;
-      release(waiting_[n]);
-    }
-    waiting_.erase(waiting_.begin(), waiting_.begin() + static_cast<std::ptrdiff_t>(n));
+    while (waits_ > bytes) release(remove(&oldest_));
+  }
+
+  Header* remove(Header** at) {
+    Header* block = *at;
+    *at = block->next;
+    if (!*at) end_ = at;
+    waits_ -= block->bytes;
+    return block;
   }
 
   std::mutex mutex_;
-  std::vector<Header*> waiting_;
+  Header *oldest_ = nullptr, **end_ = &oldest_;  // the waiting blocks, and where the next one's address goes
   size_t used_ = 0, waits_ = 0, most_used_ = 0;  // bytes; waits_: of waiting blocks
 };
 
+struct Pools {
+  Pool results, workspaces;
+
+  void lock() { std::lock(results.mutex(), workspaces.mutex()); }
+  void unlock() {
+    results.mutex().unlock();
+    workspaces.mutex().unlock();
+  }
+};
+
 // Never destroyed: threads may still free while the process ends.
-Pool& results() {
-  static Pool* p = new Pool;
-  return *p;
-}
-Pool& workspaces() {
-  static Pool* p = new Pool;
-  return *p;
+Pools& pools = *new Pools;
+
+#if defined(__unix__) || defined(__APPLE__)
+// Nobody forks while a thread is in a pool: the child would have it half changed, and locked for ever. From the start,
+// as a fork that has begun does not hear of it any more.
+[[maybe_unused]] const int told = pthread_atfork([] { pools.lock(); }, [] { pools.unlock(); }, [] { pools.unlock(); });
+#endif
+
+char* take(Pool& pool, size_t bytes, size_t most) {
+  if (char* data = pool.take(bytes, most)) return data;
+  pools.results.release_waiting();
+  pools.workspaces.release_waiting();
+  if (char* data = pool.take(bytes, most)) return data;
+  throw std::bad_alloc();
 }
 
 }  // namespace
 
-void* take_result(size_t bytes) { return results().take(bytes, kReach * bytes); }
+void* take_result(size_t bytes) { return take(pools.results, bytes, kReach * bytes); }
 size_t result_bytes(void* data) { return header_of(data)->bytes; }
-void give_result(void* data) { results().give(data); }
+void give_result(void* data) { pools.results.give(data); }
 
-Workspace::Workspace(size_t bytes) : data_(workspaces().take(bytes, std::numeric_limits<size_t>::max())) {
+Workspace::Workspace(size_t bytes) : data_(take(pools.workspaces, bytes, std::numeric_limits<size_t>::max())) {
 #if defined(__SANITIZE_ADDRESS__)
   std::memset(data_, 0xff, bytes);  // NaN in every type: a sum that took in what nobody wrote does not pass a test
 #endif
 }
 
-Workspace::~Workspace() { workspaces().give(data_); }
+Workspace::~Workspace() { pools.workspaces.give(data_); }
 
 }  // namespace cpu
 }  // namespace lstmkern
