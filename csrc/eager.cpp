@@ -30,7 +30,7 @@ auto operator_named(const char* name) {
 
 struct Below {
   py::gil_scoped_release no_gil;
-  at::AutoDispatchBelowAutograd below;
+  at::AutoDispatchBelowADInplaceOrView below;  // results are nobody's views, however they are laid out
 };
 
 // The states that a layer without given ones starts from.

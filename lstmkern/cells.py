@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .functional import run_cell
+from .functional import both_states, run_cell
 
 _WITHOUT_BIAS = ("weight_ih", "weight_hh")
 _WITH_BIAS = (*_WITHOUT_BIAS, "bias_ih", "bias_hh")
@@ -59,12 +59,11 @@ class LSTMCell(_Cell):
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """input [N, I] or [I], hx (h, c) each [N, H] or [H], zeros if None; returns the next (h, c)."""
         _check_rank("LSTMCell", input)
-        if hx is None:
-            return self._step("LSTM", input, None, None)
-        for i, state in enumerate(hx):
-            if state.dim() not in (1, 2):
+        states = both_states("lstm_cell", hx)
+        for i, state in enumerate(states):
+            if state is not None and state.dim() not in (1, 2):
                 raise ValueError(f"LSTMCell: Expected hx[{i}] to be 1D or 2D, got {state.dim()}D instead")
-        return self._step("LSTM", input, hx[0], hx[1])
+        return self._step("LSTM", input, *states)
 
 
 class _SingleStateCell(_Cell):

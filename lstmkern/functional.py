@@ -47,7 +47,9 @@ class LayerFunction(torch.autograd.Function):
         if every_c is not None and not cells:
             ctx.mark_non_differentiable(every_c)
         if input.dim() == 2 and batch_sizes is None and mode in ("LSTM", "GRU"):
-            output = None  # read as the state before a later step only; not kept, so the caller may write into it
+            # The caller may write into the next state, as a decoder does where a sequence has ended.
+            output = None  # only read as the state before a later step
+            every_c = every_c if every_c is None else every_c.clone()
         ctx.save_for_backward(input, h0, c0, batch_sizes, lengths, resets, output, every_c, gates, *weights)
         ctx.mode, ctx.batch_first = mode, batch_first
         return results
@@ -256,9 +258,21 @@ def run_cell(
     return output, cells
 
 
+def both_states(name: str, hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """An LSTM's (h, c), (None, None) for zeros."""
+    if hx is None:
+        return None, None
+    if len(hx) != 2 or hx[0] is None or hx[1] is None:
+        raise RuntimeError(f"{name} expects two hidden states")
+    return hx[0], hx[1]
+
+
+AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
+
+
 def _autocast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Autocast's own rule: floating tensors except fp64."""
-    return tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
+    return tensor.to(dtype) if tensor is not None and tensor.dtype in AUTOCAST else tensor
 
 
 def _autocast_results(
@@ -305,7 +319,7 @@ def lstm(
     w_hr as far as there are any, the reverse direction's after the forward one's. Returns (output, (h_n, c_n)) and, if
     return_cells, the last layer's c of every step; see lstmkern.LSTM.forward for these and for lengths and resets.
     """
-    h0, c0 = (None, None) if hx is None else hx
+    h0, c0 = both_states("lstm", hx)
     output, h_n, c_n, cells = _checked_stack(
         "LSTM", input, h0, c0, weights, bidirectional, batch_first, dropout if training else 0.0,
         batch_sizes, lengths, resets, return_cells,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .functional import run_stack
+from .functional import both_states, run_stack
 
 
 class RecurrentModule(torch.nn.RNNBase):
@@ -190,7 +190,7 @@ class LSTM(RecurrentModule):
         [L*D, N, P], c_n [L*D, N, H], cells laid out like output with D*H columns. ValueError or RuntimeError with
         torch.nn's wording for a wrong rank, size or dtype.
         """
-        h0, c0 = (None, None) if hx is None else (hx[0], hx[1])
+        h0, c0 = both_states("lstm", hx)
         output, h_n, c_n, cells = self._run(input, h0, c0, lengths, resets, return_cells)
         return (output, (h_n, c_n), cells) if return_cells else (output, (h_n, c_n))
 

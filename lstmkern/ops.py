@@ -32,6 +32,7 @@ SAVED_PER_UNIT = {"LSTM": 4, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}  # values k
 @torch.library.register_fake("lstmkern::layer_forward")
 def _(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells):
     _check_same_device(input, h0, c0, weights)
+    _check_meta(input, batch_sizes, lengths, resets)
     one_step = h0.dim() == 2  # [N, P]: output and cells are the next state
     D, N, P = (1, *h0.shape) if one_step else h0.shape
     H = weights[1].size(0) // GATES[mode]
@@ -58,6 +59,9 @@ def _(
     grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, batch_sizes, lengths, resets,
     output, cells, gates, mode, batch_first, needs,
 ):  # fmt: skip
+    _check_same_device(input, h0, c0, weights)
+    _check_meta(input, grad_output, grad_h_n, grad_c_n, grad_cells, batch_sizes, lengths, resets, output, cells, gates)
+
     def like(tensor: Tensor, needed: bool) -> Tensor:
         return tensor.new_empty(tensor.shape) if needed else tensor.new_empty(0)
 
@@ -71,6 +75,13 @@ def _rows_like(input: Tensor, columns: int, batch_first: bool) -> Tensor:
     if batch_first and input.dim() == 3:
         return input.new_empty(input.size(1), input.size(0), columns).transpose(0, 1)
     return input.new_empty(*input.shape[:-1], columns)
+
+
+def _check_meta(input: Tensor, *others: Tensor | None) -> None:
+    """One tensor of the meta device sends a call here, but the results are the input's: they would hold anything."""
+    for t in others:
+        if t is not None and t.is_meta and not input.is_meta:
+            raise RuntimeError(f"a tensor on the meta device has no values to use with an input at {input.device}")
 
 
 def _check_same_device(input: Tensor, h0: Tensor, c0: Tensor | None, weights: list[Tensor]) -> None:

@@ -7,7 +7,8 @@
 A layer then keeps its input, its output and (LSTM) its cell states, a third of what it keeps otherwise, and a training
 step takes 1.4 to 1.5 times as long (one thread, LSTM and GRU of 200 and 256 units). A dense layer of one direction
 recomputes an eighth of its steps at a time; others (packed, padded, both directions) all at once, so only stacks of
-them profit. torch.compile and torch.func do not look at this.
+them profit. torch.compile and torch.func do not look at this. What torch.utils.checkpoint runs a second time, outside,
+enters recompute() itself, inside of the function that is given to checkpoint.
 """
 
 from contextlib import contextmanager
@@ -49,10 +50,10 @@ def layer_backward(forward, backward, grads, input, h0, c0, weights, ragged, out
     time = 1 if batch_first else 0
     whole = input.dim() == 2 or lengths is not None or h0.size(0) > 1  # 2: packed, or one step
     T = input.size(time)
-    steps = T if whole else -(-T // CHUNKS)
+    steps = T if whole else max(-(-T // CHUNKS), 1)
     grad_output, dh, dc, grad_cells = grads
     grad_input, grad_weights = [], None
-    for begin in reversed(range(0, T, steps) if not whole else (0,)):
+    for begin in reversed(range(0, max(T, 1), steps) if not whole else (0,)):
 
         def part(tensor: Tensor | None) -> Tensor | None:
             return tensor if whole or tensor is None else tensor.narrow(time, begin, min(steps, T - begin))  # noqa: B023

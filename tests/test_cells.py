@@ -108,15 +108,17 @@ def test_derivatives(cells):
 
 
 def test_the_next_state_may_be_written_into(cells):
-    """Where torch.nn allows it: backward of GRUCell and LSTMCell does not look at h."""
+    """Where torch.nn allows it: backward of GRUCell and LSTMCell does not look at what the caller has."""
     theirs, ours = cells(4, 5)
     if isinstance(ours, lstmkern.RNNCell):
         pytest.skip("torch.nn keeps h for backward")
     x, hx, grads = torch.randn(3, 4), state_for(theirs, 3), []
     for cell in (theirs, ours):
-        h = as_tuple(cell(x, hx))[0]
-        h.mul_(torch.tensor([[1.0], [0.0], [1.0]]))  # as a decoder does where a sequence has ended
-        grads.append(torch.autograd.grad(h.sin().sum(), list(cell.parameters())))
+        state = as_tuple(cell(x, hx))
+        for part in state:
+            part.mul_(torch.tensor([[1.0], [0.0], [1.0]]))  # as a decoder does where a sequence has ended
+        loss = sum((k + 1) * part.sin().sum() for k, part in enumerate(state))
+        grads.append(torch.autograd.grad(loss, list(cell.parameters())))
     torch.testing.assert_close(*grads)
 
 

@@ -428,3 +428,16 @@ def test_grad_scaler():
     scaler.step(optimizer)
     scaler.update()
     assert not torch.equal(module.weight_hh_l0, before)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_results_may_be_written_into(kind, pair, batch_first):
+    """Where nothing wants a gradient through what is overwritten; a result is nobody's view."""
+    for module in pair(kind, 4, 5, batch_first=batch_first):
+        x = torch.randn(3, 3, 4, requires_grad=True)
+        for write in (lambda t: t.mul_(2), lambda t: t[:, 2:].zero_()):
+            write(module(x)[0])
+        if module.mode != "LSTM" or isinstance(module, lstmkern.LSTM):  # nn.LSTM's is a view where oneDNN computes it
+            assert not module(x)[0].detach_().requires_grad
+            (grad,) = torch.autograd.grad(module(x)[0].sin().sum(), x, create_graph=True)
+            grad.mul_(2)

@@ -232,3 +232,47 @@ def test_functional_forms_refuse_wrong_layers():
         lstmkern.functional.lstm(x, (state, state), [forward + reverse], bidirectional=True)
     with pytest.raises(ValueError, match="Unknown nonlinearity 'gelu'"):
         lstmkern.functional.rnn(x, None, [forward], nonlinearity="gelu")
+
+
+@pytest.mark.parametrize("hx", [lambda h: (None, h), lambda h: (h, None), lambda h: (h,), lambda h: (h, h, h)])
+def test_an_lstm_has_two_states(hx):
+    h = torch.zeros(N, H)
+    with pytest.raises(RuntimeError, match="expects two hidden states"):
+        lstmkern.LSTM(I, H)(torch.randn(T, N, I), hx(h.unsqueeze(0)))
+    with pytest.raises(RuntimeError, match="expects two hidden states"):
+        lstmkern.LSTMCell(I, H)(torch.randn(N, I), hx(h))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_autocast_leaves_integers_as_they_are(name):
+    for module in (getattr(nn, name)(I, H), getattr(lstmkern, name)(I, H)):
+        with torch.autocast("cpu"), pytest.raises((RuntimeError, ValueError)):
+            module(torch.ones(T, N, I, dtype=torch.int64))
+
+
+def test_what_has_no_values():
+    module, x = lstmkern.GRU(I, H), torch.randn(T, N, I)
+    for ragged in ({"lengths": torch.tensor([1, 3])}, {"resets": torch.zeros(T, N, dtype=torch.bool)}):
+        with pytest.raises(RuntimeError, match="on the meta device has no values"):
+            module(x, **{name: t.to("meta") for name, t in ragged.items()})
+
+
+KEPT = ["grad_output", "grad_h_n", "grad_c_n", "grad_cells", "output", "cells", "gates"]
+
+
+@pytest.mark.parametrize("wrong", KEPT)
+@pytest.mark.parametrize(
+    "how",
+    [lambda t: t[..., :-1], lambda t: t[:, :1], lambda t: t.double(), lambda t: t.half(), lambda t: t[0]],
+    ids=["columns", "rows", "fp64", "fp16", "rank"],
+)
+def test_backward_refuses_what_forward_did_not_give(wrong, how):
+    x, h, weights = torch.randn(T, N, I), torch.zeros(1, N, H), list(lstmkern.LSTM(I, H).parameters())
+    weights = [w.detach() for w in weights]
+    ops = torch.ops.lstmkern
+    output, h_n, c_n, cells, gates = ops.layer_forward(x, h, h, weights, None, None, None, "LSTM", False, True, True)
+    given = dict(zip(KEPT, (output, h_n, c_n, cells, output, cells, gates), strict=True))
+    given[wrong] = how(given[wrong])
+    grads, kept = list(given.values())[:4], list(given.values())[4:]
+    with pytest.raises(RuntimeError, match=f"{wrong} must have"):
+        ops.layer_backward(*grads, x, h, h, weights, None, None, None, *kept, "LSTM", False, [True] * 3)

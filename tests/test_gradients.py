@@ -214,3 +214,18 @@ def test_checkpoint_recomputes_the_same(kind, pair):
     checkpointed = torch.utils.checkpoint.checkpoint(function, *leaves, use_reentrant=False)[0]
     for a, b in zip(torch.autograd.grad(checkpointed.sin().sum(), leaves), plain, strict=True):
         assert torch.equal(a, b)
+
+
+def test_saved_tensors_may_come_back_with_other_strides(kind, pair):
+    """As from hooks that move them to another place in another layout."""
+
+    def columns(t):
+        return t if t.dim() < 2 else t.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+    _, module = pair(kind, I, H, dtype=torch.float64)
+    x, grads = torch.randn(T, N, I, dtype=torch.float64, requires_grad=True), []
+    for unpack in (lambda t: t, columns):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+            output, _ = module(x)
+        grads.append(torch.autograd.grad(output.sin().sum(), [x, *module.parameters()]))
+    torch.testing.assert_close(*grads)

@@ -90,3 +90,12 @@ def test_nothing_outside():
             assert not lstmkern.recomputing.is_active()
         assert lstmkern.recomputing.is_active()
     assert not lstmkern.recomputing.is_active()
+
+
+def test_no_steps():
+    """torch.nn's modules refuse them; the functions do not."""
+    module, x = lstmkern.GRU(5, 7), torch.randn(0, 3, 5, requires_grad=True)
+    with lstmkern.recompute():
+        output, _ = functional.gru(x, None, module.all_weights)
+    output.sum().backward()
+    assert x.grad.shape == x.shape and not any(p.grad.any() for p in module.parameters())
