@@ -203,6 +203,7 @@ _seconds = _number(float, lambda x: 0 < x < math.inf, "a number of seconds above
 _shape = _number(goals.parse_shape, lambda sizes: True, "a shape T,N,I,H[,layers]")
 _length = _number(int, lambda n: n >= 0, "a whole number of at least 0")
 _seq_len = _number(int, lambda n: n >= 2, "a whole number of at least 2")
+_factor = _number(float, lambda x: 0 <= x <= 3, "a number from 0 to 3")
 _temperature = _number(float, lambda x: 0 <= x < math.inf, "a number of at least 0")
 
 
@@ -266,7 +267,7 @@ def make_parser() -> Parser:
     option("--hidden", type=_count, help=f"width of the layers (default: {Config.hidden})")
     option("--embedding", type=_count, help="width of the embedding (models of characters and subwords)")
     option("--layers", type=_count, help=f"recurrent layers (default: {Config.layers})")
-    option("--dropout", type=_temperature, help="factor of all dropout probabilities of awd-lstm (default: 1)")
+    option("--dropout", type=_factor, help="factor of all dropout probabilities of awd-lstm (default: 1)")
     option("--clip", type=_temperature, help="norm to which gradients are scaled down, 0 never (default: 0)")
     option("--seed", type=_seed, help=f"of weights and dropout (default: {Config.seed})")
     option("--device", help=f"cpu, cuda or cuda:N (default: {Config.device})")

@@ -4,7 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,3 +43,15 @@ def test_import_without_the_compiled_part(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\ntry: import lstmkern\nexcept ImportError as e: print(e)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert "pip install --no-build-isolation ." in one_sentence(result.stdout)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="compared with what git knows")
+def test_source_distribution_is_whole(tmp_path):
+    """With the CUDA kernels, wherever it is made."""
+    result = run("setup.py", "-q", "egg_info", "-e", tmp_path, "sdist", "--formats=tar", "-d", tmp_path)
+    assert result.returncode == 0, result.stderr
+    (archive,) = tmp_path.glob("*.tar")
+    with tarfile.open(archive) as tar:
+        packed = {name.partition("/")[2] for name in tar.getnames()}
+    known = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
+    assert not [name for name in known if name not in packed and not name.startswith((".ci/", ".gitignore"))]

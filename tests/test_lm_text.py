@@ -1,7 +1,9 @@
 """Real text: vocabulary of subwords, documents, the token stream, AWD-LSTM, its encoder, and the classifier on it."""
 
 import math
+import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +23,7 @@ from lstmkern.lm.pretrained import encoder_of, load_pretrained, put_weights, sav
 from lstmkern.lm.report import perplexity
 from lstmkern.lm.stream import TokenStream, split_documents, unigram_perplexity, validation_batches
 from lstmkern.lm.throughput import cases
-from lstmkern.lm.train import Run, config_of, fit
+from lstmkern.lm.train import Run, build_model, config_of, fit
 from lstmkern.lm.vocabulary import Subwords
 
 pytest.importorskip("tokenizers")
@@ -67,6 +69,8 @@ def test_subwords_spell_any_text():
     again = vocabulary.vocabulary_from(vocab.state())
     assert again == vocab and again.encode("the zebra") == vocab.encode("the zebra")
     assert vocab.encode_all(["the cat", "a"]) == [vocab.encode("the cat"), vocab.encode("a")]
+    with pytest.raises(InputError, match="not UTF-8"):
+        vocab.encode("the \udcff cat")
     with pytest.raises(InputError, match="256 bytes"):
         Subwords.train(["a"], 200)
 
@@ -352,3 +356,32 @@ def test_throughput_measures_the_same_model_on_both():
         case = every[name]
         assert case.recurrent and case.tokens > 0
         torch.testing.assert_close(case.step(lstmkern)(), case.step(nn)(), rtol=1e-5, atol=1e-5)
+
+
+def test_an_encoder_from_another_device_in_another_dtype(tmp_path):
+    """The classifier is trained on the CPU in fp32, wherever its encoder was."""
+    vocab = Subwords.train(["the cat and the dog"] * 5, 260)
+    config = config_of("awd-lstm", hidden=6, embedding=5, layers=1, dtype="fp64")
+    model = build_model(config, len(vocab))
+    save_encoder(tmp_path / "encoder.pt", model, replace(config, device="cuda"), vocab)
+    encoder = encoder_of(load_pretrained(tmp_path / "encoder.pt"))
+    for ours, theirs in zip(encoder.state_dict().values(), model.encoder.state_dict().values(), strict=True):
+        assert ours.device.type == "cpu" and ours.dtype == torch.float32 and torch.equal(ours, theirs.float())
+
+
+def test_loose_texts_are_of_no_class(tmp_path, folder):
+    shutil.copytree(folder, tmp_path / "texts")
+    for n in range(200):
+        (tmp_path / "texts" / f"{n}.txt").write_text(f"a loose text of number {n}")
+    vocab = Subwords.train(["the cat and the dog"] * 5, 260)
+    assert set(load_texts(str(tmp_path / "texts"), vocab, 2)[2]) == {"animals", "sums"}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_diverged_model_says_so(temperature):
+    vocab = Subwords.train(["the cat and the dog"] * 5, 260)
+    model = build_model(config_of("awd-lstm", hidden=6, embedding=5, layers=1), len(vocab))
+    for weight in model.parameters():
+        torch.nn.init.constant_(weight, torch.nan)
+    with pytest.raises(InputError, match="diverged"):
+        generate(model, vocab, "the cat", 5, temperature)

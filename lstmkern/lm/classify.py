@@ -23,8 +23,8 @@ from .corpora import DOCSTRINGS, Document
 from .dataset import documents
 from .errors import InputError
 from .generate import encode_prompt
-from .pretrained import Pretrained, encoder_of
-from .train import Config, build_model, one_cycle
+from .pretrained import Pretrained, encoder_of, new_encoder
+from .train import Config, one_cycle
 from .vocabulary import Vocabulary, vocabulary_from
 
 FORMAT = "lstmkern text classifier, version 1"
@@ -85,8 +85,8 @@ def load_texts(path: str | None, vocab: Vocabulary, most: int) -> tuple[Texts, T
         InputError: there are fewer than two classes, or no text held out is of any of them.
     """
     parts = documents(path)
-    sizes = Counter(document.label for document in parts[0])
-    classes = [name for name, size in sizes.most_common(most) if name and size > 1]
+    sizes = Counter(document.label for document in parts[0] if document.label)
+    classes = [name for name, size in sizes.most_common(most) if size > 1]
     if len(classes) < 2:
         raise InputError(
             f"{path or DOCSTRINGS} has {len(classes)} class(es) of at least two texts: a classifier needs two, as "
@@ -237,7 +237,7 @@ def load_classifier(path: str | Path) -> Classifier:
     content = load(path, [FORMAT], "of a text classifier")
     try:
         config, vocab = Config(**content["config"]), vocabulary_from(content["vocab"])
-        model = TextClassifier(build_model(config, len(vocab)).encoder, len(content["classes"]))
+        model = TextClassifier(new_encoder(config, len(vocab)), len(content["classes"]))
         model.load_state_dict(content["model"])
     except InputError:
         raise

@@ -36,7 +36,7 @@ def generate(
     state reads the prompt once and then token by token; any other reads its window anew for every token.
 
     Raises:
-        InputError: see encode_prompt.
+        InputError: see encode_prompt; or the model gives nan or inf.
     """
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
@@ -49,6 +49,8 @@ def generate(
         while len(ids) - start < length:
             seen = new if model.window is None else ids[-model.window :]
             logits = logits_of(model(torch.tensor([seen], device=device)))[0, -1].double().cpu()
+            if not logits.isfinite().all():
+                raise InputError("the model gives no numbers (nan or inf): its training has diverged")
             if temperature > 0:
                 # Subtract the largest first: a temperature near zero must sharpen, not overflow.
                 probabilities = torch.softmax((logits - logits.max()) / temperature, -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -73,8 +73,13 @@ def put_weights(encoder: Encoder, vocab: Vocabulary, pretrained: Pretrained) -> 
     encoder.load_state_dict(pretrained.weights)
 
 
+def new_encoder(config: Config, vocab_sz: int) -> Encoder:
+    """An encoder on lstmkern's kernels as ``config`` has it, on the CPU in fp32, wherever that was trained."""
+    return build_model(replace(config, device="cpu", dtype="fp32"), vocab_sz).encoder
+
+
 def encoder_of(pretrained: Pretrained) -> Encoder:
-    """A new encoder on lstmkern's kernels, as its language model was configured, with the weights of ``pretrained``."""
-    encoder = build_model(pretrained.config, len(pretrained.vocab)).encoder
+    """A new encoder as its language model was configured, with the weights of ``pretrained``."""
+    encoder = new_encoder(pretrained.config, len(pretrained.vocab))
     put_weights(encoder, pretrained.vocab, pretrained)
     return encoder

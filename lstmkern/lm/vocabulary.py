@@ -89,7 +89,10 @@ class Subwords(Vocabulary):
         return cls(tokenizer)
 
     def encode(self, text: str) -> list[int]:
-        return [self.end, *self.tokenizer.encode(text).ids]
+        try:
+            return [self.end, *self.tokenizer.encode(text).ids]
+        except TypeError:  # the tokenizers package speaks of its own types
+            raise InputError(f"{text!r} is not text: it has bytes that are not UTF-8") from None
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
         return [[self.end, *encoding.ids] for encoding in self.tokenizer.encode_batch(texts)]
