@@ -267,7 +267,7 @@ def make_parser() -> Parser:
     option("--hidden", type=_count, help=f"width of the layers (default: {Config.hidden})")
     option("--embedding", type=_count, help="width of the embedding (models of characters and subwords)")
     option("--layers", type=_count, help=f"recurrent layers (default: {Config.layers})")
-    option("--dropout", type=_factor, help="factor of all dropout probabilities of awd-lstm (default: 1)")
+    option("--dropout", type=_factor, help="factor, 0 to 3, of all dropout probabilities of awd-lstm (default: 1)")
     option("--clip", type=_temperature, help="norm to which gradients are scaled down, 0 never (default: 0)")
     option("--seed", type=_seed, help=f"of weights and dropout (default: {Config.seed})")
     option("--device", help=f"cpu, cuda or cuda:N (default: {Config.device})")

@@ -138,6 +138,7 @@ BAD_TRAIN = [
     (["--dtype", "int8"], "invalid choice"),
     (["--epochs", "0"], "'0' is not a whole number of at least 1"),
     (["--lr", "nan"], "'nan' is not a number above 0"),
+    (["--dropout", "3.5"], "'3.5' is not a number from 0 to 3"),
     (["--seed", "-1"], "'-1' is not a whole number from 0"),
     (["--device", "tpu9"], "unknown device 'tpu9'"),
     (["--device", "meta"], "device meta is not supported"),

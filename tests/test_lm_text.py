@@ -3,7 +3,7 @@
 import math
 import shutil
 import sys
-from dataclasses import replace
+from dataclasses import astuple, replace
 
 import pytest
 import torch
@@ -385,3 +385,8 @@ def test_a_diverged_model_says_so(temperature):
         torch.nn.init.constant_(weight, torch.nan)
     with pytest.raises(InputError, match="diverged"):
         generate(model, vocab, "the cat", 5, temperature)
+
+
+def test_the_largest_dropout_is_a_probability():
+    """What --dropout takes, 0 to 3, is a factor of each."""
+    assert max(astuple(Dropouts().times(3))) < 1
