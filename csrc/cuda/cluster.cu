@@ -1,7 +1,7 @@
 // The cluster tier: a team is a cluster of up to 16 blocks, the state travels through remote shared memory. Two buffers
-// of the state in every block: a step reads one while its results fill the other, everywhere, and one cluster barrier
-// ends the step. What the next step needs from outside (ahead) is fetched between arriving there and waiting.
-// Design and arithmetic: resident.h.
+// of the state in every block, and a barrier for each that counts the bytes which arrive: a step reads one buffer, once
+// all of it has come, while its results fill the other, everywhere. Whoever sends the next state has received this one
+// from everybody, so everybody is done with what it overwrites. Design and arithmetic: resident.h.
 #include "resident_backward.h"
 #include "resident_forward.h"
 #include "resident_loop.h"
@@ -13,34 +13,61 @@ namespace {
 #if LSTMKERN_HOPPER
 template <class S>
 struct ClusterWire {
-  const Plan& p;
-  S* state;
+  // All lanes of a piece have it; each sends it to some of the blocks.
+  static constexpr int kPeers = 16 / kTogether<S>;
 
-  LSTMKERN_DEVICE S* buffer(int64_t step) const { return state + static_cast<int>(step & 1) * p.sequences * p.stride; }
-  LSTMKERN_DEVICE S* first() const { return buffer(0); }
-  LSTMKERN_DEVICE void begin() const { sync_cluster(); }  // everyone is there to be written to
-  LSTMKERN_DEVICE const S* receive(int64_t step) const { return buffer(step); }
-  // All lanes have the piece; each writes it to some of the blocks.
-  LSTMKERN_DEVICE void send(int64_t step, int n, int column, const Bytes16& piece) const {
-    S* const to = buffer(step) + n * p.stride + column;
-    for (int peer = static_cast<int>(lane_index()) % kTogether<S>; peer < p.blocks; peer += kTogether<S>)
-      store16(remote(to, static_cast<unsigned>(peer)), piece);
+  const Plan& p;
+  S* const state;
+  MBarrier* const barriers;
+  const unsigned bytes;  // of the team's state
+  Remote peers[kPeers];  // the state there
+
+  LSTMKERN_DEVICE ClusterWire(const Plan& p, unsigned char* shared, int sequences)
+      : p(p),
+        state(reinterpret_cast<S*>(shared + p.state_at)),
+        barriers(reinterpret_cast<MBarrier*>(shared + p.barriers_at)),
+        bytes(static_cast<unsigned>(sequences * p.width) * sizeof(S)) {
+#pragma unroll
+    for (int i = 0; i < kPeers; ++i) peers[i] = remote(state, static_cast<unsigned>(peer(i) < p.blocks ? peer(i) : 0));
   }
-  LSTMKERN_DEVICE void publish(int64_t) const { cluster_arrive(); }
-  LSTMKERN_DEVICE void settle() const { cluster_wait(); }
+  static LSTMKERN_DEVICE int peer(int i) { return static_cast<int>(lane_index()) % kTogether<S> + i * kTogether<S>; }
+  static LSTMKERN_DEVICE int buffer(int step) { return (step & 1); }
+
+  LSTMKERN_DEVICE void begin() const {
+    if (thread_rank() == 0)
+      for (int i = 0; i < 2; ++i) {
+        mbarrier_init(barriers + i);
+        mbarrier_expect(barriers + i, bytes);
+      }
+    sync_cluster();  // everyone is there to be written to
+  }
+  LSTMKERN_DEVICE const S* receive(int step) const {
+    if (step > 0) {
+      mbarrier_wait(barriers + buffer(step), static_cast<unsigned>(step - 1) / 2 & 1);
+      if (thread_rank() == 0) mbarrier_expect(barriers + buffer(step), bytes);  // of the step after the next
+    }
+    return state + buffer(step) * p.sequences * p.stride;
+  }
+  LSTMKERN_DEVICE void send(bool mine, int step, int place, const Bytes16& piece) const {
+    const int to = (buffer(step) * p.sequences * p.stride + place) * static_cast<int>(sizeof(S));
+    const int barrier = p.barriers_at - p.state_at + buffer(step) * static_cast<int>(sizeof(MBarrier));
+#pragma unroll
+    for (int i = 0; i < kPeers; ++i)
+      store_async16(mine && peer(i) < p.blocks, peers[i] + to, piece, peers[i] + barrier);
+  }
+  LSTMKERN_DEVICE void publish(int) const {}  // what is sent announces itself
 };
 #endif
 
-template <class Pass, int TILES>
+template <class Pass, int TILES, int KEPT>
 LSTMKERN_KERNEL(kResidentThreads)
 cluster_loop(typename Pass::Arguments a) {
 #if LSTMKERN_HOPPER
   LSTMKERN_DYNAMIC_SHARED(unsigned char, shared);
-  using S = typename Pass::Value;
   const int team = static_cast<int>(block_index().x) / a.plan.blocks;
   Pass pass(a, seat_of(a.plan, team, static_cast<int>(cluster_rank())));
-  const ClusterWire<S> wire{a.plan, reinterpret_cast<S*>(shared + a.plan.state_at)};
-  recur<TILES>(a.plan, shared, pass, wire, a.times.T + Pass::kMoreSteps);
+  const ClusterWire<typename Pass::Value> wire(a.plan, shared, sequences_of(a.plan, pass.seat, a.times.N));
+  recur<TILES, KEPT>(a.plan, shared, pass, wire, static_cast<int>(a.times.T) + Pass::kMoreSteps);
 #endif
 }
 
@@ -51,7 +78,13 @@ class Cluster {
 
   static constexpr int kMostTiles = sizeof(typename Pass::Value) == 2 ? 2 : 1;
 
-  static auto kernel(int tiles) { return tiles == 1 ? cluster_loop<Pass, 1> : cluster_loop<Pass, kMostTiles>; }
+  struct Kernels {
+    template <int TILES, int KEPT>
+    auto kernel() const {
+      return cluster_loop<Pass, TILES, KEPT>;
+    }
+  };
+  static auto kernel(const Plan& plan) { return for_plan<Pass, kMostTiles>(plan, Kernels{}); }
 
   static Launch how(const Layer& layer, const Plan& plan) {
     Launch l;
@@ -71,8 +104,9 @@ class Cluster {
     for (int blocks = 16; blocks > 0; blocks /= 2)
       for (int tiles = 1; tiles <= kMostTiles; ++tiles) {
         Plan p = make_plan<Pass>(layer, blocks, tiles, 2);
-        if (!possible(p, chip) || (p.units == 8 && (blocks - 1) * 8 >= p.row)) continue;  // or some would have no units
-        p.together = resident_blocks("cluster_loop", kernel(tiles), how(layer, p)) / blocks;
+        if (!possible<Pass>(p, chip) || (p.units == 8 && (blocks - 1) * 8 >= p.row))
+          continue;  // or some would have no units
+        p.together = resident_blocks("cluster_loop", kernel(p), how(layer, p)) / blocks;
         if (p.together == 0) continue;  // not granted by this device
         const int64_t rounds = (p.batches * layer.D + p.together - 1) / p.together;
         if (fewest && fewest <= rounds) continue;
@@ -85,7 +119,7 @@ class Cluster {
   void loop(const typename Pass::Arguments& a, void* stream) const {
     Launch l = how(L, plan);
     l.stream = stream;
-    launch("cluster_loop", kernel(plan.sequences / 8), l, a);
+    launch("cluster_loop", kernel(plan), l, a);
   }
 };
 

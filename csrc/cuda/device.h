@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(LSTMKERN_SIMT)
 #include "simt.h"
@@ -74,6 +75,20 @@ LSTMKERN_DEVICE void narrow(double v, double& to) { to = v; }
 LSTMKERN_DEVICE void narrow(float v, bf16& to) { to.bits = __bfloat16_as_ushort(__float2bfloat16_rn(v)); }
 LSTMKERN_DEVICE void narrow(float v, f16& to) { to.bits = __half_as_ushort(__float2half_rn(v)); }
 
+// Two neighbours in memory.
+LSTMKERN_DEVICE unsigned narrow_two(float low, float high, bf16) {
+  const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+  unsigned bits;
+  memcpy(&bits, &both, 4);
+  return bits;
+}
+LSTMKERN_DEVICE unsigned narrow_two(float low, float high, f16) {
+  const __half2 both = __floats2half2_rn(low, high);
+  unsigned bits;
+  memcpy(&bits, &both, 4);
+  return bits;
+}
+
 // On both sides, since the cells (cells.h) that call them are.
 LSTMKERN_BOTH float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 LSTMKERN_BOTH double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
@@ -132,6 +147,16 @@ LSTMKERN_DEVICE T shuffle_xor(T v, unsigned mask) {
 }
 LSTMKERN_DEVICE unsigned ballot(bool predicate) { return __ballot_sync(kFullWarp, predicate); }
 
+// Four 8 x 8 matrices of 16-bit values from shared memory. Lanes 8 m to 8 m + 7 give the addresses of the rows of
+// matrix m, 16 bytes each (aligned); r[m] is its row lane / 4, columns 2 (lane % 4) and the next.
+LSTMKERN_DEVICE void load_matrices(unsigned (&r)[4], const void* row) {
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(at)
+               : "memory");
+}
+
 // d += a b for tiles a [16, 16], b [16, 8], d [16, 8] spread over a warp as the PTX manual lays out mma.m16n8k16. With
 // g = lane / 4, q = lane % 4, low half of a register first:
 //   a[0] = a(g, 2q..2q+1), a[1] = a(g+8, 2q..), a[2] = a(g, 2q+8..), a[3] = a(g+8, 2q+8..)
@@ -156,6 +181,8 @@ LSTMKERN_DEVICE unsigned atomic_exchange(unsigned* p, unsigned v) { return atomi
 LSTMKERN_DEVICE unsigned atomic_compare_exchange(unsigned* p, unsigned expected, unsigned v) {
   return atomicCAS(p, expected, v);
 }
+
+constexpr long long kPatience = 1ll << 33;  // clocks, some seconds
 
 // Flags in global memory. What a thread wrote before a release is seen by whoever acquires the released value; the
 // other threads of its block are included if a sync_block lies between their writes and the release.
@@ -196,13 +223,61 @@ LSTMKERN_DEVICE void sync_cluster() {
   cluster_arrive();
   cluster_wait();
 }
-// The same variable in the shared memory of another block of the cluster. That block must have started (sync_cluster
-// first) and must not have ended (sync_cluster before it returns).
-template <class T>
-LSTMKERN_DEVICE T* remote(T* shared, unsigned rank) {
-  T* p;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(p) : "l"(shared), "r"(rank));
-  return p;
+
+// The address of a shared variable in another block of the cluster. That block must have started (sync_cluster first)
+// and must not have ended.
+struct Remote {
+  unsigned at;
+  LSTMKERN_DEVICE Remote operator+(int bytes) const { return {at + static_cast<unsigned>(bytes)}; }
+};
+LSTMKERN_DEVICE Remote remote(const void* shared, unsigned rank) {
+  const unsigned here = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  Remote r;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(r.at) : "r"(here), "r"(rank));
+  return r;
+}
+
+// A barrier in shared memory that counts the bytes which arrive there. Each phase takes one mbarrier_expect, which says
+// how many bytes are awaited, and as many bytes; either may come first. Phases alternate between parity 0, the first,
+// and 1; mbarrier_wait returns when the phase of that parity is over, at once if it has been.
+struct MBarrier {
+  uint64_t state;
+};
+// Then a sync_cluster, before anyone uses it.
+LSTMKERN_DEVICE void mbarrier_init(MBarrier* barrier) {
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(at) : "memory");
+}
+LSTMKERN_DEVICE void mbarrier_expect(MBarrier* barrier, unsigned bytes) {
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+}
+LSTMKERN_DEVICE bool mbarrier_try(const MBarrier* barrier, unsigned parity) {
+  const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
+  unsigned over;
+  asm volatile(
+      "{\n\t.reg .pred p;\n\tmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\tselp.u32 %0, 1, 0, p;\n\t}"
+      : "=r"(over)
+      : "r"(at), "r"(parity)
+      : "memory");
+  return over != 0;
+}
+// Ends in a trap if nothing comes for some seconds: a fault must not hang the device.
+LSTMKERN_DEVICE void mbarrier_wait(const MBarrier* barrier, unsigned parity) {
+  if (mbarrier_try(barrier, parity)) return;
+  const long long start = clock64();
+  while (!mbarrier_try(barrier, parity))
+    if (clock64() - start > kPatience) __trap();
+}
+// If `condition` holds, writes 16 bytes to a block of the cluster and counts them there: whoever then sees `barrier`, a
+// barrier of that block, pass sees them.
+LSTMKERN_DEVICE void store_async16(bool condition, Remote to, const Bytes16& v, Remote barrier) {
+  asm volatile(
+      "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %6, 0;\n\t"
+      "@p st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1,%2,%3,%4}, [%5];\n\t}" ::"r"(to.at),
+      "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]), "r"(v.word[3]), "r"(barrier.at),
+      "r"(static_cast<unsigned>(condition))
+      : "memory");
 }
 #endif
 

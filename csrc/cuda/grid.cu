@@ -16,7 +16,7 @@ constexpr int kFlagStride = 32;  // a line of L2 for each team's counter
 
 template <class S>
 struct GridState {
-  S* state;         // [teams, 2, sequences, depth]
+  S* state;         // [teams, 2, sequences, stride]
   unsigned* flags;  // [teams, kFlagStride]
   int first;        // the launch's first team
 };
@@ -24,38 +24,36 @@ struct GridState {
 template <class S>
 struct GridWire {
   const Plan& p;
-  S *shared, *global;
-  unsigned* flag;
+  S *const shared, *const global;
+  unsigned* const flag;
+  const int sequences;
 
-  LSTMKERN_DEVICE S* buffer(int64_t step) const { return global + static_cast<int>(step & 1) * p.sequences * p.depth; }
-  LSTMKERN_DEVICE S* first() const { return shared; }
+  LSTMKERN_DEVICE S* buffer(int step) const { return global + (step & 1) * p.sequences * p.stride; }
   LSTMKERN_DEVICE void begin() const { sync_block(); }
-  LSTMKERN_DEVICE const S* receive(int64_t step) const {
+  LSTMKERN_DEVICE const S* receive(int step) const {
     if (step == 0) return shared;
     if (thread_rank() == 0) wait_flag(flag, static_cast<unsigned>(step) * static_cast<unsigned>(p.blocks));
     sync_block();
     const S* const from = buffer(step);
-    const int pieces = p.depth / kTogether<S>;
-    for (int i = static_cast<int>(thread_rank()); i < p.sequences * pieces; i += p.warps() * 32) {
-      const int n = i / pieces, column = i % pieces * kTogether<S>;
-      async_copy16(shared + n * p.stride + column, from + n * p.depth + column);
-    }
+    const int lane = static_cast<int>(lane_index()) * kTogether<S>;
+    for (int n = static_cast<int>(warp_index()); n < sequences; n += p.warps())
+      for (int column = lane; column < p.width; column += 32 * kTogether<S>)
+        async_copy16(shared + n * p.stride + column, from + n * p.stride + column);
     async_commit();
     async_wait<0>();
     sync_block();
     return shared;
   }
-  LSTMKERN_DEVICE void send(int64_t step, int n, int column, const Bytes16& piece) const {
-    if (lane_index() % kTogether<S> == 0) store16(buffer(step) + n * p.depth + column, piece);
+  LSTMKERN_DEVICE void send(bool mine, int step, int place, const Bytes16& piece) const {
+    if (mine && lane_index() % kTogether<S> == 0) store16(buffer(step) + place, piece);
   }
-  LSTMKERN_DEVICE void publish(int64_t) const {
+  LSTMKERN_DEVICE void publish(int) const {
     sync_block();
     if (thread_rank() == 0) add_release(flag, 1);
   }
-  LSTMKERN_DEVICE void settle() const {}
 };
 
-template <class Pass, int TILES>
+template <class Pass, int TILES, int KEPT>
 LSTMKERN_KERNEL(kResidentThreads)
 grid_loop(typename Pass::Arguments a, GridState<typename Pass::Value> g) {
 #if LSTMKERN_HOPPER
@@ -64,9 +62,9 @@ grid_loop(typename Pass::Arguments a, GridState<typename Pass::Value> g) {
   const int team = g.first + static_cast<int>(block_index().x) / a.plan.blocks;
   Pass pass(a, seat_of(a.plan, team, static_cast<int>(block_index().x) % a.plan.blocks));
   const GridWire<S> wire{a.plan, reinterpret_cast<S*>(shared + a.plan.state_at),
-                         g.state + static_cast<int64_t>(team) * 2 * a.plan.sequences * a.plan.depth,
-                         g.flags + team * kFlagStride};
-  recur<TILES>(a.plan, shared, pass, wire, a.times.T + Pass::kMoreSteps);
+                         g.state + static_cast<int64_t>(team) * 2 * a.plan.sequences * a.plan.stride,
+                         g.flags + team * kFlagStride, sequences_of(a.plan, pass.seat, a.times.N)};
+  recur<TILES, KEPT>(a.plan, shared, pass, wire, static_cast<int>(a.times.T) + Pass::kMoreSteps);
 #endif
 }
 
@@ -84,10 +82,13 @@ class Grid {
   const int teams;
   GridState<S> state = {};
 
-  static auto kernel(int tiles) {
-    constexpr int more = kMostTiles > 1 ? 2 : 1;
-    return tiles == 1 ? grid_loop<Pass, 1> : tiles == 2 ? grid_loop<Pass, more> : grid_loop<Pass, kMostTiles>;
-  }
+  struct Kernels {
+    template <int TILES, int KEPT>
+    auto kernel() const {
+      return grid_loop<Pass, TILES, KEPT>;
+    }
+  };
+  static auto kernel(const Plan& plan) { return for_plan<Pass, kMostTiles>(plan, Kernels{}); }
 
   static Launch how(const Plan& plan, int teams) {
     Launch l;
@@ -100,7 +101,7 @@ class Grid {
 
  public:
   Grid(const Layer& layer, const Plan& plan, Carver& memory) : plan(plan), teams(plan.batches * layer.D) {
-    state.state = memory.take<S>(static_cast<int64_t>(teams) * 2 * plan.sequences * plan.depth);
+    state.state = memory.take<S>(static_cast<int64_t>(teams) * 2 * plan.sequences * plan.stride);
     state.flags = memory.take<unsigned>(static_cast<int64_t>(teams) * kFlagStride);
   }
 
@@ -113,12 +114,13 @@ class Grid {
       for (int tiles = 1; tiles <= kMostTiles; tiles *= 2) {
         const int blocks = static_cast<int>((layer.H + units - 1) / units);
         Plan p = make_plan<Pass>(layer, blocks, tiles, 1);
-        if (!possible(p, chip)) continue;
-        p.together = resident_blocks("grid_loop", kernel(tiles), how(p, 1)) / p.blocks;
+        if (!possible<Pass>(p, chip)) continue;
+        p.together = resident_blocks("grid_loop", kernel(p), how(p, 1)) / p.blocks;
         if (p.together == 0) continue;
         const int64_t teams = static_cast<int64_t>(p.batches) * layer.D;
-        const int64_t launches = (teams + p.together - 1) / p.together, state = p.sequences * p.depth;
-        const int64_t multiply = static_cast<int64_t>(p.steps) * Tile<S>::kClocks * tiles, read = p.in_shared * 4;
+        const int64_t launches = (teams + p.together - 1) / p.together, state = p.sequences * p.width;
+        const int64_t multiply = static_cast<int64_t>(p.steps) * Tile<S>::kClocks * tiles,
+                      read = p.in_shared * Tile<S>::kPieces * 4;
         const int64_t clocks = (multiply > read ? multiply : read) * Pass::kProducts * p.warps();
         const int64_t cost = launches * (kWait + kClock * clocks) + p.blocks * teams * state * int64_t{sizeof(S)};
         if (least && least <= cost) continue;
@@ -138,7 +140,7 @@ class Grid {
     for (g.first = 0; g.first < teams; g.first += plan.together) {
       Launch l = how(plan, teams - g.first < plan.together ? teams - g.first : plan.together);
       l.stream = stream;
-      launch("grid_loop", kernel(plan.sequences / 8), l, a, g);
+      launch("grid_loop", kernel(plan), l, a, g);
     }
   }
 };

@@ -33,23 +33,37 @@ struct BackwardPass {
   using Value = S;
   using Arguments = ResidentBackward<S>;
   using Host = ResidentBackwardLayer<CELL, S>;
-  static constexpr int kProducts = 1, kParts = kGates<CELL>, kMoreSteps = 1;
-  static constexpr int kKept = sizeof(S) == 2 ? 36 : 32;
+  static constexpr int kProducts = 1, kParts = kGates<CELL>, kMoreSteps = 1, kBias = 0;
+  static constexpr int kKept = sizeof(S) == 2 ? 18 : 32;
+
+  // What is fetched of a step, all as it lies in memory: nothing is computed from it until the step needs it. h and c
+  // are the step's own; as those that it started from, the step before in time brings its.
+  struct Fetched {
+    int64_t place;
+    S gates[kElements<S>][4], grad[kElements<S>], grad_c[kElements<S>], h[kElements<S>], c[kElements<S>];
+    bool inside[kElements<S>], real[kElements<S>], anew[kElements<S>];  // in the step; not padding; begins with zeros
+  };
 
   const ResidentBackward<S>& a;
   const typename ResidentBackward<S>::Side& side;
   const Seat seat;
-  int64_t place = 0;  // of the step at hand
-  // Of each of the thread's pairs. carry: LSTM dc, GRU what skips the product. The rest is of the coming step: gates
-  // as saved, dh and dc from outside, the step's c, h and c as it found them.
-  float carry[kElements], gates[kElements][4], dh[kElements], dc[kElements], c_now[kElements], h[kElements],
-      c[kElements];
-  bool inside[kElements], real[kElements], after[kElements], keeps[kElements];  // keeps: the step after took its state
+  Element at[kElements<S>];
+  int length[kElements<S>];
+  Fetched now, next;
+  // carry: LSTM dc, GRU what skips the product. later: the step after this is real; keeps: and took this one's state.
+  float carry[kElements<S>], h_before[kElements<S>], dgates[kElements<S>][4];
+  bool later[kElements<S>], keeps[kElements<S>];
 
   LSTMKERN_DEVICE BackwardPass(const ResidentBackward<S>& a, const Seat& seat)
-      : a(a), side(a.side[seat.d]), seat(seat) {}
-
-  LSTMKERN_DEVICE Element element(int e) const { return element_of(a.plan, seat, e, a.times.N, a.H); }
+      : a(a), side(a.side[seat.d]), seat(seat) {
+#pragma unroll
+    for (int e = 0; e < kElements<S>; ++e) {
+      at[e] = element_of<S>(a.plan, seat, e, a.times.N, a.H);
+      length[e] = static_cast<int>(a.mask.lengths && at[e].real ? a.mask.lengths[at[e].j] : a.times.T);
+      carry[e] = 0;
+      later[e] = keeps[e] = false;
+    }
+  }
 
   // Row `unit` of W_hh^T, column of the state.
   static LSTMKERN_DEVICE S weight(const Arguments& a, int d, int, int64_t unit, int column) {
@@ -58,78 +72,78 @@ struct BackwardPass {
     return a.side[d].w_hh[(gate * a.H + from) * a.H + unit];
   }
 
-  LSTMKERN_DEVICE void begin(S* state) {
-    for (int i = static_cast<int>(thread_rank()); i < a.plan.sequences * a.plan.depth; i += a.plan.warps() * 32)
-      state[i / a.plan.depth * a.plan.stride + i % a.plan.depth] = S{};
-#pragma unroll
-    for (int e = 0; e < kElements; ++e) carry[e] = 0;
-  }
+  LSTMKERN_DEVICE void begin(S*, float*) {}  // from zeros
 
-  LSTMKERN_DEVICE void ahead(int64_t step) {
-    const int64_t s = a.times.T - 1 - step;
-    const Moment now = a.times.at(seat.d, s), later = a.times.at(seat.d, s + 1), before = a.times.at(seat.d, s - 1);
-    place = now.place;
+  LSTMKERN_DEVICE void fetch(int step) {
+    const Moment m = a.times.at(seat.d, a.times.T - 1 - step);
+    next.place = m.place;
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-      const Element at = element(e);
-      inside[e] = at.real && at.j < now.active;
-      real[e] = at.real && a.mask.real(now, at.j);
-      after[e] = at.real && a.mask.real(later, at.j);
-      keeps[e] = after[e] && !a.mask.anew(later, at.j);
-      if (!real[e]) continue;
-      const int64_t own = at.j * a.H + at.unit;  // in [N, H]
-      const bool anew = a.mask.anew(now, at.j), goes_on = a.mask.real(before, at.j);
-      dh[e] = dc[e] = h[e] = c[e] = 0;
-      if (side.grad_output.data) dh[e] += widen(side.grad_output.at(place, at.j)[at.unit]);
-      if (side.grad_h_n && !after[e]) dh[e] += widen(side.grad_h_n[own]);
-      if (!anew) h[e] = widen(goes_on ? side.output.at(before.place, at.j)[at.unit] : side.h0[own]);
-      const S* const saved = side.gates.at(place, at.j) + at.unit;
+    for (int e = 0; e < kElements<S>; ++e) {
+      const int j = at[e].j, unit = at[e].unit;
+      next.inside[e] = at[e].real && j < m.active;
+      next.real[e] = next.inside[e] && static_cast<int>(m.t) < length[e];
+      next.anew[e] = false;
+      if (!next.real[e]) continue;
+      if (a.mask.resets.data) next.anew[e] = *a.mask.resets.at(m.place, j);
+      next.grad[e] = side.grad_output.data ? side.grad_output.at(m.place, j)[unit] : S{};
+      next.h[e] = side.output.at(m.place, j)[unit];
+      const S* const saved = side.gates.at(m.place, j) + unit;
 #pragma unroll
-      for (int g = 0; g < 4; ++g) gates[e][g] = widen(saved[g * a.Hp]);
+      for (int g = 0; g < 4; ++g) next.gates[e][g] = saved[g * a.Hp];
       if constexpr (CELL == Cell::lstm) {
-        if (side.grad_c_n && !after[e]) dc[e] += widen(side.grad_c_n[own]);
-        if (side.grad_cells.data) dc[e] += widen(side.grad_cells.at(place, at.j)[at.unit]);
-        c_now[e] = widen(side.cells.at(place, at.j)[at.unit]);
-        if (!anew) c[e] = widen(goes_on ? side.cells.at(before.place, at.j)[at.unit] : side.c0[own]);
+        next.grad_c[e] = side.grad_cells.data ? side.grad_cells.at(m.place, j)[unit] : S{};
+        next.c[e] = side.cells.at(m.place, j)[unit];
       }
     }
   }
+  LSTMKERN_DEVICE void advance() { now = next; }
 
-  LSTMKERN_DEVICE void finish(int e, const Element& at, float (&sums)[1], float (&out)[kParts]) {
-    const int64_t own = at.j * a.H + at.unit;
+  // The derivatives of the step's gates from dh, as far as it comes through the product.
+  LSTMKERN_DEVICE void compute(int e, const float (&sums)[1], float (&out)[kParts]) {
+    const int64_t own = at[e].j * a.H + at[e].unit;
     // What comes back from the step after, if that step took what this one left.
     const float through = keeps[e] ? sums[0] + (CELL == Cell::gru ? carry[e] : 0) : 0;
     const float dc_through = keeps[e] ? carry[e] : 0;
-    if (!real[e]) {
-      if (after[e]) {  // the first step of the sequence is the one after this
+    if (!now.real[e]) {
+      if (later[e]) {  // the first step of the sequence is the one after this
         if (side.grad_h0) narrow(through, side.grad_h0[own]);
         if (CELL == Cell::lstm && side.grad_c0) narrow(dc_through, side.grad_c0[own]);
       }
-      if (inside[e]) {  // padding: zeros, for the products over all rows
-#pragma unroll
-        for (int g = 0; g < kPlanes<CELL>; ++g) side.dgates.at(place, at.j)[g * a.H + at.unit] = S{};
-        if (side.h_before.data) side.h_before.at(place, at.j)[at.unit] = S{};
-      }
+      later[e] = keeps[e] = false;
       return;
     }
-    const float d = dh[e] + through;
-    S* const to = side.dgates.at(place, at.j) + at.unit;
+    float d = widen(now.grad[e]) + through;
+    if (side.grad_h_n && !later[e]) d += widen(side.grad_h_n[own]);
+    h_before[e] = now.anew[e] ? 0 : widen(next.real[e] ? next.h[e] : side.h0[own]);
+    float g[4];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) g[k] = widen(now.gates[e][k]);
     if constexpr (CELL == Cell::lstm) {
-      float dc_now = dc[e] + dc_through;
-      cells::lstm_backward(gates[e][0], gates[e][1], gates[e][2], gates[e][3], c[e], tanh(c_now[e]), d, dc_now, out[0],
-                           out[1], out[2], out[3]);
-      carry[e] = dc_now;
+      float dc = widen(now.grad_c[e]) + dc_through;
+      if (side.grad_c_n && !later[e]) dc += widen(side.grad_c_n[own]);
+      const float c_before = now.anew[e] ? 0 : widen(next.real[e] ? next.c[e] : side.c0[own]);
+      cells::lstm_backward(g[0], g[1], g[2], g[3], c_before, tanh(widen(now.c[e])), d, dc, out[0], out[1], out[2],
+                           out[3]);
+      carry[e] = dc;
 #pragma unroll
-      for (int g = 0; g < 4; ++g) narrow(out[g], to[g * a.H]);
+      for (int k = 0; k < 4; ++k) dgates[e][k] = out[k];
     } else {
-      float dn;
-      cells::gru_backward(gates[e][0], gates[e][1], gates[e][2], gates[e][3], h[e], d, out[0], out[1], dn, out[2],
-                          carry[e]);
-      narrow(dn, to[0]);
+      cells::gru_backward(g[0], g[1], g[2], g[3], h_before[e], d, out[0], out[1], dgates[e][0], out[2], carry[e]);
 #pragma unroll
-      for (int g = 0; g < 3; ++g) narrow(out[g], to[(g + 1) * a.H]);
+      for (int k = 0; k < 3; ++k) dgates[e][k + 1] = out[k];
     }
-    if (side.h_before.data) narrow(h[e], side.h_before.at(place, at.j)[at.unit]);
+    later[e] = true;
+    keeps[e] = !now.anew[e];
+  }
+
+  // The step's results. Padding: zeros, for the products over all rows.
+  LSTMKERN_DEVICE void store(int e) {
+    if (!now.inside[e]) return;
+    const int j = at[e].j, unit = at[e].unit;
+    S* const to = side.dgates.at(now.place, j) + unit;
+#pragma unroll
+    for (int g = 0; g < kPlanes<CELL>; ++g) narrow(now.real[e] ? dgates[e][g] : 0, to[g * a.H]);
+    if (side.h_before.data) narrow(now.real[e] ? h_before[e] : 0, side.h_before.at(now.place, j)[unit]);
   }
 
   LSTMKERN_DEVICE void end() {}

@@ -31,21 +31,32 @@ struct ForwardPass {
   using Value = S;
   using Arguments = ResidentForward<S>;
   using Host = ResidentForwardLayer<CELL, S>;
-  static constexpr int kProducts = kGates<CELL>, kParts = 1, kMoreSteps = 0;
-  static constexpr int kKept = (sizeof(S) == 2 ? 32 : 24) / kProducts;
-  static constexpr int kInputs = CELL == Cell::gru ? 4 : kProducts;  // GRU: b_hn apart
+  static constexpr int kProducts = kGates<CELL>, kParts = 1, kMoreSteps = 0, kBias = 4;
+  static constexpr int kKept = (sizeof(S) == 2 ? 16 : 28) / kProducts;
+
+  // What is fetched of a step. Nothing is computed from it until the step needs it: a load is waited for where its
+  // value is first used.
+  struct Fetched {
+    int64_t place;
+    float x[kElements<S>][kProducts];
+    bool inside[kElements<S>], real[kElements<S>], anew[kElements<S>];  // in the step; not padding; begins with zeros
+  };
 
   const ResidentForward<S>& a;
   const typename ResidentForward<S>::Side& side;
   const Seat seat;
-  int64_t place = 0;  // of the step at hand
-  // Of each of the thread's pairs: its state, and what is known of the coming step before its sums are.
-  float h[kElements], c[kElements], x[kElements][kInputs];
-  bool inside[kElements], real[kElements], anew[kElements];  // in the step; not padding; zeroed after it
+  Element at[kElements<S>];
+  int length[kElements<S>];
+  Fetched now, next;
+  float h[kElements<S>], c[kElements<S>], gates[kElements<S>][4];  // the state; the gates of the step at hand
 
-  LSTMKERN_DEVICE ForwardPass(const ResidentForward<S>& a, const Seat& seat) : a(a), side(a.side[seat.d]), seat(seat) {}
-
-  LSTMKERN_DEVICE Element element(int e) const { return element_of(a.plan, seat, e, a.times.N, a.H); }
+  LSTMKERN_DEVICE ForwardPass(const ResidentForward<S>& a, const Seat& seat) : a(a), side(a.side[seat.d]), seat(seat) {
+#pragma unroll
+    for (int e = 0; e < kElements<S>; ++e) {
+      at[e] = element_of<S>(a.plan, seat, e, a.times.N, a.H);
+      length[e] = static_cast<int>(a.mask.lengths && at[e].real ? a.mask.lengths[at[e].j] : a.times.T);
+    }
+  }
 
   // Of the matrix of a product (a gate): row `unit`, column of the state.
   static LSTMKERN_DEVICE S weight(const Arguments& a, int d, int product, int64_t unit, int64_t column) {
@@ -53,8 +64,9 @@ struct ForwardPass {
     return a.side[d].w_hh[(product * a.H + unit) * a.H + column];
   }
 
-  // The state that the first step starts from: all of the team's, and this thread's own.
-  LSTMKERN_DEVICE void begin(S* state) {
+  // The state that the first step starts from: all of the team's, and this thread's own. `bias`: of the block's units,
+  // what the sums start from; a GRU's n_x is added to nothing else and comes last.
+  LSTMKERN_DEVICE void begin(S* state, float* bias) {
     const Moment first = a.times.at(seat.d, 0);
     for (int i = static_cast<int>(thread_rank()); i < a.plan.sequences * a.plan.row; i += a.plan.warps() * 32) {
       const int n = i / a.plan.row, unit = i % a.plan.row;
@@ -62,72 +74,83 @@ struct ForwardPass {
       const bool there = j < a.times.N && unit < a.H && !a.mask.anew(first, j);
       state[n * a.plan.stride + unit] = there ? side.h0[j * a.H + unit] : S{};
     }
+    for (int i = static_cast<int>(thread_rank()); i < a.plan.units * 4; i += a.plan.warps() * 32) {
+      const int g = CELL == Cell::gru && i % 4 >= 2 ? 5 - i % 4 : i % 4;
+      const int64_t unit = seat.rank * a.plan.units + i / 4;
+      bias[i] = unit < a.H ? side.bias[g * a.H + unit] : 0;
+    }
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-      h[e] = c[e] = 0;
-      const Element x = element(e);
-      if (!x.real || a.mask.anew(first, x.j)) continue;
-      h[e] = widen(side.h0[x.j * a.H + x.unit]);
-      if (CELL == Cell::lstm) c[e] = widen(side.c0[x.j * a.H + x.unit]);
+    for (int e = 0; e < kElements<S>; ++e) {
+      const int64_t own = at[e].j * a.H + at[e].unit;
+      h[e] = at[e].real ? widen(side.h0[own]) : 0;
+      c[e] = CELL == Cell::lstm && at[e].real ? widen(side.c0[own]) : 0;
     }
   }
 
-  LSTMKERN_DEVICE void ahead(int64_t s) {
-    const Moment now = a.times.at(seat.d, s), after = a.times.at(seat.d, s + 1);
-    place = now.place;
+  LSTMKERN_DEVICE void fetch(int s) {
+    const Moment m = a.times.at(seat.d, s);
+    next.place = m.place;
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-      const Element at = element(e);
-      inside[e] = at.real && at.j < now.active;
-      real[e] = at.real && a.mask.real(now, at.j);
-      anew[e] = at.real && a.mask.anew(after, at.j);
-      if (!real[e]) continue;
-      const float *from = side.x_gates.at(place, at.j) + at.unit, *bias = side.bias + at.unit;
+    for (int e = 0; e < kElements<S>; ++e) {
+      next.inside[e] = at[e].real && at[e].j < m.active;
+      next.real[e] = next.inside[e] && static_cast<int>(m.t) < length[e];
+      next.anew[e] = false;
+      if (!next.real[e]) continue;
+      if (a.mask.resets.data) next.anew[e] = *a.mask.resets.at(m.place, at[e].j);
+      const float* const from = side.x_gates.at(m.place, at[e].j) + at[e].unit;
 #pragma unroll
-      for (int g = 0; g < kInputs; ++g) x[e][g] = bias[g * a.H] + (g < kProducts ? from[g * a.H] : 0);
+      for (int g = 0; g < kProducts; ++g) next.x[e][g] = from[g * a.H];
     }
   }
+  LSTMKERN_DEVICE void advance() { now = next; }
 
-  LSTMKERN_DEVICE void finish(int e, const Element& at, float (&sums)[kProducts], float (&out)[kParts]) {
-    if (real[e]) {
-      S* const saved = side.gates.data ? side.gates.at(place, at.j) + at.unit : nullptr;
-      float gates[4];
+  // The step's gates and state from the sums, biases included; out: what the next step starts from.
+  LSTMKERN_DEVICE void compute(int e, const float (&sums)[4], float (&out)[kParts]) {
+    if (now.real[e]) {
+      if (now.anew[e]) h[e] = c[e] = 0;
+      float (&g)[4] = gates[e];
+      const float (&x)[kProducts] = now.x[e];
       if constexpr (CELL == Cell::lstm) {
         float c_now;
 #pragma unroll
-        for (int g = 0; g < 4; ++g) gates[g] = x[e][g] + sums[g];
-        cells::lstm_forward(gates[0], gates[1], gates[2], gates[3], c[e], c_now, h[e]);
+        for (int k = 0; k < 4; ++k) g[k] = sums[k] + x[k];
+        cells::lstm_forward(g[0], g[1], g[2], g[3], c[e], c_now, h[e]);
         c[e] = c_now;
-        if (side.cells.data) narrow(c[e], side.cells.at(place, at.j)[at.unit]);
       } else {
-        const float h_before = h[e];
-#pragma unroll
-        for (int g = 0; g < 4; ++g) gates[g] = x[e][g] + (g == 2 ? 0 : sums[g < 2 ? g : 2]);
-        cells::gru_forward(gates[0], gates[1], gates[2], gates[3], h_before, h[e]);
-      }
-      if (saved) {
-#pragma unroll
-        for (int g = 0; g < 4; ++g) narrow(gates[g], saved[g * a.Hp]);
+        const float before = h[e];
+        g[0] = sums[0] + x[0];
+        g[1] = sums[1] + x[1];
+        g[2] = sums[3] + x[2];
+        g[3] = sums[2];
+        cells::gru_forward(g[0], g[1], g[2], g[3], before, h[e]);
       }
       S stored;  // h is what the output says, as everywhere else
       narrow(h[e], stored);
       h[e] = widen(stored);
-      side.output.at(place, at.j)[at.unit] = stored;
-    } else if (inside[e]) {  // padding
-      side.output.at(place, at.j)[at.unit] = S{};
-      if (CELL == Cell::lstm && side.cells.data) side.cells.at(place, at.j)[at.unit] = S{};
     }
-    if (anew[e]) h[e] = c[e] = 0;
-    out[0] = h[e];
+    out[0] = next.real[e] && next.anew[e] ? 0 : h[e];
+  }
+
+  // The step's results.
+  LSTMKERN_DEVICE void store(int e) {
+    if (!now.inside[e]) return;
+    const int j = at[e].j, unit = at[e].unit;
+    const bool real = now.real[e];  // else padding
+    narrow(real ? h[e] : 0, side.output.at(now.place, j)[unit]);
+    if (CELL == Cell::lstm && side.cells.data) narrow(real ? c[e] : 0, side.cells.at(now.place, j)[unit]);
+    if (!side.gates.data || !real) return;
+    S* const to = side.gates.at(now.place, j) + unit;
+#pragma unroll
+    for (int g = 0; g < 4; ++g) narrow(gates[e][g], to[g * a.Hp]);
   }
 
   LSTMKERN_DEVICE void end() {
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-      const Element at = element(e);
-      if (!at.real) continue;
-      narrow(h[e], side.h_n[at.j * a.H + at.unit]);
-      if (CELL == Cell::lstm) narrow(c[e], side.c_n[at.j * a.H + at.unit]);
+    for (int e = 0; e < kElements<S>; ++e) {
+      if (!at[e].real) continue;
+      const int64_t own = at[e].j * a.H + at[e].unit;
+      narrow(h[e], side.h_n[own]);
+      if (CELL == Cell::lstm) narrow(c[e], side.c_n[own]);
     }
   }
 };

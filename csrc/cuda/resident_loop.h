@@ -17,7 +17,7 @@ LSTMKERN_DEVICE void words(unsigned (&to)[4], const Bytes16& from) {
 // --- the weights, packed ---
 
 // A direction's weights as fragments in the order in which the loop takes them, [blocks, warps, steps, products,
-// lanes]: every team reads them from there in whole lines.
+// pieces, lanes]: every team reads them from there in whole lines.
 constexpr int kPackThreads = 128;
 
 template <class Pass>
@@ -30,100 +30,135 @@ pack_weights(typename Pass::Arguments a, int d, Bytes16* to) {
   const int rank = warp / p.warps(), group = warp % p.warps() % p.groups, slice = warp % p.warps() / p.groups;
   for (int i = static_cast<int>(block_index().y); i < p.steps; i += static_cast<int>(grid_size().y))
     for (int m = 0; m < Pass::kProducts; ++m) {
-      unsigned fragment[4];
-      T::load(fragment, group * T::kUnits, (slice + i * p.slices) * T::kDepth, [&](int row, int column) {
+      unsigned fragments[T::kPieces][4];
+      T::load(fragments, group * T::kUnits, (slice * p.steps + i) * T::kDepth, [&](int row, int column) {
         return row < p.units ? Pass::weight(a, d, m, rank * p.units + row, column) : typename Pass::Value{};
       });
-      store16(to + ((static_cast<int64_t>(warp) * p.steps + i) * Pass::kProducts + m) * 32 + lane_index(),
-              Bytes16{{fragment[0], fragment[1], fragment[2], fragment[3]}});
+      Bytes16* const at = to + ((static_cast<int64_t>(warp) * p.steps + i) * Pass::kProducts + m) * T::kPieces * 32;
+      for (int piece = 0; piece < T::kPieces; ++piece) {
+        const unsigned (&f)[4] = fragments[piece];
+        store16(at + piece * 32 + lane_index(), Bytes16{{f[0], f[1], f[2], f[3]}});
+      }
     }
 }
 
-inline int64_t packed_pieces(const Plan& p, int products) {
-  return static_cast<int64_t>(p.blocks) * p.warps() * p.steps * products * 32;
+template <class Pass>
+int64_t packed_pieces(const Plan& p) {
+  return static_cast<int64_t>(p.blocks) * p.warps() * p.steps * Pass::kProducts * Tile<typename Pass::Value>::kPieces *
+         32;
 }
 
 // --- the loop ---
 
 // Pass: what a step does with the sums (resident_forward.h, resident_backward.h). Wire: how the state travels. `shared`
-// is the block's dynamic shared memory, as `plan` divides it.
-template <int TILES, class Pass, class Wire>
-LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wire& wire, int64_t steps) {
+// is the block's dynamic shared memory, as `plan` divides it; KEPT is plan.kept, which the compiler has to know.
+//
+// What others wait for comes first: a step's state is published before its results are stored, and what a step needs
+// from outside is fetched two steps before. No wait for memory is left between a state's arrival and the next one's.
+template <int TILES, int KEPT, class Pass, class Wire>
+LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wire& wire, int steps) {
   using S = typename Pass::Value;
   using T = Tile<S>;
-  constexpr int M = Pass::kProducts, KEPT = Pass::kKept;
+  constexpr int M = Pass::kProducts, PIECES = T::kPieces, V = kVector<Pass>, CHAINS = kChains<S, M, TILES>;
   const int warp = static_cast<int>(warp_index()), group = warp % p.groups, slice = warp / p.groups;
-  const auto fragment = [&](int i, int m) {  // the i-th of those in shared memory
-    return shared + ((static_cast<size_t>(i) * M + m) * p.warps() + warp) * 512 + lane_index() * 16;
-  };
-  float* const partial = reinterpret_cast<float*>(shared + p.partial_at);
+  const int threads = p.warps() * 32, elements = p.elements();
 
   // The weights, once.
-  const Bytes16* const packed =
-      pass.side.packed + (static_cast<int64_t>(pass.seat.rank) * p.warps() + warp) * p.steps * M * 32 + lane_index();
-  unsigned kept[KEPT][M][4] = {};
+  const Bytes16* const packed = pass.side.packed +
+                                (static_cast<int64_t>(pass.seat.rank) * p.warps() + warp) * p.steps * M * PIECES * 32 +
+                                lane_index();
+  unsigned kept[KEPT][M][PIECES][4];
 #pragma unroll
   for (int i = 0; i < KEPT; ++i)
-    if (i < p.steps)
 #pragma unroll
-      for (int m = 0; m < M; ++m) words(kept[i][m], load16(packed + (i * M + m) * 32));
-  for (int i = 0; i < p.in_shared; ++i)
-    for (int m = 0; m < M; ++m) store16(fragment(i, m), load16(packed + ((KEPT + i) * M + m) * 32));
+    for (int m = 0; m < M; ++m)
+#pragma unroll
+      for (int piece = 0; piece < PIECES; ++piece)
+        words(kept[i][m][piece], load16(packed + ((i * M + m) * PIECES + piece) * 32));
+  unsigned char* const fragments = shared + warp * 512 + lane_index() * 16;  // this lane's, one of each warp in turn
+  for (int i = 0; i < p.in_shared * M * PIECES; ++i)
+    store16(fragments + i * p.warps() * 512, load16(packed + (KEPT * M * PIECES + i) * 32));
 
-  pass.begin(wire.first());
+  // The state, with zeros around it, and what the sums start from.
+  S* const all = reinterpret_cast<S*>(shared + p.state_at);
+  float* const partial = reinterpret_cast<float*>(shared + p.partial_at);
+  float* const bias = reinterpret_cast<float*>(shared + p.bias_at);
+  const int pieces = (p.partial_at - p.state_at) / 16;
+  for (int i = static_cast<int>(thread_rank()); i < pieces; i += threads)
+    store16(all + i * kTogether<S>, Bytes16{{0, 0, 0, 0}});
+  sync_block();
+  pass.begin(all, bias);
   wire.begin();
-  pass.ahead(0);
-  for (int64_t step = 0; step < steps; ++step) {
-    const S* const state = wire.receive(step);
+  pass.fetch(0);
+  pass.advance();
+  pass.fetch(1);
+
+  const int column = slice * p.steps * T::kDepth;
+  const int slice_stride = p.sequences * p.partial_stride * V;
+  float* const sums_of_warp = partial + slice * slice_stride + group * T::kUnits * V;
+  for (int step = 0; step < steps; ++step) {
+    const S* const state = T::operand(wire.receive(step), p.stride) + column;
     sync_warp();  // for the tile products: what came before may have parted the lanes
-    float sums[M][TILES][T::kSums] = {};
+    float sums[CHAINS][M][TILES][T::kSums] = {};
 #pragma unroll
-    for (int i = 0; i < KEPT; ++i) {
-      const int k = (slice + i * p.slices) * T::kDepth;
-      if (k < p.depth) T::multiply(sums, kept[i], state, p.stride, k);
-    }
+    for (int i = 0; i < KEPT; ++i) T::multiply(sums, kept[i], state + i * T::kDepth, p.stride);
+#pragma unroll 1
     for (int i = 0; i < p.in_shared; ++i) {
-      const int k = (slice + (KEPT + i) * p.slices) * T::kDepth;
-      if (k >= p.depth) break;
-      unsigned a[M][4];
+      unsigned a[M][PIECES][4];
 #pragma unroll
-      for (int m = 0; m < M; ++m) words(a[m], load16(fragment(i, m)));
-      T::multiply(sums, a, state, p.stride, k);
-    }
+      for (int m = 0; m < M; ++m)
 #pragma unroll
-    for (int m = 0; m < M; ++m) {
-      float* const to =
-          partial + static_cast<size_t>(slice * M + m) * p.sequences * p.partial_stride + group * T::kUnits;
-      T::each(sums[m], [&](int unit, int n, float sum) { to[n * p.partial_stride + unit] = sum; });
+        for (int piece = 0; piece < PIECES; ++piece)
+          words(a[m][piece], load16(fragments + ((i * M + m) * PIECES + piece) * p.warps() * 512));
+      T::multiply(sums, a, state + (KEPT + i) * T::kDepth, p.stride);
     }
+    T::template each<TILES>([&](int unit, int n, int t, int k) {
+      float* const to = sums_of_warp + (n * p.partial_stride + unit) * V;
+      float vector[V] = {};
+#pragma unroll
+      for (int m = 0; m < M; ++m) {
+        vector[m] = sums[0][m][t][k];
+#pragma unroll
+        for (int chain = 1; chain < CHAINS; ++chain) vector[m] += sums[chain][m][t][k];
+      }
+      store(to, vector, V);
+    });
     sync_block();
     const bool last = step + 1 == steps;
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-      if (e >= p.elements()) break;
-      const Element x = pass.element(e);
-      float total[M] = {};
-      if (x.real)
-#pragma unroll
-        for (int m = 0; m < M; ++m) {
-          const float* from =
-              partial + static_cast<size_t>(m) * p.sequences * p.partial_stride + x.n * p.partial_stride + x.at;
-          for (int i = 0; i < p.slices; ++i)
-            total[m] += from[static_cast<size_t>(i) * M * p.sequences * p.partial_stride];
-        }
+    for (int e = 0; e < kElements<S>; ++e) {
+      if (e >= elements) break;
+      const Element& x = pass.at[e];
       float out[Pass::kParts] = {};
-      if (x.real) pass.finish(e, x, total, out);
+      if (x.real) {
+        float total[V] = {}, more[V];
+        if (Pass::kBias) load(total, bias + x.at * V, V);
+        const float* from = partial + x.from * V;
+#pragma unroll 1
+        for (int i = 0; i < p.slices; i += 2) {  // an even number
+#pragma unroll
+          for (int k = 0; k < 2; ++k, from += slice_stride) {
+            load(more, from, V);
+#pragma unroll
+            for (int m = 0; m < V; ++m) total[m] += more[m];
+          }
+        }
+        pass.compute(e, total, out);
+      }
       if (last) continue;
 #pragma unroll
       for (int part = 0; part < Pass::kParts; ++part) {
         const Bytes16 piece = together(out[part], S{});
-        if (x.mine) wire.send(step + 1, x.n, part * p.row + x.unit / kTogether<S> * kTogether<S>, piece);
+        wire.send(x.mine, step + 1, x.to + part * p.row, piece);
       }
     }
+    if (!last) wire.publish(step + 1);
+#pragma unroll
+    for (int e = 0; e < kElements<S>; ++e)
+      if (e < elements && pass.at[e].real) pass.store(e);
     if (last) break;
-    wire.publish(step + 1);
-    pass.ahead(step + 1);
-    wire.settle();
+    pass.advance();
+    pass.fetch(step + 2);
   }
   pass.end();
 }
@@ -132,7 +167,8 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
 // (which would fall out of the same templates, for twice the time to compile them).
 template <class F>
 bool for_resident_kind(const Layer& layer, F&& f) {
-  if (layer.weights[0].w_hr || layer.H > kMostResidentUnits) return false;
+  if (layer.weights[0].w_hr || layer.H > kMostResidentUnits || layer.T > kMostSteps || layer.N > kMostSequences)
+    return false;
   auto with = [&](auto tag) {
     using S = decltype(tag);
     if (layer.cell == Cell::lstm) return f.template run<Cell::lstm, S>();
@@ -186,7 +222,7 @@ struct ResidentTier {
       Carver memory(nullptr);
       typename Pass<CELL, S>::Host host(layer, memory);
       Body<Pass<CELL, S>> body(layer, plan, memory);
-      memory.take<Bytes16>(layer.D * packed_pieces(plan, Pass<CELL, S>::kProducts));
+      memory.take<Bytes16>(layer.D * packed_pieces<Pass<CELL, S>>(plan));
       bytes = memory.used();
       return true;
     }
@@ -204,7 +240,7 @@ struct ResidentTier {
       typename Pass<CELL, S>::Host host(layer, memory);
       Body<Pass<CELL, S>> body(layer, plan, memory);
       typename Pass<CELL, S>::Arguments a = host.prepare(plan, call);
-      const int64_t pieces = packed_pieces(plan, Pass<CELL, S>::kProducts);
+      const int64_t pieces = packed_pieces<Pass<CELL, S>>(plan);
       Bytes16* packed = memory.take<Bytes16>(layer.D * pieces);
       for (int d = 0; d < layer.D; ++d, packed += pieces) {
         Launch how;

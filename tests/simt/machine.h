@@ -69,7 +69,7 @@ struct Context {
 constexpr size_t kGuard = 64;
 constexpr unsigned char kGuardByte = 0xa5, kPoison = 0xff;  // as a float, a double or 16 bits: NaN
 
-enum class State { ready, at_block, at_warp, at_cluster, at_flag, done };
+enum class State { ready, at_block, at_warp, at_cluster, at_flag, at_mbarrier, done };
 
 struct Copy {
   void* to;
@@ -88,6 +88,7 @@ struct Fiber {
   const char* what = "";
   const unsigned* flag = nullptr;
   unsigned wanted = 0;
+  size_t mbarrier = 0;   // at this place of the block's memory, for the phase of parity `wanted`
   bool arrived = false;  // at the cluster's barrier, and has not waited yet
   uint64_t arrived_in = 0;
   std::vector<std::vector<Copy>> groups;  // committed asynchronous copies, oldest first
@@ -102,6 +103,14 @@ struct Warp {
   void* out[32];
 };
 
+// A barrier that counts bytes: phases that are over, and what the one at hand still needs. Bytes may come before they
+// are awaited, within the 20 bits that the hardware counts.
+struct Transactions {
+  uint64_t phase = 0;
+  bool awaited = false;
+  int64_t bytes = 0;
+};
+
 struct Cluster;
 struct Block {
   Cluster* cluster = nullptr;
@@ -112,6 +121,15 @@ struct Block {
   char* memory = nullptr;  // this block's part of the arena
   size_t dynamic = 0, used = 0;
   std::map<std::pair<const char*, int>, std::pair<size_t, size_t>> arrays;  // offset, bytes
+  std::map<size_t, Transactions> mbarriers;                                 // by their place in memory
+};
+
+// 16 bytes on their way to a block.
+struct Flight {
+  Block* to;
+  size_t at, mbarrier;
+  char value[16];
+  Place place;
 };
 
 struct Cluster {
@@ -130,6 +148,7 @@ struct Machine {
   Fiber* current = nullptr;
   std::vector<Fiber*> ready, at_flags;
   std::vector<std::unique_ptr<Cluster>> resident;
+  std::vector<Flight> flights;
   std::string error;
   uint64_t idle_polls = 0;  // flag reads since anything else happened
 };
@@ -150,5 +169,10 @@ void to_main(Fiber* f);                                           // gives it up
 void block_on(State state, Place place, const char* what);        // until somebody wakes the fiber
 void wake(Fiber* f);
 void land(std::vector<Copy>& copies);
+
+// --- transactions.cpp ---
+
+void arrive(const Flight& flight);       // at its block
+void check_flights(const Block* block);  // that none is on its way to it: it has ended
 
 }  // namespace simt

@@ -132,26 +132,6 @@ void cluster_wait(Place place) {
     yield();
 }
 
-void* remote(void* shared, unsigned rank, Place place) {
-  Fiber* f = machine->current;
-  Cluster* c = f->block->cluster;
-  if (rank >= c->blocks.size()) fail("remote: no block " + std::to_string(rank) + " in the cluster, at " + text(place));
-  const ptrdiff_t at = static_cast<char*>(shared) - f->block->memory;
-  if (at < 0 || at >= ptrdiff_t(f->block->used)) fail("remote: not an address in shared memory, at " + text(place));
-  Block* other = c->blocks[rank].get();
-  if (c->phase == 0) fail("remote: the other block may not have started (sync_cluster first), at " + text(place));
-  if (other->done == other->fibers.size()) fail("remote: that block has ended, at " + text(place));
-  // Static arrays are laid out at their first use; the other block may not have got there.
-  for (auto& a : f->block->arrays)
-    if (size_t(at) >= a.second.first && size_t(at) < a.second.first + a.second.second) {
-      auto theirs = other->arrays.find(a.first);
-      if (theirs == other->arrays.end())
-        fail("remote: the other block has not started (sync_cluster first), at " + text(place));
-      return other->memory + theirs->second.first + (size_t(at) - a.second.first);
-    }
-  return other->memory + at;
-}
-
 void wait_flag(const unsigned* flag, unsigned value, Place place) {
   Fiber* f = machine->current;
   f->flag = flag;

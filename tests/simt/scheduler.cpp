@@ -16,6 +16,8 @@ std::string where(Fiber* f) {
   s += " at " + text(f->place);
   if (f->state == State::at_flag)
     s += " (is " + std::to_string(*f->flag) + ", wanted " + std::to_string(f->wanted) + ")";
+  if (f->state == State::at_mbarrier)
+    s += " (" + std::to_string(f->block->mbarriers[f->mbarrier].bytes) + " bytes missing)";
   return s;
 }
 
@@ -79,6 +81,7 @@ void finished(Fiber* f) {
   machine->idle_polls = 0;
   if (f->block->done == f->block->fibers.size()) {
     check_shared(f->block, f);
+    check_flights(f->block);
     std::memset(f->block->memory, kPoison, f->block->used);  // a neighbour that still looks sees that it is gone
   }
 }
@@ -195,7 +198,15 @@ void schedule() {
       order.pop_back();
     }
     if (machine->resident.empty()) return;
+    auto& flights = machine->flights;
+    if (!flights.empty() && (ready.empty() || random_.below(4) == 0)) {
+      std::swap(flights[random_.below(flights.size())], flights.back());
+      const Flight flight = flights.back();
+      flights.pop_back();
+      arrive(flight);
+    }
     if (!machine->at_flags.empty() && (ready.empty() || random_.below(16) == 0)) look_at_flags();
+    if (ready.empty() && !flights.empty()) continue;
     if (ready.empty()) throw Error(deadlock());
     if (machine->idle_polls > 1000 + 100 * ready.size()) throw Error(deadlock());
     if (change-- == 0) {

@@ -69,6 +69,16 @@ tile_product(float* out, const S* a, const S* b) {
   for (unsigned r = 0; r < 4; ++r) out[(group + r / 2 * 8) * 8 + member * 2 + r % 2] = d[r];
 }
 
+// Four matrices at once, as they lie in memory, [4, 8, 8] of 16 bits.
+LSTMKERN_KERNEL(32) load_four(unsigned* out, const unsigned* in) {
+  LSTMKERN_SHARED(unsigned, shared, 128);
+  for (unsigned i = thread_rank(); i < 128; i += 32) shared[i] = in[i];
+  sync_block();
+  unsigned r[4];
+  load_matrices(r, shared + 4 * lane_index());
+  for (unsigned m = 0; m < 4; ++m) out[m * 32 + lane_index()] = r[m];
+}
+
 // Copies through two buffers that land while the other is read. Faults: 1 waits for too little, 2 lacks a barrier.
 template <int Fault>
 LSTMKERN_KERNEL(32)
@@ -130,22 +140,35 @@ LSTMKERN_KERNEL(32) turns(unsigned* out, unsigned* flag) {
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-// Each block writes its part into every block of its cluster. Faults: 1 does not wait, 2 ends too early, 3 one block
-// does not come.
+// Each block writes its part into every block of its cluster, three times in turn into two buffers. Faults: 1 does not
+// wait, 2 ends too early, 3 one block does not come, 4 awaits more than comes, 5 awaits the phase before.
 template <int Fault>
 LSTMKERN_KERNEL(32)
 all_gather(unsigned* out, unsigned base) {
-  LSTMKERN_SHARED(unsigned, all, 16 * 32);
+  LSTMKERN_SHARED(unsigned, all, 2 * 16 * 32);
+  LSTMKERN_SHARED(MBarrier, barriers, 2);
   const unsigned rank = cluster_rank(), size = cluster_size(), i = thread_rank();
   if (Fault == 3 && rank == 1) return;
+  const unsigned bytes = size * 32 * 4 + (Fault == 4 ? 16 : 0);
+  if (i < 2) {
+    mbarrier_init(barriers + i);
+    mbarrier_expect(barriers + i, bytes);
+  }
   sync_cluster();
-  for (unsigned r = 0; r < size; ++r) remote(all, r)[rank * 32 + i] = base + rank * 100 + i;
-  if (Fault != 1) sync_cluster();
   unsigned sum = 0;
-  for (unsigned r = 0; r < size; ++r) sum += remote(all, r)[rank * 32 + i];
-  for (unsigned r = 0; r < size; ++r) sum += all[r * 32 + i];
+  for (unsigned round = 0; round < 3; ++round) {
+    const unsigned at = round % 2, first = base + round * 10000 + rank * 100 + i * 4;
+    for (unsigned r = 0; r < size; ++r)
+      store_async16(i < 8, remote(all, r) + static_cast<int>(((at * 16 + rank) * 32 + i * 4) * 4),
+                    Bytes16{{first, first + 1, first + 2, first + 3}},
+                    remote(barriers, r) + static_cast<int>(at * sizeof(MBarrier)));
+    if (Fault == 2 && round == 2) return;
+    if (Fault != 1) mbarrier_wait(barriers + at, (round / 2 + (Fault == 5)) % 2);
+    if (i == 0 && round == 0) mbarrier_expect(barriers, bytes);
+    for (unsigned r = 0; r < size; ++r) sum += all[(at * 16 + r) * 32 + i];
+    sync_block();
+  }
   out[block_index().x * 32 + i] = sum;
-  if (Fault != 2) sync_cluster();
 }
 #endif
 
@@ -198,6 +221,7 @@ void compile_all(unsigned* u, const bf16* b, const f16* h, float* f) {
   use<unsigned*, const unsigned*, unsigned>(dynamic_reverse, u, u, 1);
   use(tile_product<bf16>, f, b, b);
   use(tile_product<f16>, f, h, h);
+  use<unsigned*, const unsigned*>(load_four, u, u);
   use<unsigned*, const unsigned*, unsigned>(async_reverse<0>, u, u, 1);
   use(count, u);
   use(relay<0>, u, u);

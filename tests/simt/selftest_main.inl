@@ -139,10 +139,20 @@ void test_cluster(unsigned size) {
   launch("all_gather", all_gather<Fault>, shape({3 * size, 1, 1}, {32, 1, 1}, 0, size), out, 5u);
   for (unsigned b = 0; b < 3 * size; ++b)
     for (unsigned i = 0; i < 32; ++i) {
-      unsigned want = size * (5 + b % size * 100 + i);
-      for (unsigned r = 0; r < size; ++r) want += 5 + r * 100 + i;
+      unsigned want = 0;
+      for (unsigned round = 0; round < 3; ++round)
+        for (unsigned r = 0; r < size; ++r) want += 5 + round * 10000 + r * 100 + i;
       expect(out[b * 32 + i] == want, "gathered");
     }
+}
+
+void test_load_four() {
+  const unsigned* in = numbers(128);
+  unsigned* out = buffer<unsigned>(128);
+  launch("load_four", load_four, shape({1, 1, 1}, {32, 1, 1}), out, in);
+  for (unsigned m = 0; m < 4; ++m)
+    for (unsigned lane = 0; lane < 32; ++lane)
+      expect(out[m * 32 + lane] == in[m * 32 + lane / 4 * 4 + lane % 4], "matrix " + std::to_string(m));
 }
 
 void test_halves() {
@@ -187,6 +197,7 @@ void run_selftest(const std::string& name) {
       {"dynamic", test_dynamic},
       {"mma_bf16", test_mma<bf16>},
       {"mma_f16", test_mma<f16>},
+      {"load_matrices", test_load_four},
       {"async", test_async<0>},
       {"atomics", test_atomics},
       {"relay", test_relay<0>},
@@ -200,10 +211,12 @@ void run_selftest(const std::string& name) {
       {"async_without_barrier", test_async<2>},
       {"flag_before_data", test_relay<1>},
       {"cluster_does_not_wait", [] { test_cluster<1>(4); }},
-      {"cluster_ends_early", [] { test_cluster<2>(4); }},
+      {"cluster_waits_for_the_phase_before", [] { test_cluster<5>(4); }},
       // Faults that are reported, in every order.
       {"unpublished_flag", test_relay<2>},
       {"cluster_incomplete", [] { test_cluster<3>(4); }},
+      {"cluster_ends_early", [] { test_cluster<2>(4); }},
+      {"bytes_that_do_not_come", [] { test_cluster<4>(4); }},
       {"barrier_for_some", [] { run_small(barrier_for_some, 64); }},
       {"two_barriers", [] { run_small(two_barriers, 64); }},
       {"shuffle_for_some", [] { run_small(shuffle_for_some, 64, buffer<unsigned>(64)); }},

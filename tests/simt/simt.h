@@ -85,7 +85,10 @@ void* dynamic_shared();
 void sync_block(Place place);
 void cluster_arrive(Place place);
 void cluster_wait(Place place);
-void* remote(void* shared, unsigned rank, Place place);
+void mbarrier_init(void* barrier, Place place);
+void mbarrier_expect(void* barrier, unsigned bytes, Place place);
+void mbarrier_wait(const void* barrier, unsigned parity, Place place);
+void store_async16(void* to, const void* value, void* barrier, unsigned rank, Place place);
 void wait_flag(const unsigned* flag, unsigned value, Place place);
 void polled(Place place);  // a flag was read; without progress elsewhere this ends in a deadlock report
 void async_copy16(void* shared, const void* global);
@@ -160,6 +163,14 @@ inline void narrow(float v, f16& to) {
   }
 }
 
+template <class S>
+unsigned narrow_two(float low, float high, S) {
+  S both[2];
+  narrow(low, both[0]);
+  narrow(high, both[1]);
+  return both[0].bits | unsigned(both[1].bits) << 16;
+}
+
 inline float sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
 inline double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 inline float tanh(float x) { return std::tanh(x); }
@@ -231,6 +242,16 @@ inline unsigned ballot(bool predicate, SIMT_HERE) {
   unsigned bits = 0;
   for (int i = 0; i < 32; ++i) bits |= unsigned(all[i][0] != 0) << i;
   return bits;
+}
+
+// ldmatrix.x4: lane 8 m + i gives row i of matrix m; register m of a lane has row lane / 4, the lane % 4th 4 bytes.
+inline void load_rows(const char (&given)[32][64], char (&results)[32][64]) {
+  for (unsigned lane = 0; lane < 32; ++lane)
+    for (unsigned m = 0; m < 4; ++m) std::memcpy(results[lane] + 4 * m, given[m * 8 + lane / 4] + lane % 4 * 4, 4);
+}
+inline void load_matrices(unsigned (&r)[4], const void* row, SIMT_HERE) {
+  const Bytes16 mine = load16(row);
+  simt::collective(&mine, 16, r, sizeof r, load_rows, "load_matrices", {file, line});
 }
 
 // The PTX manual's fragments of mma.m16n8k16, element by element: groupID = lane >> 2, threadID_in_group = lane % 4;
@@ -309,9 +330,29 @@ inline void sync_cluster(SIMT_HERE) {
   simt::cluster_arrive({file, line});
   simt::cluster_wait({file, line});
 }
-template <class T>
-T* remote(T* shared, unsigned rank, SIMT_HERE) {
-  return static_cast<T*>(simt::remote(const_cast<void*>(static_cast<const void*>(shared)), rank, {file, line}));
+struct Remote {
+  char* shared;  // of the block that made it
+  unsigned rank;
+  Remote operator+(int bytes) const { return {shared + bytes, rank}; }
+};
+inline Remote remote(const void* shared, unsigned rank) {
+  return {static_cast<char*>(const_cast<void*>(shared)), rank};
+}
+struct MBarrier {
+  uint64_t state;
+};
+inline void mbarrier_init(MBarrier* barrier, SIMT_HERE) { simt::mbarrier_init(barrier, {file, line}); }
+inline void mbarrier_expect(MBarrier* barrier, unsigned bytes, SIMT_HERE) {
+  simt::mbarrier_expect(barrier, bytes, {file, line});
+}
+inline void mbarrier_wait(const MBarrier* barrier, unsigned parity, SIMT_HERE) {
+  simt::mbarrier_wait(barrier, parity, {file, line});
+}
+inline void store_async16(bool condition, Remote to, const Bytes16& v, Remote barrier, SIMT_HERE) {
+  if (!condition) return;
+  check_aligned(to.shared);
+  if (to.rank != barrier.rank) simt::fail("store_async16: the barrier is in another block than the bytes go to");
+  simt::store_async16(to.shared, &v, barrier.shared, to.rank, {file, line});
 }
 
 constexpr int64_t kMostBlocksDown = 2;  // so that small tests loop, too

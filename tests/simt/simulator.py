@@ -22,7 +22,7 @@ ROOT = HERE.parent.parent
 TIERS = {"stepwise": 0, "cluster": 1, "grid": 2, "dispatch": 3}
 CELLS = {"RNN_TANH": 0, "RNN_RELU": 1, "LSTM": 2, "GRU": 3}
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-ENGINE = ["fibers", "scheduler", "primitives", "memory"]
+ENGINE = ["fibers", "scheduler", "primitives", "transactions", "memory"]
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
 FLAGS = ["-std=c++17", "-g1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function"]
 
