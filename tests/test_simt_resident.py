@@ -89,6 +89,46 @@ def test_plans(tier, device, case, dtype, wanted):
     compare(s, case, dtype)
 
 
+# Layers that one device sees one after the other. Each differs from the one before in what the plan depends on: H, N
+# (8, then 40 and back), D, the dtype, the cell.
+B16, F32 = torch.bfloat16, torch.float32
+SEQUENCE = [("LSTM", B16, 8, 24, 1), ("LSTM", B16, 8, 70, 1), ("LSTM", B16, 40, 70, 1), ("LSTM", B16, 8, 70, 1)]
+SEQUENCE += [("LSTM", B16, 8, 70, 2), ("LSTM", F32, 8, 70, 2), ("GRU", F32, 8, 70, 2), ("GRU", B16, 8, 70, 2)]
+SMALL = {"cluster": {"multiprocessors": 4, "device_number": 1}, "grid": {"multiprocessors": 5, "device_number": 2}}
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_one_layer_after_another(tier):
+    """A tier keeps its last plan; the next layer may need another."""
+    s = simulator(tier, **SMALL[tier])
+    for mode, dtype, N, H, D in SEQUENCE:
+        compare(s, Case(mode, T=2, N=N, I=2, H=H, D=D), dtype)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("tier", TIERS)
+def test_plans_one_after_another(tier, backward):
+    s = simulator(tier, **SMALL[tier])
+    new = simulator(tier, multiprocessors=SMALL[tier]["multiprocessors"])  # a device that nothing is known of
+    kept = [s.plan(*layer, backward) for layer in SEQUENCE]
+    wanted = [new.plan(*layer, backward) for layer in SEQUENCE]
+    assert kept == wanted
+    assert all(a != b for a, b in zip(wanted[:4], wanted[1:5], strict=True)), "a layer's plan would do for the next"
+    # Another device.
+    layer, s = SEQUENCE[2], simulator(tier, **SMALL[tier])
+    small, large = s.plan(*layer, backward), simulator(tier, device_number=3).plan(*layer, backward)
+    assert small == wanted[2] != large == simulator(tier).plan(*layer, backward)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("mode", ["LSTM", "GRU"])
+def test_addresses_beyond_32_bits(tier, mode):
+    """Steps, or with batch_first sequences, that are 2^32 elements apart; most of those addresses have no memory."""
+    for batch_first in (False, True):
+        case = Case(mode, T=3, N=3, I=2, H=20, D=2, batch_first=batch_first, ragged="lengths", resets=True)
+        compare(simulator(tier, spread=2**32), case, torch.bfloat16)
+
+
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("mode", ["LSTM", "GRU"])
 def test_order_of_threads_changes_no_bit(tier, mode):
