@@ -1,0 +1,190 @@
+"""What nvcc makes of the resident tiers' loops: python -m benchmarks.sass [--label before|after] [--commit COMMIT]
+
+Compiles cluster.cu and grid.cu for sm_90a, disassembles them and prints for every instantiation of the loops what is
+in the kernel and in its step loop (see step_loop.py). With --label the numbers go to benchmarks/results/sass.json,
+where the other label's stay; with --commit they are those of that commit's csrc. No GPU is needed; nvcc and nvdisasm
+are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from . import nvcc
+from .disassembly import parse
+from .step_loop import StepLoop, identity, key
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "sass.json"
+TIERS = ("cluster", "grid")
+BETWEEN_GOAL, INSTRUCTIONS_GOAL = 12, 0.5  # instructions between groups; a step's, relative to before
+
+PTXAS = re.compile(
+    r"Function properties for (\w+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\s+"
+    r"ptxas info\s*: Used (\d+) registers([^\n]*)"
+)
+
+
+def resources(log: str) -> dict[str, dict]:
+    """{mangled name: registers, stack, spilled and static shared bytes} from what ptxas -v said."""
+    found = {}
+    for name, stack, stores, loads, registers, rest in PTXAS.findall(log):
+        shared = re.search(r"(\d+) bytes smem", rest)
+        found[name] = {
+            "registers": int(registers),
+            "stack": int(stack),
+            "spilled": int(stores) + int(loads),
+            "static_shared": int(shared[1]) if shared else 0,
+        }
+    return found
+
+
+def measure_file(source: Path) -> dict[str, dict]:
+    """{key: measurements} of the loops in a .cu file."""
+    cubin, log = nvcc.compiled(source)
+    used, loops = resources(log), {}
+    for function in parse(nvcc.disassembled(cubin)):
+        kernel = identity(function.name)
+        if kernel is None:
+            continue
+        opcodes = [x.name for x in function.instructions]
+        whole = {"instructions_kernel": len(opcodes), "LDL_kernel": opcodes.count("LDL"),
+                 "STL_kernel": opcodes.count("STL")}  # fmt: skip
+        step = StepLoop(function, kernel["dtype"] == "float32").measure()
+        loops[key(kernel)] = kernel | used[function.name] | whole | step
+    return loops
+
+
+def measure(csrc: Path) -> dict[str, dict]:
+    with ThreadPoolExecutor(2) as pool:
+        parts = list(pool.map(measure_file, [csrc / "cuda" / f"{tier}.cu" for tier in TIERS]))
+    return {name: loop for part in parts for name, loop in sorted(part.items())}
+
+
+COLUMNS = {
+    "regs": "registers",
+    "spill": "spilled",
+    "smem": "static_shared",
+    "step": "instructions",
+    "k loop": "instructions_k_loop",
+    "smem loop": "instructions_shared_loop",
+    "HMMA": "HMMA",
+    "FFMA": "FFMA",
+    **{f"LDS.{w}" if w[0] != "L" else w: ("LDS", w) for w in ("U8", "U16", "32", "64", "128", "LDSM")},
+    "LDL": "LDL",
+    "STL": "STL",
+    "bra": "branches",
+    "bra k": "branches_k_loop",
+    "bra smem": "branches_shared_loop",
+    "MEMBAR": "MEMBAR",
+    "flush": "L1_flush",
+    "group": "group_period",
+    "between": "between_groups",
+    "mean": "between_groups_mean",
+}
+
+
+def cell(loop: dict, column) -> str:
+    value = loop[column[0]].get(column[1], 0) if isinstance(column, tuple) else loop.get(column, "")
+    if isinstance(value, dict):
+        value = " ".join(f"{n} {o.removeprefix('MEMBAR.')}" for o, n in value.items()) or 0
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def table(loops: dict[str, dict]) -> str:
+    rows = [["loop", *COLUMNS]] + [[name, *(cell(x, c) for c in COLUMNS.values())] for name, x in loops.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        " | ".join(v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    )
+
+
+LEGEND = """\
+regs, spill, smem: of the kernel (smem: static; the dynamic part is the plan's). The rest is counted in the step loop:
+step: instructions, each once. k loop, smem loop: those of the unrolled k-loop over weights in registers, and of the
+k-loop over weights in shared memory. bra: branches; bra k: in the unrolled k-loop; bra smem: in the k-loop over shared
+memory, besides the one back to its start. flush: CCTL.IVALL. A group is the HMMAs that take one B fragment. group: from
+the first HMMA of a group to the first of the next, median; between, mean: without the HMMAs, median and mean."""
+
+
+def summary(loops: dict[str, dict], before: dict[str, dict] | None) -> str:
+    """Every loop compared with the goals, and with its instructions in ``before`` if that is given."""
+    lines = [
+        f"Goals: at most {BETWEEN_GOAL} instructions between HMMA groups (mean), and a step of at most"
+        f" {INSTRUCTIONS_GOAL:g} times the instructions before."
+    ]
+    for name, x in loops.items():
+        parts = []
+        if "between_groups_mean" in x:
+            reached = x["between_groups_mean"] <= BETWEEN_GOAL
+            parts.append(f"{x['between_groups_mean']:5.1f} between groups{' (reached)' if reached else ''}")
+        if before and name in before:
+            ratio = x["instructions"] / before[name]["instructions"]
+            reached = ratio <= INSTRUCTIONS_GOAL
+            parts.append(
+                f"step {x['instructions']} of {before[name]['instructions']} instructions: {ratio:.2f} times"
+                f"{' (reached)' if reached else ''}"
+            )
+        if parts:
+            lines.append(f"{name:34s} {'; '.join(parts)}")
+    return "\n".join(lines)
+
+
+def git(*arguments: str) -> str:
+    return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def checkout(commit: str, to: Path) -> Path:
+    """The csrc of a commit, under ``to``."""
+    archive = subprocess.run(["git", "-C", ROOT, "archive", commit, "csrc"], capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        tar.extractall(to, filter="data")
+    return to / "csrc"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sass", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--label", choices=("before", "after"), help="write the numbers to the result file as these")
+    parser.add_argument("--commit", help="measure this commit's csrc instead of the working tree's")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    args = parser.parse_args(argv)
+    for tool, found in (("nvcc", nvcc.find_nvcc()), ("nvdisasm", nvcc.find_disassembler())):
+        if found is None:
+            print(f"no {tool} here: not on PATH, not in CUDA_HOME/bin, not in build/disassembler", file=sys.stderr)
+            return 2
+    with tempfile.TemporaryDirectory() as temporary:
+        csrc = checkout(args.commit, Path(temporary)) if args.commit else ROOT / "csrc"
+        loops = measure(csrc)
+    print(table(loops))
+    print(LEGEND)
+    results = json.loads(args.results.read_text()) if args.results.exists() else {}
+    before = results.get("before", {}).get("loops")
+    print()
+    print(summary(loops, None if args.label == "before" else before))
+    if args.label:
+        changed = not args.commit and bool(git("status", "--porcelain", "csrc"))
+        results[args.label] = {
+            "command": " ".join(["python -m benchmarks.sass", *(argv if argv is not None else sys.argv[1:])]),
+            "nvcc": nvcc.version(),
+            "flags": " ".join(nvcc.FLAGS),
+            "arch": nvcc.ARCH,
+            "commit": git("rev-parse", "--short", args.commit or "HEAD") + ("+" if changed else ""),
+            "loops": loops,
+        }
+        ordered = {k: results[k] for k in ("before", "after") if k in results}
+        args.results.write_text(json.dumps(ordered, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
