@@ -115,11 +115,28 @@ def table(loops: dict[str, dict]) -> str:
 LEGEND = """\
 regs, spill, smem: of the kernel (smem: static; the dynamic part is the plan's). The rest is counted in the step loop:
 step: instructions, each once. executed, by one: an estimate of what a warp issues in a step of a dense batch, with all
-the elements that a thread may have and with one, each inner loop taken once (see common_path.py). k loop, smem loop: the
-unrolled k-loop over weights in registers and the k-loop over weights in shared memory, instructions. bra: branches; bra
-k: in the unrolled k-loop; bra smem: in the k-loop over shared memory, besides the one back to its start. flush:
-CCTL.IVALL. A group is the HMMAs that take one B fragment. group: from the first HMMA of a group to the first of the
-next, median; between, mean: without the HMMAs, median and mean."""
+the elements that a thread may have and with one, each inner loop taken once (see common_path.py). k loop, smem loop:
+instructions of the unrolled k-loop over weights in registers, and of the k-loop over weights in shared memory. bra:
+branches; bra k: in the unrolled k-loop; bra smem: in the k-loop over shared memory, besides the one back to its start.
+flush: CCTL.IVALL. A group is the HMMAs that take one B fragment. group: from the first HMMA of a group to the first of
+the next, median; between, mean: without the HMMAs, median and mean."""
+
+
+def violations(loop: dict) -> list[str]:
+    """What a loop has that none of the loops may have."""
+    k = {"the k-loop": loop["branches_k_loop"], "the k-loop over shared memory": loop["branches_shared_loop"]}
+    limits = {
+        "bytes spilled": loop["spilled"],
+        "bytes of stack": loop["stack"],
+        "LDL": loop["LDL_kernel"],
+        "STL": loop["STL_kernel"],
+        "LDS.U8": loop["LDS"].get("U8", 0),
+        **{f"branches in {where}": count for where, count in k.items()},
+    }
+    if loop["tier"] == "cluster":
+        limits |= {o: count for o, count in loop["MEMBAR"].items() if re.search(r"GPU|SYS", o)}
+        limits["L1 flushes"] = loop["L1_flush"]
+    return [f"{count} {what}" for what, count in limits.items() if count]
 
 
 def summary(loops: dict[str, dict], before: dict[str, dict] | None) -> str:
@@ -143,6 +160,9 @@ def summary(loops: dict[str, dict], before: dict[str, dict] | None) -> str:
             )
         if parts:
             lines.append(f"{name:34s} {'; '.join(parts)}")
+    for name, x in loops.items():
+        if found := violations(x):
+            lines.append(f"must not be there: {name}: {', '.join(found)}")
     return "\n".join(lines)
 
 
@@ -174,10 +194,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--commit", help="measure this commit's csrc instead of the working tree's")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
-    for tool, found in (("nvcc", nvcc.find_nvcc()), ("nvdisasm", nvcc.find_disassembler())):
-        if found is None:
-            print(f"no {tool} here: not on PATH, not in CUDA_HOME/bin, not in build/disassembler", file=sys.stderr)
-            return 2
+    if sentence := nvcc.missing():
+        print(sentence, file=sys.stderr)
+        return 2
     with tempfile.TemporaryDirectory() as temporary:
         csrc = checkout(args.commit, Path(temporary)) if args.commit else ROOT / "csrc"
         loops = measure(csrc)
@@ -192,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
         results[args.label] = {
             "command": " ".join(["python -m benchmarks.sass", *(argv if argv is not None else sys.argv[1:])]),
             "nvcc": nvcc.version(),
-            "flags": " ".join(nvcc.FLAGS),
+            "flags": " ".join(f for f in nvcc.FLAGS if f != "--keep"),
             "arch": nvcc.ARCH,
             "commit": git("rev-parse", "--short", args.commit or "HEAD") + ("+" if changed else ""),
             "loops": loops,
