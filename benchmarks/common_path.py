@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections import Counter
 
 from .disassembly import Instruction, Loop
-from .step_loop import StepLoop
+from .step_loop import StepLoop, loads_values
 
 WORK = 10_000  # of an instruction of work, in instructions that the way may take to reach it
 
 
 def is_work(x: Instruction) -> bool:
-    if x.name in ("LDG", "LD"):  # flags of resets are bytes, lengths and tables 64 bits: a dense batch has none
-        return not any(part in x.opcode.split(".") for part in ("U8", "64", "STRONG"))
+    if x.name in ("LDG", "LD"):
+        return loads_values(x)
     if x.name == "MUFU":  # reciprocals are of integer divisions too
         return "RCP" not in x.opcode
     return x.name in ("HMMA", "HGMMA", "LDSM", "LDS", "SHFL", "STG", "STS", "ST", "STAS", "BAR", "SYNCS")
@@ -146,4 +146,5 @@ class CommonPath:
             "kind": self.kind(loop),
             "instructions": self.through(loop)[0] or len(inside),
             "multiplications": sum(i in self.multiplies for i in inside),
+            "copies": sum(self.code[i].name == "LDGSTS" for i in inside),
         }

@@ -59,6 +59,12 @@ class Instruction:
         found = REGISTER.match(first)
         return range(int(found[1]), int(found[1]) + self._width()) if found else range(0)
 
+    def reads(self) -> set[int]:
+        """The general registers that its operands name, but for the first of those that it writes."""
+        skip = 1 if self.writes() else 0
+        named = [int(r) for o in self.operands for r in re.findall(r"\bR(\d+)", o)]
+        return set(named[skip:])
+
     def _width(self) -> int:
         parts = self.opcode.split(".")
         if parts[0].endswith("MMA") and parts[0] != "HFMA2":

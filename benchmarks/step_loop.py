@@ -3,8 +3,8 @@
 The *step loop* is the outermost natural loop with the most multiplications: HMMA, or in fp32 FFMA. A multiplication is
 *kept* where its weight is in a register that the step loop never writes, and *shared* where the weight is loaded from
 shared memory in the loop. (The cell's FFMAs are neither: their factors come from elsewhere.) The *k-loop* is the part
-with the kept multiplications, unrolled: from the first of them to the last. A *group* is the multiplications of one B
-fragment: those that read the same register with the same value.
+with the kept multiplications, unrolled: from the first load of what they take to the last of them. A *group* is the
+multiplications of one B fragment: those that read the same register with the same value.
 """
 
 from __future__ import annotations
@@ -13,10 +13,16 @@ import re
 import statistics
 from collections import Counter
 
-from .disassembly import Function, Loop
+from .disassembly import Function, Instruction, Loop
 
 CELLS = {"0": "RNN_TANH", "1": "RNN_RELU", "2": "LSTM", "3": "GRU"}
+NEAR = 64  # instructions in which a load from device memory cannot arrive
 LOADS = ("U8", "S8", "U16", "S16", "32", "64", "128", "LDSM")
+
+
+def loads_values(x: Instruction) -> bool:
+    """A load from global memory of something else than flags (bytes), lengths and tables (64 bits)."""
+    return x.name in ("LDG", "LD") and not any(part in x.opcode.split(".") for part in ("U8", "64", "STRONG"))
 
 
 def identity(name: str) -> dict | None:
@@ -35,8 +41,12 @@ def identity(name: str) -> dict | None:
     return kernel
 
 
-def key(kernel: dict) -> str:
-    return " ".join(str(kernel[k]) for k in ("tier", "pass", "cell", "dtype", "tiles", "variant") if k in kernel)
+KIND = ("tier", "pass", "cell", "dtype", "tiles")
+
+
+def key(kernel: dict, variant: bool = True) -> str:
+    """A kernel's name in the tables, with or without what else its template takes."""
+    return " ".join(str(kernel[k]) for k in (*KIND, *(["variant"] if variant else [])) if k in kernel)
 
 
 class StepLoop:
@@ -84,8 +94,29 @@ class StepLoop:
         """The instructions of the k-loop."""
         if not self.kept:
             return []
-        looped = {i for loop in self.inner for i in self.inside(loop)}
-        return [i for i in self.all if self.kept[0] <= i <= self.kept[-1] and i not in looped]
+        looped, first = {i for loop in self.inner for i in self.inside(loop)}, self.first_load()
+        return [i for i in self.all if first <= i <= self.kept[-1] and i not in looped]
+
+    def first_load(self) -> int:
+        """The first load from shared memory of what the kept multiplications take, or the first of these."""
+        kept, last, first = set(self.kept), {}, self.kept[0]
+        writers: dict[int, set[int]] = {}  # of each instruction's operands
+        for i in (i for i in self.all if i <= self.kept[-1]):
+            x = self.code[i]
+            factors = {x.register(1), x.register(2)} if i in kept else x.reads()
+            writers[i] = {last[r] for r in factors if r in last}
+            last |= dict.fromkeys(x.writes(), i)
+        open_, seen = [w for i in self.kept for w in writers[i]], set()
+        while open_:
+            i = open_.pop()
+            if i in seen or i in kept:
+                continue
+            seen.add(i)
+            if self.code[i].name in ("LDS", "LDSM"):
+                first = min(first, i)
+            else:
+                open_ += writers[i]
+        return first
 
     def groups(self) -> list[int]:
         """The first multiplication of every group of the k-loop."""
@@ -100,6 +131,31 @@ class StepLoop:
             for r in self.code[i].writes():
                 version[r] = i
         return first
+
+    def chain(self) -> int:
+        """The most kept multiplications of which each adds to the one before."""
+        kept, length, last = set(self.kept), {}, {}
+        for i in self.all:
+            x = self.code[i]
+            if i in kept:
+                length[i] = 1 + length.get(last.get(x.register(3)), 0)
+            last |= dict.fromkeys(x.writes(), i)
+        return max(length.values(), default=0)
+
+    def loads_waited_for(self) -> int:
+        """Loads of values from global memory whose result is read within the next NEAR instructions."""
+        count = 0
+        for n, i in enumerate(self.all):
+            x = self.code[i]
+            if not loads_values(x):
+                continue
+            result = set(x.writes())
+            for j in self.all[n + 1 : n + 1 + NEAR]:
+                if result & self.code[j].reads():
+                    count += 1
+                    break
+                result -= set(self.code[j].writes())
+        return count
 
     def measure(self) -> dict:
         code, ours = self.code, [self.code[i] for i in self.all]
@@ -138,6 +194,8 @@ class StepLoop:
             "barriers": {o: n for o, n in sorted(opcodes.items()) if o.startswith(("BAR.", "UCGABAR", "SYNCS"))},
             "global_loads": count(r"LDG\b|LD\b"),
             "global_stores": count(r"STG\b|ST\b|STAS\b"),
+            "chain": self.chain(),
+            "loads_waited_for": self.loads_waited_for(),
         }
         if not self.fp32 and (groups := self.groups()):
             index = {i: n for n, i in enumerate(self.all)}
@@ -146,11 +204,11 @@ class StepLoop:
                 sum(i not in multiplies for i in self.all[index[a] : index[b]])
                 for a, b in zip(groups, groups[1:], strict=False)
             ]
-            result |= {"groups": len(groups)}
+            others = sum(i not in multiplies for i in unrolled)
+            result |= {"groups": len(groups), "per_group": round(others / len(groups), 1)}
             if gaps:
                 result |= {
                     "group_period": statistics.median(gaps),  # from one group's first HMMA to the next one's
                     "between_groups": statistics.median(between),  # the same without the HMMAs
-                    "between_groups_mean": round(statistics.mean(between), 1),
                 }
         return result

@@ -85,7 +85,7 @@ def test_step_loop_is_measured(small):
     found = step.measure()
     expected = {
         "instructions": 34,
-        "instructions_k_loop": 9,  # from 0xd0 to 0x150
+        "instructions_k_loop": 12,  # from 0xa0, through PRMT, to 0x150
         "instructions_shared_loop": 4,
         "HMMA": 7,
         "kept": 6,
@@ -103,10 +103,12 @@ def test_step_loop_is_measured(small):
         "barriers": {"BAR.SYNC.DEFER_BLOCKING": 1},
         "global_loads": 1,
         "global_stores": 2,
+        "chain": 3,  # HMMAs at 0xd0, 0x110 and 0x140
+        "loads_waited_for": 0,
         "groups": 3,  # at 0xd0, at 0x110 with what LDSM put into R12, at 0x140 with what it put into R14
         "group_period": 3.5,
         "between_groups": 1.5,
-        "between_groups_mean": 1.5,
+        "per_group": 2.0,
     }
     assert {name: found[name] for name in expected} == expected
 
@@ -116,15 +118,15 @@ def test_common_path(small):
     # All but the loop that waits (3); with one element without the second one's three instructions.
     assert (path["executed"], path["executed_one"]) == (31, 28)
     assert path["inner_loops"] == [
-        {"kind": "wait", "instructions": 3, "multiplications": 0},
-        {"kind": "multiply", "instructions": 4, "multiplications": 1},
+        {"kind": "wait", "instructions": 3, "multiplications": 0, "copies": 0},
+        {"kind": "multiply", "instructions": 4, "multiplications": 1, "copies": 0},
     ]
 
 
 @pytest.mark.parametrize(
     "change, what",
     [
-        (("@P2 BRA `(.L_x_3)", "NOP"), {"branches_k_loop": 0, "branches": 5, "instructions_k_loop": 9}),
+        (("@P2 BRA `(.L_x_3)", "NOP"), {"branches_k_loop": 0, "branches": 5, "instructions_k_loop": 12}),
         (("LDS.U8", "LDS.U16"), {"LDS": {"U16": 1, "32": 1, "64": 1, "128": 1, "LDSM": 1}}),
         (("@!P3 BRA `(.L_x_3)", "@!P3 BRA `(.L_x_4)"), {"instructions_shared_loop": 0, "shared": 1}),
         (("LDSM.16.M88.4 R12", "LDSM.16.M88.2 R14"), {"groups": 2}),  # R12 is still that of 0xc0
