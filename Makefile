@@ -23,11 +23,21 @@ COMPILED := build/.compiled-$(subst /,_,$(PY))
 demo: $(COMPILED)
 	$(PY) -m lstmkern demo
 
+# NVIDIA's disassembler, for tests/test_sass.py and benchmarks.sass: fetched where there is an nvcc without it. Without a
+# network it stays away, and what needs it is skipped.
+DISASSEMBLER := build/disassembler/nvdisasm
+DISASSEMBLER_WANTED = $(and $(shell command -v nvcc),$(if $(shell command -v nvdisasm)$(wildcard \
+  $(CUDA_HOME)/bin/nvdisasm),,$(DISASSEMBLER)))
+$(DISASSEMBLER): | $(READY)
+	-$(PY) -m pip install --quiet --no-deps --target build/disassembler/wheel nvidia-cuda-nvdisasm==13.5.37 && \
+	  mv "$$(find build/disassembler/wheel -name nvdisasm -type f)" $@ && chmod +x $@
+	@rm -rf build/disassembler/wheel
+
 # pytest on every core, where pytest-xdist is there. Each process keeps all its threads, so that the same is tested as in
 # one process; but those that wait sleep instead of spinning on a core that another process needs.
 SPREAD = -m pytest $$($(1) -c "import xdist" 2> /dev/null && echo "-n auto --dist worksteal")
 test: export OMP_WAIT_POLICY := passive
-test: $(COMPILED)
+test: $(COMPILED) $(DISASSEMBLER_WANTED)
 	$(PY) $(call SPREAD,$(PY))
 
 # The language models' full runs; results, with the machine they are from, go to benchmarks/results.

@@ -1,27 +1,46 @@
-"""What a step of the resident CUDA tiers should cost, on paper: `python -m benchmarks.floor` prints README.md's table.
+"""What a step of the resident CUDA tiers should cost, on paper: python -m benchmarks.floor [--write]
 
-The plan of a layer (blocks, units, sequences, what lies in registers and in shared memory) is the real one, asked of
-csrc/cuda/resident.h through the simulator; the rates below are data-sheet or published figures, not measurements.
+Prints the tables of benchmarks/README.md, or with --write puts them there. The plan of a layer (blocks, units,
+sequences, what is in registers and in shared memory) is the real one, asked of csrc/cuda/resident.h through the
+simulator; the instructions of a step are those of benchmarks/results/sass.json ("after" where it is there, else
+"before"). The rates below are data-sheet or published figures, not measurements of ours.
 """
 
+from __future__ import annotations
+
+import argparse
+import json
+import math
 import sys
 from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+from .readme import replace_between
+from .sass import RESULTS, readme_table
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "benchmarks" / "README.md"
+sys.path.insert(0, str(ROOT / "tests"))
 from simt.simulator import simulator  # noqa: E402
 
 CLOCK = 1.755e9  # of an H100 or H200 SXM under load, Hz
+MULTIPROCESSORS = 132
+SCHEDULERS = 4  # per multiprocessor; each issues one instruction per clock
 SHARED = 128  # bytes per clock and multiprocessor
 MMA = 1024  # 16-bit multiply-adds per clock and multiprocessor through mma.sync: half of what wgmma reaches
 FMA = 128  # fp32, per clock and multiprocessor
 REMOTE = 32  # bytes per clock into a multiprocessor over the cluster's network (published: about half of shared memory)
 L2 = 5.5e12  # bytes per second, all multiprocessors
 L2_EACH = 64  # bytes per clock into one multiprocessor
-HBM = 4.8e12  # bytes per second, H200
-CLUSTER_BARRIER, FLAG, BLOCK_BARRIER = 0.3e-6, 0.75e-6, 0.02e-6  # seconds
-CELL = 0.08e-6  # loads of the partial sums, five exponentials in a row, the packing: about 150 clocks
+HBM = {"H100": 3.0e12, "H200": 4.3e12}  # bytes per second: nine tenths of the data sheets' 3.35 and 4.8 TB/s
+
+# Latencies in clocks, as published microbenchmarks of the H100 have them (Luo et al., arXiv:2402.13499).
+L2_LATENCY, HBM_LATENCY, REMOTE_LATENCY, MMA_LATENCY = 263, 479, 180, 33
+FMA_LATENCY = 4
+CELL = 150  # partial sums, five exponentials in a row, packing: a chain of dependent instructions
+# Estimates, in seconds.
+CLUSTER_BARRIER, FLAG, BLOCK_BARRIER = 0.3e-6, 0.75e-6, 0.02e-6
 
 SHAPES = [  # cell, dtype, N, H
     ("LSTM", torch.bfloat16, 64, 512),
@@ -35,9 +54,52 @@ SHAPES = [  # cell, dtype, N, H
     ("LSTM", torch.float32, 64, 448),
 ]
 
+# An independent review's estimates, microseconds per step: forward, and forward with backward, of the loops as they
+# were and with its proposals carried out.
+REVIEW = {
+    (("LSTM", torch.bfloat16, 64, 512), "cluster"): ("2.0-2.5", "6-7", "1.2-1.5", "3.3-4"),
+    (("LSTM", torch.bfloat16, 16, 768), "grid"): ("2.2-2.8", "6.5-8", "1.6-1.9", "4-5"),
+}
 
-def step(tier, cell, dtype, N, H, backward):
-    """Bytes and seconds of one step, or None where the tier does not take the layer."""
+
+def loop_of(loops: dict, plan: dict, tier: str, cell: str, dtype: torch.dtype, backward: bool) -> tuple[dict, int]:
+    """The measured loop that runs the plan, and its multiplications (of a warp) per step of depth.
+
+    Where there are several variants it is the one that keeps the fewest steps of those that keep enough.
+    """
+    tiles = plan["sequences"] // 8
+    per_step = (1 if backward else {"LSTM": 4, "GRU": 3}[cell]) * tiles * (32 if dtype == torch.float32 else 1)
+    kind = {"tier": tier, "pass": "backward" if backward else "forward", "cell": cell,
+            "dtype": str(dtype).removeprefix("torch."), "tiles": tiles}  # fmt: skip
+    found = [x for x in loops.values() if all(x[k] == v for k, v in kind.items())]
+    found.sort(key=lambda x: x["kept"])
+    enough = [x for x in found if x["kept"] / per_step >= plan["steps"] - plan["in_shared"]]
+    return (enough or found[-1:])[0], per_step
+
+
+def issued(loop: dict, plan: dict, per_step: int, state_bytes: int) -> tuple[float, float]:
+    """Instructions of a warp in a step: in the k-loops, and elsewhere. per_step: multiplications per step of depth."""
+    warps = plan["groups"] * plan["slices"]
+    elements = math.ceil(plan["units"] * plan["sequences"] / (warps * 32))
+    executed = loop["executed_one" if elements == 1 else "executed"]
+    k_loop, kept = loop["instructions_k_loop"], loop["kept"] / per_step
+    rest = executed - k_loop
+    if loop["branches_k_loop"]:  # steps beyond the warp's own are skipped
+        k_loop *= min(1, plan["steps"] / kept)
+    inner = [x for x in loop["inner_loops"] if x["kind"] == "multiply"]
+    rest -= sum(x["instructions"] for x in inner)
+    if inner:
+        main = max(inner, key=lambda x: x["multiplications"])
+        k_loop += plan["in_shared"] * main["instructions"] * per_step / main["multiplications"]
+    for x in loop["inner_loops"]:
+        if x["copies"]:
+            rounds = math.ceil(state_bytes / 16 / (warps * 32) / x["copies"])
+            rest += (rounds - 1) * x["instructions"]
+    return k_loop, rest
+
+
+def step(loops, tier, cell, dtype, N, H, backward):
+    """Seconds of one step on every chip and what they are made of, or None where the tier does not take the layer."""
     plan = simulator(tier).plan(cell, dtype, N, H, 1, backward)
     if plan is None:
         return None
@@ -46,8 +108,9 @@ def step(tier, cell, dtype, N, H, backward):
     warps, n = plan["groups"] * plan["slices"], plan["sequences"]
     depth = parts * -(-H // 16) * 16
     teams = -(-N // n)
-    at_once = min(teams, 132 // plan["blocks"])
+    at_once = min(teams, MULTIPROCESSORS // plan["blocks"])
     rounds = -(-teams // at_once)
+    loop, per_step = loop_of(loops, plan, tier, cell, dtype, backward)
     # Per multiprocessor: fragments that are not in registers, the state once per group of units, partial sums twice.
     shared = plan["in_shared"] * products * warps * 512 + plan["groups"] * n * depth * size
     if not half:  # a warp's lanes all read the same 16 bytes: one clock of 128 bytes
@@ -59,42 +122,107 @@ def step(tier, cell, dtype, N, H, backward):
     inputs = G * 4 if not backward else (2 + (4 + 2 if cell == "LSTM" else 4)) * size
     outputs = (1 + (5 if cell == "LSTM" else 4)) * size if not backward else (G + (cell == "GRU") + 1) * size
     memory = N * H * (inputs + outputs)
+    k_loop, rest = issued(loop, plan, per_step, arrives)
+    slots = CLOCK / math.ceil(warps / SCHEDULERS)  # of a warp, per second: the others on its scheduler want theirs
+    chain = plan["steps"] * loop["chain"] / (loop["kept"] / per_step)
+    fences = sum(count for opcode, count in loop["MEMBAR"].items() if "GPU" in opcode or "SYS" in opcode)
+    barrier = FLAG + 3 * BLOCK_BARRIER
+    if tier == "cluster":
+        mbarrier = any(opcode.startswith("SYNCS") for opcode in loop["barriers"])
+        barrier = REMOTE_LATENCY / CLOCK if mbarrier else CLUSTER_BARRIER
     seconds = {
         "shared": shared / SHARED / CLOCK,
         "multiply": multiply_adds / (MMA if half else FMA) / CLOCK,
+        "issue": k_loop / slots,
+        "chain": chain * (MMA_LATENCY if half else FMA_LATENCY) / CLOCK,
+        "rest": max(rest / slots, CELL / CLOCK),
         "state": arrives / REMOTE / CLOCK
         if tier == "cluster"
         else max(arrives / L2_EACH / CLOCK, at_once * plan["blocks"] * arrives / L2),
-        "memory": memory / rounds / HBM,
-        "wait": BLOCK_BARRIER + CELL + (CLUSTER_BARRIER if tier == "cluster" else FLAG + 3 * BLOCK_BARRIER),
+        "fence": fences * L2_LATENCY / CLOCK,
+        "barrier": BLOCK_BARRIER + barrier,
     }
-    # Shared memory and arithmetic overlap, and so does device memory with the wait; the rest is one after the other.
-    each = max(seconds["shared"], seconds["multiply"]) + seconds["state"] + max(seconds["wait"], seconds["memory"])
-    return {"plan": plan, "rounds": rounds, "shared": shared, "state": arrives, "memory": memory, "seconds": seconds,
-            "all": rounds * each}  # fmt: skip
+    # The product is as slow as the slowest of what it takes; device memory overlaps with the barrier; the rest is one
+    # after the other.
+    product = max(seconds[x] for x in ("shared", "multiply", "issue", "chain"))
+    latency = HBM_LATENCY / CLOCK if loop["loads_waited_for"] else 0
+    each = {}
+    for chip, rate in HBM.items():
+        seconds[chip] = latency + memory / rounds / rate
+        waits = seconds["fence"] + max(seconds["barrier"], seconds[chip])
+        each[chip] = rounds * (product + seconds["rest"] + seconds["state"] + waits)
+    return {"plan": plan, "rounds": rounds, "seconds": seconds, "all": each}
 
 
-def main():
-    print(
-        "| shape | tier | pass | blocks x units, sequences | shared memory, KB | state in, KB | device memory, KB |",
-        end="",
-    )
-    print(" shared / multiply / state / memory / wait, us | launches or rounds | us per step |")
-    print("|" + "---|" * 10)
-    for cell, dtype, N, H in SHAPES:
+def name_of(shape) -> str:
+    cell, dtype, N, H = shape
+    return f"{cell} {'fp32' if dtype == torch.float32 else 'bf16'}, N {N}, H {H}"
+
+
+COLUMNS = ("shared", "multiply", "issue", "chain", "rest", "state", "fence", "barrier", *HBM)
+
+
+def table(loops: dict) -> str:
+    """Every shape, tier and pass."""
+    titles = ["shared", "mma", "issue", "chain", "rest", "state", "fence", "barrier", *(f"memory {c}" for c in HBM)]
+    head = ["layer", "tier, pass", "blocks x units, sequences", *titles, "rounds", *(f"**{c}**" for c in HBM)]
+    lines = [f"| {' | '.join(head)} |", "|---|---|---|" + "---:|" * (len(head) - 3)]
+    unfit = []
+    for shape in SHAPES:
         for tier in ("cluster", "grid"):
             for backward in (False, True):
-                s = step(tier, cell, dtype, N, H, backward)
-                name = f"{cell} {str(dtype).removeprefix('torch.')} N {N} H {H}"
-                what = f"| {name} | {tier} | {'backward' if backward else 'forward'} |"
+                s, which = step(loops, tier, *shape, backward), "backward" if backward else "forward"
                 if s is None:
-                    print(what, "does not fit" + " |" * 7)
+                    unfit.append(f"{name_of(shape)} ({tier}, {which})")
                     continue
-                p, parts = s["plan"], " / ".join(f"{1e6 * v:.2f}" for v in s["seconds"].values())
-                print(what, f"{p['blocks']} x {p['units']}, {p['sequences']} | {s['shared'] / 1e3:.0f} |", end=" ")
-                print(f"{s['state'] / 1e3:.0f} | {s['memory'] / 1e3:.0f} | {parts} | {s['rounds']} |", end=" ")
-                print(f"{1e6 * s['all']:.1f} |")
+                p = s["plan"]
+                cells = [name_of(shape), f"{tier}, {which}", f"{p['blocks']} x {p['units']}, {p['sequences']}"]
+                cells += [f"{1e6 * s['seconds'][x]:.2f}" for x in COLUMNS]
+                cells += [str(s["rounds"]), *(f"**{1e6 * v:.1f}**" for v in s["all"].values())]
+                lines.append(f"| {' | '.join(cells)} |")
+    if unfit:
+        lines += ["", f"Does not fit: {'; '.join(unfit)}."]
+    return "\n".join(lines)
+
+
+def comparison(results: dict) -> str:
+    """The model with the instructions before and after, next to the review's estimates."""
+    labels = [label for label in ("before", "after") if label in results]
+    head = ["layer, tier", *(f"model, {label}" for label in labels), "review, as it was", "review, its proposals done"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for (shape, tier), estimates in REVIEW.items():
+        cells = [f"{name_of(shape)}, {tier}"]
+        for label in labels:
+            f, b = (step(results[label]["loops"], tier, *shape, backward)["all"] for backward in (False, True))
+            cells.append(", ".join(f"{c} {1e6 * f[c]:.1f} / {1e6 * (f[c] + b[c]):.1f}" for c in HBM))
+        cells += [" / ".join(estimates[:2]), " / ".join(estimates[2:])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def tables() -> dict[str, str]:
+    """{marker in the README: its content}"""
+    results = json.loads(RESULTS.read_text())
+    label = "after" if "after" in results else "before"
+    source = f'Instructions: "{label}" of results/sass.json (commit {results[label]["commit"]}).'
+    return {
+        "sass": readme_table(results),
+        "floor": f"{source}\n\n{table(results[label]['loops'])}",
+        "floor-review": comparison(results),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.floor", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/README.md")
+    args = parser.parse_args(argv)
+    text = README.read_text()
+    for marker, content in tables().items():
+        print(content, end="\n\n")
+        text = replace_between(text, marker, content) if args.write else text
+    README.write_text(text)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
