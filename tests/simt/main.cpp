@@ -18,7 +18,7 @@ struct Shape {
 extern "C" {
 struct Arguments {  // as in driver.cpp
   int64_t cell, dtype, T, N, I, H, P, D, batch_first, packed, rows, seed, grad_output_columns, tier, multiprocessors,
-      shared_per_block, largest_cluster;
+      shared_per_block, largest_cluster, code_version;
   const int64_t *batch_sizes, *lengths;
   const void *resets, *input, *h0, *c0;
   const void* weights[2][5];
