@@ -1,8 +1,10 @@
 // The Python module lstmkern._C: what was built, and what runs. Loading it registers the operators of ops.cpp.
 #include <pybind11/pybind11.h>
 
-#include <map>
+#include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "cpu/peak.h"
 #include "cpu/product.h"
@@ -13,6 +15,41 @@
 #endif
 
 namespace py = pybind11;
+
+namespace lstmkern {
+namespace {
+
+template <class T>
+using Names = std::vector<std::pair<const char*, T>>;
+const Names<DType> kTypes = {{"fp32", DType::f32}, {"fp64", DType::f64}, {"bf16", DType::bf16}, {"fp16", DType::f16}};
+const Names<Cell> kModes = {
+    {"LSTM", Cell::lstm}, {"GRU", Cell::gru}, {"RNN_TANH", Cell::rnn_tanh}, {"RNN_RELU", Cell::rnn_relu}};
+
+template <class T>
+T named(const char* what, const std::string& name, const Names<T>& all) {
+  std::string list;
+  for (const auto& known : all) {
+    if (name == known.first) return known.second;
+    list += std::string(list.empty() ? "" : ", ") + known.first;
+  }
+  throw py::value_error(std::string(what) + " must be one of " + list + ", got \"" + name + '"');
+}
+
+py::object cuda_plan(const std::string& tier, const std::string& mode, const std::string& dtype, int64_t N, int64_t H,
+                     int D, bool backward) {
+#if defined(LSTMKERN_CUDA_VERSION)
+  py::dict plan;
+  for (const auto& field :
+       cuda::plan_values(tier, named("mode", mode, kModes), named("dtype", dtype, kTypes), N, H, D, backward))
+    plan[field.name] = field.value;
+  return plan.empty() ? py::object(py::none()) : plan;
+#else
+  throw std::runtime_error("lstmkern was built without CUDA and has no plans");
+#endif
+}
+
+}  // namespace
+}  // namespace lstmkern
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of lstmkern. Importing it registers torch.ops.lstmkern.*";
@@ -25,13 +62,8 @@ PYBIND11_MODULE(_C, m) {
       "cpu_product",
       [](const std::string& dtype, int64_t rows, int64_t K, int64_t columns, int gates, bool down, int threads,
          double seconds) {
-        const std::map<std::string, lstmkern::DType> types = {{"fp32", lstmkern::DType::f32},
-                                                              {"fp64", lstmkern::DType::f64},
-                                                              {"bf16", lstmkern::DType::bf16},
-                                                              {"fp16", lstmkern::DType::f16}};
-        const auto found = types.find(dtype);
-        if (found == types.end()) throw py::value_error("dtype must be fp32, fp64, bf16 or fp16");
-        return lstmkern::cpu::product_seconds({found->second, rows, K, columns, gates, down}, threads, seconds);
+        return lstmkern::cpu::product_seconds(
+            {lstmkern::named("dtype", dtype, lstmkern::kTypes), rows, K, columns, gates, down}, threads, seconds);
       },
       py::arg("dtype"), py::arg("rows"), py::arg("K"), py::arg("columns"), py::arg("gates") = 1,
       py::arg("down") = false, py::arg("threads") = 1, py::arg("seconds") = 0.01,
@@ -67,6 +99,10 @@ PYBIND11_MODULE(_C, m) {
       [](bool bf16) { return lstmkern::cpu::capability(bf16 ? lstmkern::DType::bf16 : lstmkern::DType::f32); },
       pybind11::arg("bf16") = false,
       "The instruction set in use: baseline, avx2 or avx512; for bf16 also avx512_bf16 or amx");
+  m.def("cuda_plan", &lstmkern::cuda_plan, py::arg("tier"), py::arg("mode"), py::arg("dtype"), py::arg("N"),
+        py::arg("H"), py::arg("D") = 1, py::arg("backward") = false,
+        "How the tier cluster or grid would run a layer of N sequences, H units and D directions on the current GPU, a"
+        " dict of numbers, or None where it does not take the layer. RuntimeError without CUDA");
   m.def(
       "cuda_tier_runs",
       [] {

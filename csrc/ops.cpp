@@ -8,6 +8,7 @@ namespace {
 
 struct CpuBackEnd {
   static constexpr bool on_device = false;
+  static bool capturing() { return false; }
   struct Guard {
     explicit Guard(const Tensor&) {}
   };

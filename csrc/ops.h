@@ -10,9 +10,17 @@
 
 namespace lstmkern {
 
-// A BackEnd says whether it runs on a device of its own (where `lengths` stay, see Layer::lengths), and brings
-// forward() and backward(), which are told the device by one of its tensors, and a Guard, which lives as long as a
-// call.
+// A BackEnd says whether it runs on a device of its own (where `lengths` stay, see Layer::lengths) and whether the call
+// is being captured in a graph, and brings forward() and backward(), which are told the device by one of its tensors,
+// and a Guard, which lives as long as a call.
+
+// A captured copy of lengths from the CPU would read, at every replay, memory that was freed after the capture.
+template <class BackEnd>
+void refuse_captured_copy(const OptionalTensor& lengths) {
+  TORCH_CHECK(!BackEnd::on_device || !lengths || !lengths->is_cpu() || !BackEnd::capturing(),
+              "lengths on the CPU cannot be captured in a CUDA graph: pass lengths on the input's device");
+}
+
 template <class BackEnd>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor& input, const Tensor& h0,
                                                                  const OptionalTensor& c0, at::TensorList weights,
@@ -21,6 +29,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor& i
                                                                  const OptionalTensor& resets, c10::string_view mode,
                                                                  bool batch_first, bool save, bool cells) {
   const typename BackEnd::Guard guard(input);
+  refuse_captured_copy<BackEnd>(lengths);
   if (input.dim() > 1 && input.size(-1) == 0) {
     const auto [x, widened] = with_one_feature(input, h0, weights);
     return layer_forward<BackEnd>(x, h0, c0, widened, batch_sizes, lengths, resets, mode, batch_first, save, cells);
@@ -63,6 +72,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
     const OptionalTensor& resets, const OptionalTensor& output, const OptionalTensor& cells,
     const OptionalTensor& gates, c10::string_view mode, bool batch_first, std::array<bool, 3> needs) {
   const typename BackEnd::Guard guard(input);
+  refuse_captured_copy<BackEnd>(lengths);
   if (input.dim() > 1 && input.size(-1) == 0) {
     const auto [x, widened] = with_one_feature(input, h0, weights);
     auto grads = layer_backward<BackEnd>(grad_output, grad_h_n, grad_c_n, grad_cells, x, h0, c0, widened, batch_sizes,

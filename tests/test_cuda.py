@@ -242,6 +242,20 @@ def test_graph_capture_and_replay(name, dtype, tier):
             assert torch.equal(a, b)
 
 
+def test_lengths_on_the_cpu_are_not_captured(tier):
+    module, x = lstmkern.LSTM(8, 16, device="cuda"), torch.randn(5, 3, 8, device="cuda")
+    lengths = torch.tensor([5, 2, 4])
+    with torch.no_grad():
+        wanted = module(x, lengths=lengths)[0]
+        assert torch.equal(module(x, lengths=lengths.cuda())[0], wanted)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            with pytest.raises(RuntimeError, match="lengths on the CPU cannot be captured in a CUDA graph"):
+                module(x, lengths=lengths)
+            x * 2
+    graph.replay()
+
+
 def test_no_synchronisation(tier):
     module = lstmkern.LSTM(8, 16, bidirectional=True, device="cuda")
     x, lengths = torch.randn(5, 3, 8, device="cuda"), torch.tensor([5, 2, 4], device="cuda")

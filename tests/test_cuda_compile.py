@@ -60,7 +60,7 @@ def report(log):
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
 def test_compiles_without_warning_or_spill(source, arch, tmp_path, record_property):
     rows = compile_and_report(source, arch, tmp_path)
-    assert rows, "no kernel in this file?"
+    assert rows or "LSTMKERN_KERNEL" not in source.read_text(), "no kernel was compiled?"
     table = [" ".join([*(f"{n:6d}" for n in numbers), "", name]) for name, *numbers in sorted(rows)]
     record_property(f"{source.name} for {arch}: registers, shared, stack, spilled bytes", "\n".join(table))
     for name, registers, _, stack, spilled in rows:

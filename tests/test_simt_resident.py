@@ -179,9 +179,19 @@ def test_plans_stay_within_the_hardware(mode):
                 assert p["steps"] * p["slices"] * depth >= (G * H if backward else H)
 
 
+def test_a_plan_says_what_is_wrong():
+    with pytest.raises(SimulationError, match='the tiers with a plan are cluster and grid, got "stepwise"'):
+        simulator("stepwise").plan("LSTM", torch.bfloat16, 2, 8)
+    for N, H, D in [(0, 8, 1), (2, 0, 1), (2, 8, 3)]:
+        with pytest.raises(SimulationError, match="N and H must be at least 1 and D 1 or 2"):
+            simulator("grid").plan("LSTM", torch.bfloat16, N, H, D)
+
+
 @pytest.mark.parametrize("tier", TIERS)
 def test_what_a_tier_does_not_take(tier):
     for case, dtype, device in [
+        # A device for which there is only older code, in which the tiers' kernels are empty.
+        (Case("LSTM", T=2, N=2, I=2, H=8), torch.bfloat16, {"code_version": 80}),
         (Case("LSTM", T=2, N=2, I=2, H=8), torch.float64, {}),
         (Case("LSTM", T=2, N=2, I=2, H=8, P=4), torch.float32, {}),
         (Case("RNN_TANH", T=2, N=2, I=2, H=8), torch.float32, {}),
@@ -190,6 +200,7 @@ def test_what_a_tier_does_not_take(tier):
         with pytest.raises(SimulationError, match=f"not for the tier {tier}"):
             problem = make(case, dtype)
             simulator(tier, **device).layer_forward(*problem.args, case.mode, False, False, False)
+        assert simulator(tier, **device).plan(case.mode, dtype, case.N, case.H) is None or case.P
 
 
 def test_dispatch(monkeypatch):
@@ -210,6 +221,7 @@ def test_dispatch(monkeypatch):
     assert tiers("LSTM", 20) == ("cluster", "cluster")
     assert tiers("RNN_TANH", 20) == ("stepwise", "stepwise")
     assert tiers("LSTM", 20, torch.float64) == ("stepwise", "stepwise")
+    assert tiers("LSTM", 20, code_version=80) == ("stepwise", "stepwise")
     # Too large for a cluster of 4 blocks, then (backward holds more in registers) for 8 blocks of a grid.
     small = {"largest_cluster": 4, "multiprocessors": 8}
     assert tiers("LSTM", 240, torch.float32, **small) == ("cluster", "cluster")

@@ -197,10 +197,12 @@ LSTMKERN_DEVICE unsigned load_acquire(const unsigned* flag) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(flag) : "memory");
   return v;
 }
-// Until the flag has reached `value`, also across the wrap from 2^32 - 1 to 0. The blocks must be resident together.
+// Until the flag has reached `value`, also across the wrap from 2^32 - 1 to 0. The blocks must be resident together. A
+// flag that nobody sets would hang the GPU: after kMostPolls, some seconds, the kernel traps and its launch fails.
+constexpr unsigned kMostPolls = 1u << 23;
 LSTMKERN_DEVICE void wait_flag(const unsigned* flag, unsigned value) {
-  while (static_cast<int>(load_acquire(flag) - value) < 0) {
-  }
+  for (unsigned polls = 0; static_cast<int>(load_acquire(flag) - value) < 0;)
+    if (++polls == kMostPolls) __trap();
 }
 
 // --- within a cluster (compute capability 9.0 and later) ---
@@ -355,9 +357,21 @@ inline Chip chip() {
           static_cast<size_t>(ask(cudaDevAttrMaxSharedMemoryPerBlockOptin))};
 }
 
-// Blocks of this launch that can be resident together: whole clusters where it has clusters. 0 where it cannot run.
+// The version (90: compute capability 9.0) of the code that was loaded for a kernel, compiled by nvcc or from PTX by
+// the driver; 0: there is none for this device. A kernel for 9.0 is empty in older code, whatever the device can do.
+template <class... P>
+int code_version(void (*kernel)(P...)) {
+  cudaFuncAttributes attributes;
+  if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) return attributes.ptxVersion;
+  cudaGetLastError();  // not to be found by the next call
+  return 0;
+}
+
+// Blocks of this launch, of a kernel for 9.0, that can be resident together: whole clusters where it has clusters. 0
+// where it cannot run.
 template <class... P>
 int resident_blocks(const char* name, void (*kernel)(P...), const Launch& how) {
+  if (code_version(kernel) < 90) return 0;
   int count = 0;
   cudaError_t error;
   const Prepared<P...> prepared(name, kernel, how);

@@ -1,6 +1,7 @@
 // Which kernels run a layer on CUDA.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "tiers.h"
@@ -31,6 +32,15 @@ struct TierRuns {
   long forward, backward;
 };
 std::vector<TierRuns> tier_runs();
+
+// How the tier "cluster" or "grid" would run a layer of these sizes on the current device: fields of resident.h's Plan
+// by name; empty where it does not take the layer. Another tier or impossible sizes: std::invalid_argument.
+struct PlanValue {
+  const char* name;
+  int64_t value;
+};
+std::vector<PlanValue> plan_values(const std::string& tier, Cell cell, DType dtype, int64_t N, int64_t H, int D,
+                                   bool backward);
 
 }  // namespace cuda
 }  // namespace lstmkern

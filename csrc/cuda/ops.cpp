@@ -2,6 +2,7 @@
 // file of this folder that sees torch. Guard and stream are c10's: ATen/cuda would want more of the toolkit's headers.
 #include "../ops.h"
 
+#include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
@@ -63,6 +64,9 @@ class AtenProducts final : public Products {
 
 struct CudaBackEnd {
   static constexpr bool on_device = true;
+  static bool capturing() {  // on the current stream, which is the guarded device's
+    return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
+  }
   struct Guard {  // the tensors' device; the products inside are below autograd
     explicit Guard(const Tensor& tensor) : device(tensor.device()) {}
     c10::cuda::CUDAGuard device;

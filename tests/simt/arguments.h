@@ -12,7 +12,7 @@ struct Arguments {
   int64_t spread;               // elements more between the steps of output, cells, gates and their gradients
   int64_t tier;                 // 0 stepwise, 1 cluster, 2 grid, 3 whom the dispatch table says
   // The device; 0: an H100's, and as number one that no call had before, so that nothing is remembered about it.
-  int64_t multiprocessors, shared_per_block, largest_cluster, device_number;
+  int64_t multiprocessors, shared_per_block, largest_cluster, device_number, code_version;
   const int64_t* batch_sizes;  // packed
   const int64_t* lengths;
   const void *resets, *input, *h0, *c0;

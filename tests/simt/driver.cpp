@@ -1,11 +1,11 @@
 // Every tier on the simulator, for tests: one layer, forward or backward, from the caller's plain arrays. Every
 // array is copied to guarded "device" memory first and the results are copied back; the products are plain loops.
 #include <algorithm>
+#include <cstdio>
 #include <numeric>
 #include <vector>
 
 #include "../../csrc/cuda/dispatch.h"
-#include "../../csrc/cuda/resident.h"
 #include "arguments.h"
 #include "simt.h"
 
@@ -130,29 +130,29 @@ void set_device(const Arguments& a) {
   if (a.multiprocessors) simt::device().multiprocessors = unsigned(a.multiprocessors);
   if (a.shared_per_block) simt::device().shared_per_block = size_t(a.shared_per_block);
   if (a.largest_cluster) simt::device().largest_cluster = unsigned(a.largest_cluster);
+  if (a.code_version) simt::device().code_version = int(a.code_version);
 }
 
 }  // namespace
 
 extern "C" {
 
-// Whether a resident tier takes a layer of this cell, dtype, N, H and D, and its plan.
-int simt_plan(const Arguments* a, int backward, int64_t (&out)[8]) {
-  set_device(*a);
-  Forward f{};
-  Backward b{};
-  Layer& layer = backward ? static_cast<Layer&>(b) : f;
-  layer.cell = static_cast<Cell>(a->cell);
-  layer.dtype = static_cast<DType>(a->dtype);
-  layer.input.step = layer.input.lane = 1;
-  layer.T = 0, layer.N = a->N, layer.I = 1, layer.H = layer.P = a->H, layer.D = int(a->D);
-  cuda::Plan p;
-  const bool possible = a->tier == 1 ? (backward ? cuda::cluster::plan(b, p) : cuda::cluster::plan(f, p))
-                                     : (backward ? cuda::grid::plan(b, p) : cuda::grid::plan(f, p));
-  if (!possible) return 0;
-  const int64_t values[8] = {p.blocks, p.units, p.groups, p.slices, p.sequences, p.steps, p.in_shared, p.bytes};
-  std::copy(values, values + 8, out);
-  return 1;
+// A resident tier's plan for a layer of this cell, dtype, N, H and D as "name value name value ..."; "" where it does
+// not take the layer.
+int simt_plan(const Arguments* a, int backward, char* message, size_t length) {
+  try {
+    set_device(*a);
+    const char* tier = a->tier < 3 ? kTiers[a->tier].name : "dispatch";
+    std::string text;
+    for (const cuda::PlanValue& v : cuda::plan_values(tier, static_cast<Cell>(a->cell), static_cast<DType>(a->dtype),
+                                                      a->N, a->H, int(a->D), backward))
+      text += std::string(v.name) + ' ' + std::to_string(v.value) + ' ';
+    std::snprintf(message, length, "%s", text.c_str());
+    return 0;
+  } catch (const std::exception& e) {
+    std::snprintf(message, length, "%s", e.what());
+    return 1;
+  }
 }
 
 int simt_layer(const Arguments* a, int backward, char* message, size_t length) {

@@ -68,6 +68,7 @@ struct Device {
   unsigned registers_per_multiprocessor = 65536, registers_per_thread = 256;  // a kernel's own number is not known here
   size_t shared_per_multiprocessor = 228 * 1024, shared_per_block = 227 * 1024, shared_reserved = 1024;
   unsigned largest_cluster = 16;
+  int code_version = 90;  // of the kernels that were loaded, see device.h
 };
 Device& device();
 
@@ -395,7 +396,13 @@ inline Chip chip() {
 }
 
 template <class... P>
+int code_version(void (*)(P...)) {
+  return simt::device().code_version;
+}
+
+template <class... P>
 int resident_blocks(const char* name, void (*kernel)(P...), const Launch& how) {
+  if (code_version(kernel) < 90) return 0;
   try {
     return int(simt::resident_blocks(info(name, kernel, how)));
   } catch (const simt::Error&) {

@@ -55,6 +55,7 @@ class Arguments(ctypes.Structure):  # mirrors arguments.h
                 "shared_per_block",
                 "largest_cluster",
                 "device_number",
+                "code_version",
             ]
         ],
         *[(name, ctypes.c_void_p) for name in ["batch_sizes", "lengths", "resets", "input", "h0", "c0"]],
@@ -125,7 +126,8 @@ def build(where=ROOT / "build" / "simt", flags=("-O1",), main=False, jobs=None, 
 
 
 class Simulator:
-    """tier: whose kernels run. device: multiprocessors, shared_per_block and largest_cluster where not an H100's.
+    """tier: whose kernels run. device: multiprocessors, shared_per_block, largest_cluster and code_version where not an
+    H100's.
 
     Each call finds a device with a new number, about which nothing is remembered, or that with device_number (below
     1000). spread: elements more between the steps of output, cells, gates and their gradients.
@@ -151,11 +153,9 @@ class Simulator:
     def plan(self, mode, dtype, N, H, D=1, backward=False):
         """How this resident tier would run a layer (the fields of resident.h's Plan), or None."""
         a = Arguments(cell=CELLS[mode], dtype=DTYPES[dtype], N=N, H=H, D=D, **self.device)
-        out = (ctypes.c_int64 * 8)()
-        if not self.library.simt_plan(ctypes.byref(a), int(backward), out):
-            return None
-        names = ("blocks", "units", "groups", "slices", "sequences", "steps", "in_shared", "bytes")
-        return dict(zip(names, out, strict=True))
+        self._check(self.library.simt_plan(ctypes.byref(a), int(backward), self.message, ctypes.c_size_t(4096)))
+        words = self.message.value.decode().split()
+        return dict(zip(words[::2], map(int, words[1::2]), strict=True)) or None
 
     def _arguments(self, input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, seed):
         a = Arguments(cell=CELLS[mode], dtype=DTYPES[input.dtype], seed=seed, **self.device)
