@@ -60,13 +60,13 @@ struct ClusterWire {
 #endif
 
 template <class Pass, int TILES, int KEPT>
-LSTMKERN_KERNEL(kResidentThreads)
+LSTMKERN_KERNEL(kResidentThreads, 1)
 cluster_loop(typename Pass::Arguments a) {
 #if LSTMKERN_HOPPER
   LSTMKERN_DYNAMIC_SHARED(unsigned char, shared);
   const int team = static_cast<int>(block_index().x) / a.plan.blocks;
-  Pass pass(a, seat_of(a.plan, team, static_cast<int>(cluster_rank())));
-  const ClusterWire<typename Pass::Value> wire(a.plan, shared, sequences_of(a.plan, pass.seat, a.times.N));
+  Pass pass(a, seat_of(a.plan, team, static_cast<int>(cluster_rank()), a.times.N));
+  const ClusterWire<typename Pass::Value> wire(a.plan, shared, pass.seat.sequences);
   recur<TILES, KEPT>(a.plan, shared, pass, wire, static_cast<int>(a.times.T) + Pass::kMoreSteps);
 #endif
 }

@@ -21,8 +21,8 @@
 #include <stdexcept>
 #include <string>
 
-// A kernel's definition: `template <...> LSTMKERN_KERNEL(threads) name(parameters)`.
-#define LSTMKERN_KERNEL(threads) __global__ void __launch_bounds__(threads)
+// A kernel's definition: `template <...> LSTMKERN_KERNEL(threads[, blocks per multiprocessor]) name(parameters)`.
+#define LSTMKERN_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 #define LSTMKERN_DEVICE __device__ __forceinline__
 #define LSTMKERN_BOTH __host__ __device__ __forceinline__
 // Shared memory of a block: a fixed number of elements, or what the launch asked for.
@@ -90,7 +90,17 @@ LSTMKERN_DEVICE unsigned narrow_two(float low, float high, f16) {
 }
 
 // On both sides, since the cells (cells.h) that call them are.
-LSTMKERN_BOTH float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+// 1 / x to one unit in the last place, without the slow path that correct rounding needs.
+LSTMKERN_BOTH float reciprocal(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1.0f / x;
+#endif
+}
+LSTMKERN_BOTH float sigmoid(float x) { return reciprocal(1.0f + expf(-x)); }
 LSTMKERN_BOTH double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 LSTMKERN_BOTH float tanh(float x) { return tanhf(x); }
 LSTMKERN_BOTH double tanh(double x) { return ::tanh(x); }
@@ -107,6 +117,13 @@ LSTMKERN_DEVICE Bytes16 load16(const void* p) {
 }
 LSTMKERN_DEVICE void store16(void* p, const Bytes16& v) {
   *static_cast<uint4*>(p) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
+}
+
+// To global memory, in one piece also where the compiler would rather take the values one by one.
+LSTMKERN_DEVICE void store_global16(void* p, const Bytes16& v) {
+  asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]),
+               "r"(v.word[3])
+               : "memory");
 }
 
 // Global to shared memory without registers. A thread's copies since its last commit form a group; async_wait<N>

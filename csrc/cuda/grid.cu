@@ -45,7 +45,7 @@ struct GridWire {
     return shared;
   }
   LSTMKERN_DEVICE void send(bool mine, int step, int place, const Bytes16& piece) const {
-    if (mine && lane_index() % kTogether<S> == 0) store16(buffer(step) + place, piece);
+    if (mine && lane_index() % kTogether<S> == 0) store_global16(buffer(step) + place, piece);
   }
   LSTMKERN_DEVICE void publish(int) const {
     sync_block();
@@ -54,16 +54,16 @@ struct GridWire {
 };
 
 template <class Pass, int TILES, int KEPT>
-LSTMKERN_KERNEL(kResidentThreads)
+LSTMKERN_KERNEL(kResidentThreads, 1)
 grid_loop(typename Pass::Arguments a, GridState<typename Pass::Value> g) {
 #if LSTMKERN_HOPPER
   LSTMKERN_DYNAMIC_SHARED(unsigned char, shared);
   using S = typename Pass::Value;
   const int team = g.first + static_cast<int>(block_index().x) / a.plan.blocks;
-  Pass pass(a, seat_of(a.plan, team, static_cast<int>(block_index().x) % a.plan.blocks));
+  Pass pass(a, seat_of(a.plan, team, static_cast<int>(block_index().x) % a.plan.blocks, a.times.N));
   const GridWire<S> wire{a.plan, reinterpret_cast<S*>(shared + a.plan.state_at),
                          g.state + static_cast<int64_t>(team) * 2 * a.plan.sequences * a.plan.stride,
-                         g.flags + team * kFlagStride, sequences_of(a.plan, pass.seat, a.times.N)};
+                         g.flags + team * kFlagStride, pass.seat.sequences};
   recur<TILES, KEPT>(a.plan, shared, pass, wire, static_cast<int>(a.times.T) + Pass::kMoreSteps);
 #endif
 }

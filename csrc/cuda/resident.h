@@ -32,8 +32,8 @@ constexpr int kResidentThreads = 256;  // at most: 8 warps, so that a thread may
 // bounds a step, a second pair would cost more in weights than it gains in sequences.
 template <class S>
 constexpr int kElements = sizeof(S) == 2 ? 2 : 1;
-constexpr int64_t kMostResidentUnits = 4096;                       // no chip holds more; keeps the plan within int
-constexpr int64_t kMostSteps = 1 << 30, kMostSequences = 1 << 30;  // keep steps and sequences within int
+constexpr int64_t kMostResidentUnits = 4096;  // no chip holds more; keeps the plan within int
+constexpr int64_t kMostRows = 1 << 30;        // keeps steps, sequences and rows within int
 
 // --- how a team's work lies on its blocks ---
 
@@ -135,39 +135,68 @@ auto for_plan(const Plan& p, const F& f) {
 
 // Which team and which of its blocks this is.
 struct Seat {
-  int d, batch, rank;
+  int d, rank;           // direction, block of the team
+  int first, sequences;  // of the layer's; only those that exist: the state of the others is zero and stays where it is
 };
 
-LSTMKERN_DEVICE Seat seat_of(const Plan& p, int team, int rank) { return {team / p.batches, team % p.batches, rank}; }
-
-// Sequences of the team that exist. The state of the others is zero and stays where it is.
-LSTMKERN_DEVICE int sequences_of(const Plan& p, const Seat& seat, int64_t N) {
-  const int left = static_cast<int>(N) - seat.batch * p.sequences;
-  return left < p.sequences ? left : p.sequences;
+LSTMKERN_DEVICE Seat seat_of(const Plan& p, int team, int rank, int64_t N) {
+  const int first = team % p.batches * p.sequences, left = static_cast<int>(N) - first;
+  return {team / p.batches, rank, first, left < p.sequences ? left : p.sequences};
 }
 
-// One of a thread's (unit, sequence) pairs.
+// One of a thread's (unit, sequence) pairs: two numbers are kept, all else is computed from them where it is needed.
 struct Element {
-  int unit;         // of the layer
-  int j;            // sequence of the layer
-  int at;           // unit of the block
-  int from, to;     // its partial sums, in vectors; its 16 bytes of the state, in values
-  bool mine, real;  // a pair whose state is sent; one that exists in the layer
+  int n, unit;  // within the team, within the layer
+
+  LSTMKERN_DEVICE int sequence(const Seat& seat) const { return seat.first + n; }
+  LSTMKERN_DEVICE int at(const Plan& p, const Seat& seat) const { return unit - seat.rank * p.units; }  // in the block
+  // Its state is sent; it exists in the layer.
+  LSTMKERN_DEVICE bool mine(const Plan& p, const Seat& seat) const { return n < seat.sequences && unit < p.row; }
+  LSTMKERN_DEVICE bool real(const Seat& seat, int64_t H) const {
+    return n < seat.sequences && unit < static_cast<int>(H);
+  }
 };
 
-template <class S>
-LSTMKERN_DEVICE Element element_of(const Plan& p, const Seat& seat, int e, int64_t N, int64_t H) {
+LSTMKERN_DEVICE Element element_of(const Plan& p, const Seat& seat, int e) {
   const int i = e * p.warps() * 32 + static_cast<int>(thread_rank());
-  Element x;
-  const int n = i / p.units;
-  x.at = i % p.units;
-  x.unit = seat.rank * p.units + x.at;
-  x.j = seat.batch * p.sequences + n;
-  x.from = n * p.partial_stride + x.at;
-  x.to = n * p.stride + x.unit / kTogether<S> * kTogether<S>;
-  x.mine = n < sequences_of(p, seat, N) && x.unit < p.row;
-  x.real = x.mine && x.unit < H;
-  return x;
+  return {i / p.units, seat.rank * p.units + i % p.units};
+}
+
+// What a step is to a sequence, as far as that depends on its length alone.
+enum Kind : unsigned { kOutside, kPadding, kReal };
+
+LSTMKERN_DEVICE Kind kind_of(bool exists, int sequence, const Moment& m, int length) {
+  return !exists || sequence >= static_cast<int>(m.active) ? kOutside
+         : static_cast<int>(m.t) < length                  ? kReal
+                                                           : kPadding;
+}
+
+// That of a thread's pairs, in one register.
+struct Kinds {
+  unsigned bits = 0;
+  LSTMKERN_DEVICE Kind of(int e) const { return static_cast<Kind>(bits >> 2 * e & 3); }
+  LSTMKERN_DEVICE void add(int e, Kind kind) { bits |= kind << 2 * e; }
+};
+
+// The vector that starts at `from`, in shared memory.
+template <int V>
+LSTMKERN_DEVICE void load_vector(float (&to)[V], const float* from) {
+  if constexpr (V == 4) {
+    const Bytes16 four = load16(from);
+    memcpy(to, &four, 16);
+  } else {
+    to[0] = from[0];
+  }
+}
+template <int V>
+LSTMKERN_DEVICE void store_vector(float* to, const float (&from)[V]) {
+  if constexpr (V == 4) {
+    Bytes16 four;
+    memcpy(&four, from, 16);
+    store16(to, four);
+  } else {
+    to[0] = from[0];
+  }
 }
 
 // How a tier would run a layer; false: it cannot.

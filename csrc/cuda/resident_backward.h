@@ -39,9 +39,10 @@ struct BackwardPass {
   // What is fetched of a step, all as it lies in memory: nothing is computed from it until the step needs it. h and c
   // are the step's own; as those that it started from, the step before in time brings its.
   struct Fetched {
-    int64_t place;
+    unsigned place;
+    Kinds kind;
     S gates[kElements<S>][4], grad[kElements<S>], grad_c[kElements<S>], h[kElements<S>], c[kElements<S>];
-    bool inside[kElements<S>], real[kElements<S>], anew[kElements<S>];  // in the step; not padding; begins with zeros
+    uint8_t anew[kElements<S>];  // it begins with zeros
   };
 
   const ResidentBackward<S>& a;
@@ -50,20 +51,26 @@ struct BackwardPass {
   Element at[kElements<S>];
   int length[kElements<S>];
   Fetched now, next;
-  // carry: LSTM dc, GRU what skips the product. later: the step after this is real; keeps: and took this one's state.
+  // carry: LSTM dc, GRU what skips the product.
   float carry[kElements<S>], h_before[kElements<S>], dgates[kElements<S>][4];
-  bool later[kElements<S>], keeps[kElements<S>];
+  // What the step after this one is to the sequence: none of its own, one that began with zeros, or one that took the
+  // state which this one left.
+  enum After : unsigned { kNone, kApart, kTakes };
+  unsigned after[kElements<S>];
 
   LSTMKERN_DEVICE BackwardPass(const ResidentBackward<S>& a, const Seat& seat)
       : a(a), side(a.side[seat.d]), seat(seat) {
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
-      at[e] = element_of<S>(a.plan, seat, e, a.times.N, a.H);
-      length[e] = static_cast<int>(a.mask.lengths && at[e].real ? a.mask.lengths[at[e].j] : a.times.T);
+      at[e] = element_of(a.plan, seat, e);
+      length[e] = static_cast<int>(a.mask.lengths && real(e) ? a.mask.lengths[sequence(e)] : a.times.T);
       carry[e] = 0;
-      later[e] = keeps[e] = false;
+      after[e] = kNone;
     }
   }
+
+  LSTMKERN_DEVICE int sequence(int e) const { return at[e].sequence(seat); }
+  LSTMKERN_DEVICE bool real(int e) const { return at[e].real(seat, a.H); }
 
   // Row `unit` of W_hh^T, column of the state.
   static LSTMKERN_DEVICE S weight(const Arguments& a, int d, int, int64_t unit, int column) {
@@ -76,23 +83,23 @@ struct BackwardPass {
 
   LSTMKERN_DEVICE void fetch(int step) {
     const Moment m = a.times.at(seat.d, a.times.T - 1 - step);
-    next.place = m.place;
+    next.place = static_cast<unsigned>(m.place);
+    next.kind = {};
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
-      const int j = at[e].j, unit = at[e].unit;
-      next.inside[e] = at[e].real && j < m.active;
-      next.real[e] = next.inside[e] && static_cast<int>(m.t) < length[e];
-      next.anew[e] = false;
-      if (!next.real[e]) continue;
-      if (a.mask.resets.data) next.anew[e] = *a.mask.resets.at(m.place, j);
-      next.grad[e] = side.grad_output.data ? side.grad_output.at(m.place, j)[unit] : S{};
-      next.h[e] = side.output.at(m.place, j)[unit];
-      const S* const saved = side.gates.at(m.place, j) + unit;
+      const unsigned place = next.place, j = sequence(e), unit = at[e].unit;
+      const Kind kind = kind_of(real(e), sequence(e), m, length[e]);
+      next.kind.add(e, kind);
+      if (kind != kReal) continue;
+      next.anew[e] = a.mask.reset(next.place, sequence(e));
+      next.grad[e] = side.grad_output.data ? side.grad_output.at(place, j)[unit] : S{};
+      next.h[e] = side.output.at(place, j)[unit];
+      const S* const saved = side.gates.at(place, j) + unit;
 #pragma unroll
       for (int g = 0; g < 4; ++g) next.gates[e][g] = saved[g * a.Hp];
       if constexpr (CELL == Cell::lstm) {
-        next.grad_c[e] = side.grad_cells.data ? side.grad_cells.at(m.place, j)[unit] : S{};
-        next.c[e] = side.cells.at(m.place, j)[unit];
+        next.grad_c[e] = side.grad_cells.data ? side.grad_cells.at(place, j)[unit] : S{};
+        next.c[e] = side.cells.at(place, j)[unit];
       }
     }
   }
@@ -100,28 +107,30 @@ struct BackwardPass {
 
   // The derivatives of the step's gates from dh, as far as it comes through the product.
   LSTMKERN_DEVICE void compute(int e, const float (&sums)[1], float (&out)[kParts]) {
-    const int64_t own = at[e].j * a.H + at[e].unit;
+    const int64_t own = sequence(e) * a.H + at[e].unit;
     // What comes back from the step after, if that step took what this one left.
-    const float through = keeps[e] ? sums[0] + (CELL == Cell::gru ? carry[e] : 0) : 0;
-    const float dc_through = keeps[e] ? carry[e] : 0;
-    if (!now.real[e]) {
-      if (later[e]) {  // the first step of the sequence is the one after this
+    const bool taken = after[e] == kTakes, last = after[e] == kNone;
+    const float through = taken ? sums[0] + (CELL == Cell::gru ? carry[e] : 0) : 0;
+    const float dc_through = taken ? carry[e] : 0;
+    const bool goes_on = next.kind.of(e) == kReal;
+    if (now.kind.of(e) != kReal) {
+      if (!last) {  // the first step of the sequence is the one after this
         if (side.grad_h0) narrow(through, side.grad_h0[own]);
         if (CELL == Cell::lstm && side.grad_c0) narrow(dc_through, side.grad_c0[own]);
       }
-      later[e] = keeps[e] = false;
+      after[e] = kNone;
       return;
     }
     float d = widen(now.grad[e]) + through;
-    if (side.grad_h_n && !later[e]) d += widen(side.grad_h_n[own]);
-    h_before[e] = now.anew[e] ? 0 : widen(next.real[e] ? next.h[e] : side.h0[own]);
+    if (side.grad_h_n && last) d += widen(side.grad_h_n[own]);
+    h_before[e] = now.anew[e] ? 0 : widen(goes_on ? next.h[e] : side.h0[own]);
     float g[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) g[k] = widen(now.gates[e][k]);
     if constexpr (CELL == Cell::lstm) {
       float dc = widen(now.grad_c[e]) + dc_through;
-      if (side.grad_c_n && !later[e]) dc += widen(side.grad_c_n[own]);
-      const float c_before = now.anew[e] ? 0 : widen(next.real[e] ? next.c[e] : side.c0[own]);
+      if (side.grad_c_n && last) dc += widen(side.grad_c_n[own]);
+      const float c_before = now.anew[e] ? 0 : widen(goes_on ? next.c[e] : side.c0[own]);
       cells::lstm_backward(g[0], g[1], g[2], g[3], c_before, tanh(widen(now.c[e])), d, dc, out[0], out[1], out[2],
                            out[3]);
       carry[e] = dc;
@@ -132,18 +141,18 @@ struct BackwardPass {
 #pragma unroll
       for (int k = 0; k < 3; ++k) dgates[e][k + 1] = out[k];
     }
-    later[e] = true;
-    keeps[e] = !now.anew[e];
+    after[e] = now.anew[e] ? kApart : kTakes;
   }
 
   // The step's results. Padding: zeros, for the products over all rows.
   LSTMKERN_DEVICE void store(int e) {
-    if (!now.inside[e]) return;
-    const int j = at[e].j, unit = at[e].unit;
+    if (now.kind.of(e) == kOutside) return;
+    const unsigned j = sequence(e), unit = at[e].unit;
+    const bool taken = now.kind.of(e) == kReal;
     S* const to = side.dgates.at(now.place, j) + unit;
 #pragma unroll
-    for (int g = 0; g < kPlanes<CELL>; ++g) narrow(now.real[e] ? dgates[e][g] : 0, to[g * a.H]);
-    if (side.h_before.data) narrow(now.real[e] ? h_before[e] : 0, side.h_before.at(now.place, j)[unit]);
+    for (int g = 0; g < kPlanes<CELL>; ++g) narrow(taken ? dgates[e][g] : 0, to[g * a.H]);
+    if (side.h_before.data) narrow(taken ? h_before[e] : 0, side.h_before.at(now.place, j)[unit]);
   }
 
   LSTMKERN_DEVICE void end() {}

@@ -37,9 +37,10 @@ struct ForwardPass {
   // What is fetched of a step. Nothing is computed from it until the step needs it: a load is waited for where its
   // value is first used.
   struct Fetched {
-    int64_t place;
+    unsigned place;
+    Kinds kind;
     float x[kElements<S>][kProducts];
-    bool inside[kElements<S>], real[kElements<S>], anew[kElements<S>];  // in the step; not padding; begins with zeros
+    uint8_t anew[kElements<S>];  // it begins with zeros
   };
 
   const ResidentForward<S>& a;
@@ -53,10 +54,13 @@ struct ForwardPass {
   LSTMKERN_DEVICE ForwardPass(const ResidentForward<S>& a, const Seat& seat) : a(a), side(a.side[seat.d]), seat(seat) {
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
-      at[e] = element_of<S>(a.plan, seat, e, a.times.N, a.H);
-      length[e] = static_cast<int>(a.mask.lengths && at[e].real ? a.mask.lengths[at[e].j] : a.times.T);
+      at[e] = element_of(a.plan, seat, e);
+      length[e] = static_cast<int>(a.mask.lengths && real(e) ? a.mask.lengths[sequence(e)] : a.times.T);
     }
   }
+
+  LSTMKERN_DEVICE int sequence(int e) const { return at[e].sequence(seat); }
+  LSTMKERN_DEVICE bool real(int e) const { return at[e].real(seat, a.H); }
 
   // Of the matrix of a product (a gate): row `unit`, column of the state.
   static LSTMKERN_DEVICE S weight(const Arguments& a, int d, int product, int64_t unit, int64_t column) {
@@ -70,8 +74,8 @@ struct ForwardPass {
     const Moment first = a.times.at(seat.d, 0);
     for (int i = static_cast<int>(thread_rank()); i < a.plan.sequences * a.plan.row; i += a.plan.warps() * 32) {
       const int n = i / a.plan.row, unit = i % a.plan.row;
-      const int64_t j = static_cast<int64_t>(seat.batch) * a.plan.sequences + n;
-      const bool there = j < a.times.N && unit < a.H && !a.mask.anew(first, j);
+      const int64_t j = seat.first + n;
+      const bool there = n < seat.sequences && unit < a.H && !a.mask.anew(first, j);
       state[n * a.plan.stride + unit] = there ? side.h0[j * a.H + unit] : S{};
     }
     for (int i = static_cast<int>(thread_rank()); i < a.plan.units * 4; i += a.plan.warps() * 32) {
@@ -81,23 +85,23 @@ struct ForwardPass {
     }
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
-      const int64_t own = at[e].j * a.H + at[e].unit;
-      h[e] = at[e].real ? widen(side.h0[own]) : 0;
-      c[e] = CELL == Cell::lstm && at[e].real ? widen(side.c0[own]) : 0;
+      const int64_t own = sequence(e) * a.H + at[e].unit;
+      h[e] = real(e) ? widen(side.h0[own]) : 0;
+      c[e] = CELL == Cell::lstm && real(e) ? widen(side.c0[own]) : 0;
     }
   }
 
   LSTMKERN_DEVICE void fetch(int s) {
     const Moment m = a.times.at(seat.d, s);
-    next.place = m.place;
+    next.place = static_cast<unsigned>(m.place);
+    next.kind = {};
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
-      next.inside[e] = at[e].real && at[e].j < m.active;
-      next.real[e] = next.inside[e] && static_cast<int>(m.t) < length[e];
-      next.anew[e] = false;
-      if (!next.real[e]) continue;
-      if (a.mask.resets.data) next.anew[e] = *a.mask.resets.at(m.place, at[e].j);
-      const float* const from = side.x_gates.at(m.place, at[e].j) + at[e].unit;
+      const Kind kind = kind_of(real(e), sequence(e), m, length[e]);
+      next.kind.add(e, kind);
+      if (kind != kReal) continue;
+      next.anew[e] = a.mask.reset(next.place, sequence(e));
+      const float* const from = side.x_gates.at(next.place, sequence(e)) + at[e].unit;
 #pragma unroll
       for (int g = 0; g < kProducts; ++g) next.x[e][g] = from[g * a.H];
     }
@@ -106,7 +110,7 @@ struct ForwardPass {
 
   // The step's gates and state from the sums, biases included; out: what the next step starts from.
   LSTMKERN_DEVICE void compute(int e, const float (&sums)[4], float (&out)[kParts]) {
-    if (now.real[e]) {
+    if (now.kind.of(e) == kReal) {
       if (now.anew[e]) h[e] = c[e] = 0;
       float (&g)[4] = gates[e];
       const float (&x)[kProducts] = now.x[e];
@@ -128,17 +132,17 @@ struct ForwardPass {
       narrow(h[e], stored);
       h[e] = widen(stored);
     }
-    out[0] = next.real[e] && next.anew[e] ? 0 : h[e];
+    out[0] = next.kind.of(e) == kReal && next.anew[e] ? 0 : h[e];
   }
 
   // The step's results.
   LSTMKERN_DEVICE void store(int e) {
-    if (!now.inside[e]) return;
-    const int j = at[e].j, unit = at[e].unit;
-    const bool real = now.real[e];  // else padding
-    narrow(real ? h[e] : 0, side.output.at(now.place, j)[unit]);
-    if (CELL == Cell::lstm && side.cells.data) narrow(real ? c[e] : 0, side.cells.at(now.place, j)[unit]);
-    if (!side.gates.data || !real) return;
+    if (now.kind.of(e) == kOutside) return;
+    const unsigned j = sequence(e), unit = at[e].unit;
+    const bool taken = now.kind.of(e) == kReal;
+    narrow(taken ? h[e] : 0, side.output.at(now.place, j)[unit]);
+    if (CELL == Cell::lstm && side.cells.data) narrow(taken ? c[e] : 0, side.cells.at(now.place, j)[unit]);
+    if (!side.gates.data || !taken) return;
     S* const to = side.gates.at(now.place, j) + unit;
 #pragma unroll
     for (int g = 0; g < 4; ++g) narrow(gates[e][g], to[g * a.Hp]);
@@ -147,8 +151,8 @@ struct ForwardPass {
   LSTMKERN_DEVICE void end() {
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
-      if (!at[e].real) continue;
-      const int64_t own = at[e].j * a.H + at[e].unit;
+      if (!real(e)) continue;
+      const int64_t own = sequence(e) * a.H + at[e].unit;
       narrow(h[e], side.h_n[own]);
       if (CELL == Cell::lstm) narrow(c[e], side.c_n[own]);
     }

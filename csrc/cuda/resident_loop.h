@@ -121,7 +121,7 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
 #pragma unroll
         for (int chain = 1; chain < CHAINS; ++chain) vector[m] += sums[chain][m][t][k];
       }
-      store(to, vector, V);
+      store_vector(to, vector);
     });
     sync_block();
     const bool last = step + 1 == steps;
@@ -130,15 +130,15 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
       if (e >= elements) break;
       const Element& x = pass.at[e];
       float out[Pass::kParts] = {};
-      if (x.real) {
+      if (pass.real(e)) {
         float total[V] = {}, more[V];
-        if (Pass::kBias) load(total, bias + x.at * V, V);
-        const float* from = partial + x.from * V;
+        if (Pass::kBias) load_vector(total, bias + x.at(p, pass.seat) * V);
+        const float* from = partial + (x.n * p.partial_stride + x.at(p, pass.seat)) * V;
 #pragma unroll 1
         for (int i = 0; i < p.slices; i += 2) {  // an even number
 #pragma unroll
           for (int k = 0; k < 2; ++k, from += slice_stride) {
-            load(more, from, V);
+            load_vector(more, from);
 #pragma unroll
             for (int m = 0; m < V; ++m) total[m] += more[m];
           }
@@ -146,16 +146,17 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
         pass.compute(e, total, out);
       }
       if (last) continue;
+      const int place = x.n * p.stride + x.unit / kTogether<S> * kTogether<S>;
 #pragma unroll
       for (int part = 0; part < Pass::kParts; ++part) {
         const Bytes16 piece = together(out[part], S{});
-        wire.send(x.mine, step + 1, x.to + part * p.row, piece);
+        wire.send(x.mine(p, pass.seat), step + 1, place + part * p.row, piece);
       }
     }
     if (!last) wire.publish(step + 1);
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e)
-      if (e < elements && pass.at[e].real) pass.store(e);
+      if (e < elements && pass.real(e)) pass.store(e);
     if (last) break;
     pass.advance();
     pass.fetch(step + 2);
@@ -167,8 +168,7 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
 // (which would fall out of the same templates, for twice the time to compile them).
 template <class F>
 bool for_resident_kind(const Layer& layer, F&& f) {
-  if (layer.weights[0].w_hr || layer.H > kMostResidentUnits || layer.T > kMostSteps || layer.N > kMostSequences)
-    return false;
+  if (layer.weights[0].w_hr || layer.H > kMostResidentUnits || rows_of_steps(layer) > kMostRows) return false;
   auto with = [&](auto tag) {
     using S = decltype(tag);
     if (layer.cell == Cell::lstm) return f.template run<Cell::lstm, S>();

@@ -204,6 +204,8 @@ inline void store16(void* p, const Bytes16& v) {
   std::memcpy(p, &v, 16);
 }
 
+inline void store_global16(void* p, const Bytes16& v) { store16(p, v); }
+
 inline void async_copy16(void* shared, const void* global) {
   check_aligned(shared);
   check_aligned(global);
