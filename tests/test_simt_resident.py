@@ -5,7 +5,17 @@ import shutil
 
 import pytest
 import torch
-from simt.layers import Case, check, make, padding, torch_nn
+from simt.layers import (
+    CHANGES,
+    FEW_MULTIPROCESSORS,
+    SEQUENCE,
+    Case,
+    check,
+    make,
+    padding,
+    plans_in_sequence,
+    torch_nn,
+)
 from simt.simulator import SimulationError, forward_and_backward, simulator
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the simulator")
@@ -89,18 +99,10 @@ def test_plans(tier, device, case, dtype, wanted):
     compare(s, case, dtype)
 
 
-# Layers that one device sees one after the other. Each differs from the one before in what the plan depends on: H, N
-# (8, then 40 and back), D, the dtype, the cell.
-B16, F32 = torch.bfloat16, torch.float32
-SEQUENCE = [("LSTM", B16, 8, 24, 1), ("LSTM", B16, 8, 70, 1), ("LSTM", B16, 40, 70, 1), ("LSTM", B16, 8, 70, 1)]
-SEQUENCE += [("LSTM", B16, 8, 70, 2), ("LSTM", F32, 8, 70, 2), ("GRU", F32, 8, 70, 2), ("GRU", B16, 8, 70, 2)]
-SMALL = {"cluster": {"multiprocessors": 4, "device_number": 1}, "grid": {"multiprocessors": 5, "device_number": 2}}
-
-
 @pytest.mark.parametrize("tier", TIERS)
 def test_one_layer_after_another(tier):
-    """A tier keeps its last plan; the next layer may need another."""
-    s = simulator(tier, **SMALL[tier])
+    """A tier keeps its last plan; the next layer on the same device may need another."""
+    s = simulator(tier, multiprocessors=FEW_MULTIPROCESSORS[tier], device_number=1)
     for mode, dtype, N, H, D in SEQUENCE:
         compare(s, Case(mode, T=2, N=N, I=2, H=H, D=D), dtype)
 
@@ -108,16 +110,10 @@ def test_one_layer_after_another(tier):
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
 @pytest.mark.parametrize("tier", TIERS)
 def test_plans_one_after_another(tier, backward):
-    s = simulator(tier, **SMALL[tier])
-    new = simulator(tier, multiprocessors=SMALL[tier]["multiprocessors"])  # a device that nothing is known of
-    kept = [s.plan(*layer, backward) for layer in SEQUENCE]
-    wanted = [new.plan(*layer, backward) for layer in SEQUENCE]
+    kept, wanted = plans_in_sequence(simulator, tier, backward)
     assert kept == wanted
-    assert all(a != b for a, b in zip(wanted[:4], wanted[1:5], strict=True)), "a layer's plan would do for the next"
-    # Another device.
-    layer, s = SEQUENCE[2], simulator(tier, **SMALL[tier])
-    small, large = s.plan(*layer, backward), simulator(tier, device_number=3).plan(*layer, backward)
-    assert small == wanted[2] != large == simulator(tier).plan(*layer, backward)
+    for i in (*range(CHANGES), -2):
+        assert wanted[i] != wanted[i + 1], f"the plan of number {i} would do for the next"
 
 
 @pytest.mark.parametrize("tier", TIERS)
