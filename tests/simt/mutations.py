@@ -3,6 +3,9 @@
     python tests/simt/mutations.py [parts of tiers' and faults' names ...]
 
 Exit code 0 if the unchanged kernels pass and every fault is caught: wrong numbers, an error of the simulator, or a crash.
+
+Not in the list, since no simulation on a CPU shows them: a missing sync_warp before a tile product (it only matters that
+lanes reconverge), and 32-bit offsets other than those of Rows::at (they take arrays of more than 2^31 elements).
 """
 
 import multiprocessing

@@ -18,8 +18,8 @@
 #include <type_traits>
 
 #define LSTMKERN_HOPPER 1
-// sizeof, since GCC 12 takes neither a constant's name there nor what it would have to keep for later; static, since it
-// cannot leave out the bounds of kernels that several files define.
+// sizeof, since GCC 12 breaks down over the name of a constant there; static, since it cannot leave out the bounds of
+// kernels that several files define.
 #define LSTMKERN_KERNEL(threads) \
   [[gnu::patchable_function_entry(sizeof(char[threads]), sizeof(char[threads]))]] static void
 #define LSTMKERN_DEVICE inline
