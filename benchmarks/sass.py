@@ -90,6 +90,8 @@ COLUMNS = {
     "bra smem": "branches_shared_loop",
     "MEMBAR": "MEMBAR",
     "flush": "L1_flush",
+    "LDG": "loads_of_values",
+    "waited": "loads_waited_for",
     "group": "group_period",
     "between": "between_groups",
     "mean": "per_group",
@@ -116,7 +118,7 @@ README_COLUMNS = {
     "registers": "registers",
     "instructions of a step": "instructions",
     "executed": "executed_one",
-    "beside an HMMA group": "per_group",
+    "per HMMA group": "per_group",
     "LDS.U8": ("LDS", "U8"),
     "branches in the k-loop": "branches_k_loop",
     "MEMBAR": "MEMBAR",
@@ -142,7 +144,8 @@ step: instructions, each once. executed, by one: an estimate of what a warp issu
 the elements that a thread may have and with one, each inner loop taken once (see common_path.py). k loop, smem loop:
 instructions of the unrolled k-loop over weights in registers, and of the k-loop over weights in shared memory. bra:
 branches; bra k: in the unrolled k-loop; bra smem: in the k-loop over shared memory, besides the one back to its start.
-flush: CCTL.IVALL. A group is the HMMAs that take one B fragment. group: from the first HMMA of a group to the first of
+flush: CCTL.IVALL. LDG, waited: loads of values from global memory, and how many of them are used within the next 64
+instructions. A group is the HMMAs that take one B fragment. group: from the first HMMA of a group to the first of
 the next, median; between: the same without the HMMAs; mean: all of the unrolled k-loop that is no HMMA, per group. A
 number after the tiles is what else the kernel's template takes."""
 

@@ -195,6 +195,7 @@ class StepLoop:
             "global_loads": count(r"LDG\b|LD\b"),
             "global_stores": count(r"STG\b|ST\b|STAS\b"),
             "chain": self.chain(),
+            "loads_of_values": sum(map(loads_values, ours)),
             "loads_waited_for": self.loads_waited_for(),
         }
         if not self.fp32 and (groups := self.groups()):
