@@ -210,7 +210,8 @@ LSTMKERN_DEVICE T* remote(T* shared, unsigned rank) {
 
 // --- launching ---
 
-constexpr int64_t kMostBlocksDown = 65535;  // of grid.y; kernels loop over what is more
+constexpr int64_t kMostBlocksDown = 65535;   // of grid.y; kernels loop over what is more
+constexpr int64_t kProductBytes = 16 << 20;  // of fp32 sums on their way to 16 bits: they stay in L2
 
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess)

@@ -315,7 +315,7 @@ T* remote(T* shared, unsigned rank, SIMT_HERE) {
   return static_cast<T*>(simt::remote(const_cast<void*>(static_cast<const void*>(shared)), rank, {file, line}));
 }
 
-constexpr int64_t kMostBlocksDown = 2;  // so that small tests loop, too
+constexpr int64_t kMostBlocksDown = 2, kProductBytes = 256;  // so that small tests loop, too
 
 struct Launch {
   Index grid, block;
