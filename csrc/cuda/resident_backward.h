@@ -62,7 +62,14 @@ struct BackwardPass {
     for (int i = static_cast<int>(thread_rank()); i < a.plan.sequences * a.plan.depth; i += a.plan.warps() * 32)
       state[i / a.plan.depth * a.plan.stride + i % a.plan.depth] = S{};
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) carry[e] = 0;
+    for (int e = 0; e < kElements; ++e) {
+      carry[e] = 0;
+      const Element at = element(e);
+      if (!at.real || !a.mask.empty(at.j)) continue;
+      const int64_t own = at.j * a.H + at.unit;
+      if (side.grad_h0) side.grad_h0[own] = side.grad_h_n ? side.grad_h_n[own] : S{};
+      if (side.grad_c0) side.grad_c0[own] = side.grad_c_n ? side.grad_c_n[own] : S{};
+    }
   }
 
   LSTMKERN_DEVICE void ahead(int64_t step) {
