@@ -6,7 +6,8 @@
 //   a dense or batch-first batch:  active[t] = N, place[t] = t, order[j] = j, strides are the tensor's own
 //   a PackedSequence:              place[t] = first row of step t, order[j] = j, step = lane = row length
 //   a padded batch with lengths:   place[t] = t, order[j] = index in the batch of the j-th longest sequence
-// Nothing is copied to change a layout, and no loop asks which of the three it is looking at.
+// Nothing is copied to change a layout, and no loop asks which of the three it is looking at. A sequence without steps
+// (j >= active[0], or a length of 0) passes its state through: h_n is h0, c_n is c0, and backward the same.
 #pragma once
 
 #include <cstddef>
@@ -56,8 +57,9 @@ struct Layer {
   const int64_t* active;  // [T] sequences in step t
   const int64_t* place;   // [T]
   const int64_t* order;   // [N] place in the batch of sequence j; also its row in h0, c0, h_n, c_n
-  // CUDA only, [N] on the device or null: sequence j ends after lengths[j] steps. The host never learns them (that
-  // would be a synchronisation), so active[t] is N, order[j] is j, and the kernels mask what lies past the end.
+  // CUDA only, [N] on the device or null: sequence j ends after lengths[j] steps, clamped to 0..T. The host never
+  // learns them (that would be a synchronisation), so active[t] is N, order[j] is j, and the kernels mask what lies
+  // past the end.
   const int64_t* lengths;
   View input;   // I columns
   View resets;  // bool, 1 column: the state is zeroed before this step; may be absent

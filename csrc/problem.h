@@ -244,6 +244,7 @@ class Problem {
     std::iota(order_.begin(), order_.end(), 0);
     active_.assign(layer.T, layer.N);
     if (lengths.has_value()) {
+      TORCH_CHECK(!one_step_, "one step takes no lengths: without it there is no next state");
       TORCH_CHECK(lengths->scalar_type() == at::kLong, "lengths must be int64, got ", lengths->scalar_type());
       TORCH_CHECK(lengths->dim() == 1 && lengths->size(0) == layer.N, "lengths must have the shape [", layer.N,
                   "], got ", lengths->sizes());
@@ -252,17 +253,18 @@ class Problem {
       Tensor host = lengths->to(at::kCPU).contiguous();
       const int64_t* length = host.const_data_ptr<int64_t>();
       for (int64_t j = 0; j < layer.N; ++j)
-        TORCH_CHECK(length[j] > 0 && length[j] <= layer.T, "lengths must be between 1 and ", layer.T, ", got ",
+        TORCH_CHECK(length[j] >= 0 && length[j] <= layer.T, "lengths must be between 0 and ", layer.T, ", got ",
                     length[j], " for sequence ", j);
       // From pageable memory: staged before the call returns, and no reason to wait for the device.
       if (on_device_) return point(host.to(input.device(), at::kLong, /*non_blocking=*/true));
       std::stable_sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) { return length[a] > length[b]; });
       std::fill(active_.begin(), active_.end(), 0);
-      for (int64_t j = 0; j < layer.N; ++j) ++active_[length[j] - 1];
+      for (int64_t j = 0; j < layer.N; ++j)
+        if (length[j] > 0) ++active_[length[j] - 1];
       for (int64_t t = layer.T - 1; t > 0; --t) active_[t - 1] += active_[t];
       ragged_ = layer.N > 0 && layer.T > 0 && active_[layer.T - 1] < layer.N;
       // Steps past the longest sequence hold nothing.
-      while (layer.T > 1 && active_[layer.T - 1] == 0) --layer.T;
+      while (layer.N > 0 && layer.T > 0 && active_[layer.T - 1] == 0) --layer.T;
     }
     point();
   }

@@ -180,8 +180,10 @@ class LSTM(RecurrentModule):
 
         input: [T, N, I], [N, T, I] if batch_first, [T, I] for one sequence, or a PackedSequence; fp32, fp64, bf16, fp16
         hx: (h_0 [L*D, N, P], c_0 [L*D, N, H]), zeros if None; without N for one sequence
-        lengths: int64 [N] on any device, 0 < lengths <= T, in any order: each row's number of steps in a padded batch;
-            output is zero past a row's end, h_n and c_n are taken at it, and the reverse direction starts from it.
+        lengths: int64 [N] on any device, 0 <= lengths <= T, in any order: each row's number of steps in a padded batch;
+            output is zero past a row's end, h_n and c_n are taken at it, and the reverse direction starts from it. A
+            row of length 0 has h_n = h_0 and c_n = c_0. On a GPU lengths are not checked but clamped to 0..T; in a CUDA
+            graph they must be on the GPU.
         resets: bool, laid out like input without its last dimension ([T, N], or [R] for packed data of R steps): where
             true, h and c are zeroed before that step, in both directions' own order of time.
         return_cells: also return the last layer's c of every step.

@@ -58,7 +58,7 @@ def layer(
     x = input.transpose(0, 1) if batch_first else input
     T = x.size(0)
     states = (h0,) if c0 is None else (h0, c0)
-    results = torch.onnx.ops.symbolic_multi_out(
+    stacked, *finals = torch.onnx.ops.symbolic_multi_out(
         mode.split("_")[0],
         (x, W, R, B, None if lengths is None else lengths.to(torch.int32), *states),
         attributes,
@@ -66,6 +66,9 @@ def layer(
         shapes=[(T, directions, N, H), *((directions, N, H) for _ in states)],
         version=14,
     )
-    output = results[0].permute((2, 0, 1, 3) if batch_first else (0, 2, 1, 3)).flatten(2)
+    output = stacked.permute((2, 0, 1, 3) if batch_first else (0, 2, 1, 3)).flatten(2)
+    if lengths is not None:  # onnxruntime makes zeros of the states of a row without steps
+        empty = (lengths == 0).view(1, -1, 1)
+        finals = [torch.where(empty, initial, final) for initial, final in zip(states, finals, strict=True)]
     nothing = input.new_empty(0)
-    return output, results[1], results[2] if c0 is not None else nothing, nothing, nothing
+    return output, finals[0], finals[1] if c0 is not None else nothing, nothing, nothing

@@ -66,7 +66,7 @@ def test_compiled_lengths_and_resets(kind, pair):
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
     counts = set()
     for T, N in ((6, 3), (7, 2), (9, 8)):  # none is a feature size: equal sizes share a symbol
-        x, lengths, resets = torch.randn(T, N, I), torch.randint(1, T + 1, (N,)), torch.rand(T, N) < 0.3
+        x, lengths, resets = torch.randn(T, N, I), torch.randint(0, T + 1, (N,)), torch.rand(T, N) < 0.3
         torch.testing.assert_close(train_step(compiled, x, lengths, resets), train_step(model, x, lengths, resets))
         counts.add(counter.frame_count)
     assert len(counts) == 1
@@ -132,7 +132,7 @@ def test_export_with_lengths(pair):
     shapes = {"x": {0: T, 1: N}, "lengths": {0: N}}
     example = (torch.randn(5, 3, I), torch.tensor([2, 5, 3]))
     exported = torch.export.export(model, example, dynamic_shapes=shapes).module()
-    x, lengths = torch.randn(8, 4, I), torch.tensor([8, 1, 4, 4])
+    x, lengths = torch.randn(8, 4, I), torch.tensor([8, 1, 0, 4])
     torch.testing.assert_close(exported(x, lengths), model(x, lengths))
 
 
@@ -152,7 +152,7 @@ def operands(mode, D=2, project=False, bias=True, requires_grad=False):
 
 RAGGED = {
     "dense": (None, None, None),
-    "lengths": (None, torch.tensor([2, 4, 1]), None),
+    "lengths": (None, torch.tensor([2, 4, 0]), None),
     "packed": (torch.tensor([3, 2, 1, 1]), None, None),
     "resets": (None, None, torch.rand(4, 3, generator=torch.Generator().manual_seed(0)) < 0.4),
 }
@@ -307,7 +307,7 @@ TRANSFORMS = {
     "vmap over x, dimension 2": lambda f, x, h, c, w: vmap(f, (2, None, None, None))(stacked(x).movedim(0, 2), h, c, w),
     "vmap over h0": lambda f, x, h, c, w: vmap(f, (None, 0, None, None))(x, stacked(h), c, w),
     "vmap over lengths": lambda f, x, h, c, w: vmap(f, (None, None, None, None, 0))(
-        x, h, c, w, torch.tensor([[1, 2], [3, 3], [2, 1]])
+        x, h, c, w, torch.tensor([[1, 2], [3, 0], [2, 1]])
     ),
     "vmap over weights": lambda f, x, h, c, w: vmap(f, (None, None, None, 0))(x, h, c, [stacked(t) for t in w]),
     "vmap over x and weights": lambda f, x, h, c, w: vmap(f, (0, None, None, 0))(

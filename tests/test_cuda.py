@@ -77,6 +77,7 @@ CASES += [
     Case("GRU", T=50, N=33, I=40, H=129, D=2, batch_first=True),
     Case("LSTM", T=20, N=16, I=64, H=256, batch_first=True, ragged="lengths"),
     Case("GRU", T=5, N=4, I=3, H=8, bias=False),
+    *(Case(mode, T=6, N=5, I=3, H=7, D=2, ragged="lengths", resets=True, empty=2) for mode in ("LSTM", "GRU")),
 ]
 
 
@@ -92,6 +93,7 @@ RESIDENT = [
         (200, 512, 1, None),
     ]
 ]
+RESIDENT += [Case(mode, T=6, N=17, I=16, H=40, D=2, ragged="lengths", resets=True, empty=9) for mode in ("LSTM", "GRU")]
 
 
 @pytest.mark.skipif(
@@ -325,6 +327,36 @@ def test_module_agrees_with_torch_nn(name):
     wanted = theirs.double()(packed.to(torch.float64))[0]
     got = ours(packed.to("cuda"))[0]
     assert (got.data.cpu().double() - wanted.data).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=ids)
+def test_sums_are_fp32_whatever_torch_allows(dtype, monkeypatch):
+    """A sum over 16384 rows, which cuBLAS would split: nothing changes with torch's flags for sums of 16 bits."""
+    module = lstmkern.LSTM(64, 64, device="cuda", dtype=dtype)
+    x = torch.randn(64, 256, 64, device="cuda", dtype=dtype)
+    flags, results = torch.backends.cuda.matmul, []
+    for allow in (False, True):
+        monkeypatch.setattr(flags, "allow_bf16_reduced_precision_reduction", allow)
+        monkeypatch.setattr(flags, "allow_fp16_reduced_precision_reduction", allow)
+        results.append(training_step(module, x))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+    monkeypatch.setattr(flags, "allow_fp16_accumulation", True)  # other kernels, the same exact factors
+    exact = training_step(copy.deepcopy(module).double(), x.double())
+    for a, b, e in zip(results[0], training_step(module, x), exact, strict=True):
+        bound = 2 * (a - e).abs().max() + 8 * torch.finfo(dtype).eps * e.abs().max()
+        assert (b - e).abs().max() <= bound
+
+
+@pytest.mark.parametrize("tier", TIERS[1:])
+def test_plan_of_a_tier(tier):
+    got = lstmkern._C.cuda_plan(tier, "LSTM", "bf16", 64, 512)
+    if torch.cuda.get_device_capability() < (9, 0):
+        assert got is None
+    else:
+        assert got["blocks"] * got["units"] >= 512 and got["sequences"] * got["batches"] >= 64 and got["together"] >= 1
+    assert lstmkern._C.cuda_plan(tier, "LSTM", "fp64", 64, 512) is None
+    assert lstmkern._C.cuda_plan(tier, "RNN_TANH", "bf16", 64, 512) is None
 
 
 def test_tf32_as_torch_says():

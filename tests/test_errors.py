@@ -1,11 +1,15 @@
 """Bad input: torch.nn's error types and messages where it has them, clear ones where not, and nothing changed."""
 
+import hashlib
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from simt import simulator
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils import cpp_extension
 
 import lstmkern
 
@@ -81,9 +85,8 @@ ONLY_WE_SEE = {  # keyword arguments and what the message says
     "lengths float": ({"lengths": torch.tensor([3.0, 2.0])}, ValueError, "lengths: Expected a tensor of torch.int64"),
     "too many lengths": ({"lengths": torch.tensor([3, 2, 1])}, ValueError, r"lengths: Expected size \(2,\), got \[3\]"),
     "lengths rank 2": ({"lengths": torch.tensor([[3, 2]])}, ValueError, r"lengths: Expected size \(2,\), got \[1, 2\]"),
-    "zero length": ({"lengths": torch.tensor([0, 2])}, RuntimeError, "lengths"),
-    "negative length": ({"lengths": torch.tensor([-1, 2])}, RuntimeError, "lengths"),
-    "length past T": ({"lengths": torch.tensor([3, 4])}, RuntimeError, "lengths"),
+    "negative length": ({"lengths": torch.tensor([-1, 2])}, RuntimeError, "lengths must be between 0 and 3, got -1"),
+    "length past T": ({"lengths": torch.tensor([3, 4])}, RuntimeError, "lengths must be between 0 and 3, got 4"),
     "resets int": ({"resets": torch.zeros(T, N)}, ValueError, "resets: Expected a tensor of torch.bool"),
     "resets turned": (
         {"resets": torch.zeros(N, T).bool()},
@@ -276,3 +279,52 @@ def test_backward_refuses_what_forward_did_not_give(wrong, how):
     grads, kept = list(given.values())[:4], list(given.values())[4:]
     with pytest.raises(RuntimeError, match=f"{wrong} must have"):
         ops.layer_backward(*grads, x, h, h, weights, None, None, None, *kept, "LSTM", False, [True] * 3)
+
+
+@pytest.mark.skipif(lstmkern._C.build_info()["cuda"] is not None, reason="this build has plans")
+def test_no_plans_without_cuda():
+    with pytest.raises(RuntimeError, match="lstmkern was built without CUDA"):
+        lstmkern._C.cuda_plan("cluster", "LSTM", "bf16", 64, 512)
+
+
+def test_one_step_takes_no_lengths():
+    weights = [torch.randn(4 * H, I), torch.randn(4 * H, H)]
+    args = (
+        torch.randn(N, I),
+        torch.randn(N, H),
+        torch.randn(N, H),
+        weights,
+        None,
+        torch.ones(N, dtype=torch.int64),
+        None,
+    )
+    with pytest.raises(RuntimeError, match="one step takes no lengths"):
+        torch.ops.lstmkern.layer_forward(*args, "LSTM", False, False, True)
+
+
+def captured_ops():
+    """The operators of captured.cpp."""
+    if simulator.compiler() is None:
+        pytest.skip("no C++ compiler")
+    source = Path(__file__).parent / "captured.cpp"
+    text = b"".join(p.read_bytes() for p in simulator.includes(source.resolve(), [])) + torch.__version__.encode()
+    library = simulator.ROOT / "build" / "captured" / f"{hashlib.sha256(text).hexdigest()[:16]}.so"
+    folders = [f"-I{p}" for p in cpp_extension.include_paths()]
+    flags = ["-std=c++20", "-O0", "-g0", "-w", "-shared", "-fPIC", "-fvisibility=hidden"]
+    link = [*(f"-L{p}" for p in cpp_extension.library_paths()), "-lc10", "-ltorch_cpu", "-ltorch"]
+    torch.ops.load_library(simulator.made(library, [simulator.compiler(), *flags, *folders, source, *link]))
+    return torch.ops.lstmkern_captured
+
+
+def test_lengths_on_the_cpu_are_not_captured():
+    """A graph would copy them from memory that is freed before it runs."""
+    ops, h = captured_ops(), torch.zeros(1, N, H)
+    layer = torch.randn(T, N, I), h, h, [torch.randn(4 * H, I), torch.randn(4 * H, H)], None
+    options, lengths = ("LSTM", False), torch.ones(N, dtype=torch.int64)
+    _, _, _, cells, gates = ops.layer_forward(*layer, None, None, *options, True, True)
+    saved = torch.zeros(T, N, H), cells, gates
+    ops.layer_backward(None, None, None, None, *layer, None, None, *saved, *options, [True] * 3)
+    with pytest.raises(RuntimeError, match="lengths on the CPU cannot be captured in a CUDA graph"):
+        ops.layer_forward(*layer, lengths, None, *options, True, True)
+    with pytest.raises(RuntimeError, match="lengths on the CPU cannot be captured in a CUDA graph"):
+        ops.layer_backward(None, None, None, None, *layer, lengths, None, *saved, *options, [True] * 3)

@@ -38,6 +38,7 @@ RESETS = torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 0], [0, 1, 1]]).bool()
 VARIANTS = {
     "dense": {},
     "lengths": {"lengths": LENGTHS},
+    "a row without steps": {"lengths": torch.tensor([2, 0, 4]), "resets": RESETS},
     "resets": {"resets": RESETS},
     "lengths-resets": {"lengths": LENGTHS, "resets": RESETS},
     "packed": {"pack": True},

@@ -23,8 +23,8 @@ class Ragged(torch.nn.Module):
         super().__init__()
         self.rnn = rnn
 
-    def forward(self, x, lengths):
-        return self.rnn(x, lengths=lengths)
+    def forward(self, x, lengths, *hx):
+        return self.rnn(x, hx or None, lengths=lengths)
 
 
 def flat(results) -> list[np.ndarray]:
@@ -62,7 +62,11 @@ def test_layer(tmp_path, kind, batch_first):
 def test_lengths(tmp_path):
     torch.manual_seed(0)
     model = Ragged(lstmkern.LSTM(5, 7, bidirectional=True)).eval()
-    args = (torch.randn(6, 3, 5), torch.tensor([2, 6, 4]))
+    args = (torch.randn(6, 3, 5), torch.tensor([2, 6, 4]), torch.randn(2, 3, 7), torch.randn(2, 3, 7))
+    _, got = export_and_run(tmp_path, model, args, args)
+    for a, b in zip(got, flat(model(*args)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=20 * np.finfo(np.float32).eps)
+    args = (args[0], torch.tensor([2, 0, 6]), *args[2:])  # a row without steps
     _, got = export_and_run(tmp_path, model, args, args)
     for a, b in zip(got, flat(model(*args)), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=20 * np.finfo(np.float32).eps)

@@ -92,7 +92,7 @@ def test_ragged(problem, data):
 def test_one_layer_with_everything(problem, data):
     """Lengths, resets and cells at once, against the reference."""
     module, x, T, N = problem[1], *problem[2:]
-    lengths = torch.tensor(data.draw(st.lists(st.integers(1, T), min_size=N, max_size=N)))
+    lengths = torch.tensor(data.draw(st.lists(st.integers(0, T), min_size=N, max_size=N)))
     resets = torch.tensor(data.draw(st.lists(st.booleans(), min_size=T * N, max_size=T * N))).view(x.shape[:2])
     D = 2 if module.bidirectional else 1
     _, (h, *c) = state_for(module, N)

@@ -20,6 +20,7 @@ RAGGED = {
     "dense": {},
     "resets": {"resets": torch.rand(21, 3, generator=torch.Generator().manual_seed(1)) < 0.2},
     "lengths": {"lengths": torch.tensor([21, 4, 13])},
+    "a row without steps": {"lengths": torch.tensor([0, 21, 13])},
 }
 
 

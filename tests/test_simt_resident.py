@@ -71,6 +71,23 @@ def test_shapes(tier, case):
     compare(simulator(tier), case, torch.float16)
 
 
+@pytest.mark.parametrize("empty", [1, 9, 17])
+@pytest.mark.parametrize("mode", ["LSTM", "GRU"])
+@pytest.mark.parametrize("tier", TIERS)
+def test_sequences_without_steps(tier, mode, empty):
+    """Their state and its gradient pass through; whole teams of them, too."""
+    for dtype in (torch.bfloat16, torch.float32):
+        case = Case(mode, T=4, N=17, I=3, H=11, D=2, ragged="lengths", resets=True, empty=empty)
+        problem, got = compare(simulator(tier), case, dtype)
+        states = ("h", "c") if mode == "LSTM" else ("h",)
+        for state in states:
+            assert torch.equal(got[f"{state}_n"][:, :empty], getattr(problem, f"{state}0")[:, :empty])
+            assert torch.equal(got[f"grad_{state}0"][:, :empty], problem.grads[f"grad_{state}_n"][:, :empty])
+    problem.grads = {"grad_output": problem.grads["grad_output"]}
+    less = forward_and_backward(simulator(tier), problem)
+    assert all((less[f"grad_{state}0"][:, :empty] == 0).all() for state in states)
+
+
 # What a small device makes of a layer: (tier, device, case, dtype, what the plan must be to test what it is to test).
 PLANS = [
     ("cluster", {"largest_cluster": 8}, Case("LSTM", T=2, N=3, I=2, H=130), torch.float32, {"blocks": 8}),

@@ -74,6 +74,25 @@ def test_shapes(case):
     compare(case, torch.float64)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=ids)
+@pytest.mark.parametrize("empty", [1, 3, 5])
+@pytest.mark.parametrize("mode", MODES)
+def test_sequences_without_steps(mode, empty, dtype):
+    """Their state and its gradient pass through, whatever is reset in their padding."""
+    case = Case(mode, T=4, N=5, I=3, H=7, P=3 if mode == "LSTM" else 0, D=2, ragged="lengths", resets=True, empty=empty)
+    problem, got = compare(case, dtype)
+    states = ("h", "c") if mode == "LSTM" else ("h",)
+    for state in states:
+        assert torch.equal(got[f"{state}_n"][:, :empty], getattr(problem, f"{state}0")[:, :empty])
+        assert torch.equal(got[f"grad_{state}0"][:, :empty], problem.grads[f"grad_{state}_n"][:, :empty])
+    problem.lengths[:empty] = -3  # on a device nobody checks them
+    for name, value in ours(problem).items():
+        assert name == "gates" or torch.equal(value, got[name]), name
+    problem.grads = {"grad_output": problem.grads["grad_output"]}
+    less = ours(problem)
+    assert all((less[f"grad_{state}0"][:, :empty] == 0).all() for state in states)
+
+
 def test_bias_sums_over_many_rows():
     """400 rows in 3 chunks and 900 in 7: chunks are not of the same size."""
     compare(Case("LSTM", T=40, N=10, I=2, H=5), torch.float32)

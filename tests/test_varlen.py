@@ -1,5 +1,7 @@
 """Rows of different lengths, packed or padded: each row's results are those of the row alone."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -83,6 +85,73 @@ def test_packed_training_step_is_torchs(kind, batch_first, bidirectional, length
     peer, exact = step(theirs, torch.float32, False), step(theirs, torch.float64, False)
     as_good_as_torch(packed, peer, exact)
     as_good_as_torch(padded, peer, exact)
+
+
+def test_rows_without_steps_keep_their_state(kind, pair, as_good_as_torch):
+    """One layer, both directions, whatever stands in the padding: the results and gradients are those of the other rows
+    alone, and the state of an empty row passes through."""
+    _, ours = pair(kind, I, H, bidirectional=True)
+    lengths, some = torch.tensor([0, 3, 0, T, 1, 0]), [1, 3, 4]
+    x, hx = batch(lengths, False), as_tuple(state_for(ours, len(lengths)))
+    output_weight, state_weights = torch.randn(T, 6, 2 * (ours.proj_size or H)), [torch.randn_like(s) for s in hx]
+
+    def step(rows, dtype):
+        module = copy.deepcopy(ours).to(dtype)
+        leaves = [t.to(dtype).requires_grad_() for t in (x[:, rows], *(s[:, rows] for s in hx))]
+        state = tuple(leaves[1:]) if module.mode == "LSTM" else leaves[1]
+        output, state = module(leaves[0], state, lengths=lengths[rows])
+        loss = (output * output_weight[:, rows]).sum()
+        loss = loss + sum((s * w[:, rows]).sum() for s, w in zip(as_tuple(state), state_weights, strict=True))
+        dx, *rest = torch.autograd.grad(loss, [*leaves, *module.parameters()])
+        return [output, dx, *as_tuple(state), *rest[: len(hx)]], rest[len(hx) :]
+
+    x[:, [0, 2, 5]] = float("nan")
+    (results, weights), (alone, weights_alone) = step(slice(None), torch.float32), step(some, torch.float32)
+    exact, weights_exact = step(some, torch.float64)
+    as_good_as_torch([r[:, some] for r in results], alone, exact)
+    as_good_as_torch(list(weights), list(weights_alone), list(weights_exact))
+    empty, n = [0, 2, 5], len(hx)
+    assert all((r[:, empty] == 0).all() for r in results[:2])
+    for given, final, grad, weight in zip(hx, results[2 : 2 + n], results[2 + n :], state_weights, strict=True):
+        assert torch.equal(final[:, empty], given[:, empty]) and torch.equal(grad[:, empty], weight[:, empty])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("rows", [1, 4])
+def test_no_row_has_a_step(kind, rows, dtype, pair):
+    _, ours = pair(kind, I, H, bidirectional=True, dtype=dtype)
+    x = torch.full((T, rows, I), float("nan"), dtype=dtype).requires_grad_()
+    hx = [s.requires_grad_() for s in as_tuple(state_for(ours, rows, dtype))]
+    output, state = ours(x, tuple(hx) if ours.mode == "LSTM" else hx[0], lengths=torch.zeros(rows, dtype=torch.int64))
+    assert output.shape[:2] == (T, rows) and not output.any()
+    seeds = [torch.randn_like(s) for s in hx]
+    loss = output.sum() + sum((s * w).sum() for s, w in zip(as_tuple(state), seeds, strict=True))
+    dx, *rest = torch.autograd.grad(loss, [x, *hx, *ours.parameters()])
+    assert not dx.any() and not any(g.any() for g in rest[len(hx) :])
+    for given, final, grad, seed in zip(hx, as_tuple(state), rest, seeds, strict=False):
+        assert torch.equal(final, given) and torch.equal(grad, seed)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_many_rows_without_steps(threads, pair):
+    """Rows divided among threads, some of which have none with a step; several chunks of steps in backward."""
+    _, ours = pair("lstm", 8, 48, bidirectional=True)
+    lengths = torch.randint(1, 41, (96,)) * (torch.rand(96) < 0.3)
+    some = lengths.nonzero().squeeze(1)
+    x, before, results = torch.randn(40, 96, 8), torch.get_num_threads(), []
+    torch.set_num_threads(threads)
+    try:
+        for rows in (slice(None), some):
+            leaf = x[:, rows].requires_grad_()
+            output, _ = ours(leaf, lengths=lengths[rows])
+            grads = torch.autograd.grad(output.square().sum(), [leaf, *ours.parameters()])
+            results.append([output, *grads])
+    finally:
+        torch.set_num_threads(before)
+    (output, dx, *weights), (alone, dx_alone, *weights_alone) = results
+    torch.testing.assert_close([output[:, some], dx[:, some]], [alone, dx_alone])
+    torch.testing.assert_close(weights, weights_alone, rtol=1e-4, atol=1e-4)
+    assert not output[:, lengths == 0].any() and not dx[:, lengths == 0].any()
 
 
 def test_padding_is_never_read(kind, lengths, pair):

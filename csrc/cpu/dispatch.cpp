@@ -80,10 +80,34 @@ const Choice& choice() {
 }
 const Variant& variant(DType dtype) { return dtype == DType::bf16 ? choice().bf16 : choice().all; }
 
+// to = from (zero where absent), [D, N, columns], for the sequences without steps.
+void pass(const Layer& layer, void* to, const void* from, int64_t columns) {
+  const size_t row = columns * (layer.dtype == DType::f64 ? 8 : layer.dtype == DType::f32 ? 4 : 2);
+  for (int64_t d = 0; to && d < layer.D; ++d)
+    for (int64_t j = layer.active[0]; j < layer.N; ++j) {
+      const size_t at = (d * layer.N + layer.order[j]) * row;
+      if (from)
+        std::memcpy(static_cast<char*>(to) + at, static_cast<const char*>(from) + at, row);
+      else
+        std::memset(static_cast<char*>(to) + at, 0, row);
+    }
+}
+
 }  // namespace
 
-void forward(const Forward& layer) { variant(layer.dtype).forward(layer); }
-void backward(const Backward& layer) { variant(layer.dtype).backward(layer); }
+void forward(const Forward& layer) {
+  variant(layer.dtype).forward(layer);
+  if (layer.active[0] == layer.N) return;
+  pass(layer, layer.h_n, layer.h0, layer.P);
+  pass(layer, layer.c_n, layer.c0, layer.H);
+}
+
+void backward(const Backward& layer) {
+  variant(layer.dtype).backward(layer);
+  if (layer.active[0] == layer.N) return;
+  pass(layer, layer.grad_h0, layer.grad_h_n, layer.P);
+  pass(layer, layer.grad_c0, layer.grad_c_n, layer.H);
+}
 const char* capability(DType dtype) { return variant(dtype).name; }
 
 }  // namespace cpu

@@ -302,7 +302,8 @@ LSTMKERN_DEVICE void store_async16(bool condition, Remote to, const Bytes16& v, 
 
 // --- launching ---
 
-constexpr int64_t kMostBlocksDown = 65535;  // of grid.y; kernels loop over what is more
+constexpr int64_t kMostBlocksDown = 65535;   // of grid.y; kernels loop over what is more
+constexpr int64_t kProductBytes = 16 << 20;  // of fp32 sums on their way to 16 bits: they stay in L2
 
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess)

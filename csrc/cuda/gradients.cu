@@ -32,6 +32,19 @@ without_padding(Rows<S> to, Rows<const S> from, int64_t T, int64_t N, int64_t co
   });
 }
 
+// to = sums, or to += sums, rounded once to 16 bits.
+template <class S>
+LSTMKERN_KERNEL(kThreads)
+narrow_sums(S* to, const Compute<S>* sums, int64_t count, bool more) {
+  constexpr int V = kAtOnce<S>;
+  for_pieces<V>(1, count, [&](int64_t, int64_t at, int n) {
+    Compute<S> v[V];
+    load(v, sums + at, n);
+    if (more) add(v, to + at, n);
+    store(to + at, v, n);
+  });
+}
+
 // Column sums in an order that depends on the sizes alone. First the sums of `chunks` runs of rows, [chunks, columns]:
 // a block takes 32 pieces of columns, its 8 warps take turns at the rows.
 constexpr int kSumWarps = 8;
@@ -77,6 +90,22 @@ bias_gradients(S* b_ih, S* b_hh, const Compute<S>* sums, int64_t H, int64_t chun
 
 // --- products ---
 
+template <class S>
+constexpr bool kNarrow = sizeof(S) < sizeof(Compute<S>);
+
+// Rows of a result whose sums fit Scratch::product.
+inline int64_t rows_at_once(int64_t rows, int64_t columns) {
+  const int64_t fit = larger(kProductBytes / 4 / columns / 8, 1) * 8;  // whole 16-byte pieces, also where transposed
+  return rows < fit ? rows : fit;
+}
+
+inline Matrix rows_from(const Matrix& m, int64_t first, int64_t rows, int bytes) {
+  Matrix part = m;
+  part.data = static_cast<char*>(m.data) + first * (m.transposed ? 1 : m.stride) * bytes;
+  part.rows = rows;
+  return part;
+}
+
 template <Cell CELL, class S>
 class Gradients {
   using C = Compute<S>;
@@ -91,6 +120,24 @@ class Gradients {
   Gradients(const Backward& layer, const Trace<S>& trace, const Scratch& scratch)
       : L(layer), trace(trace), scratch(scratch), all(layer) {}
 
+  // to [a.rows, b.columns], contiguous, = a b; with `more` to += a b.
+  void multiply(const Call& call, void* to, const Matrix& a, const Matrix& b, bool more) {
+    const int64_t columns = b.columns;
+    S* const out = static_cast<S*>(to);
+    if constexpr (kNarrow<S>) {
+      C* const sums = static_cast<C*>(scratch.product);
+      const int64_t rows = rows_at_once(a.rows, columns);
+      for (int64_t first = 0; first < a.rows; first += rows) {
+        const int64_t n = a.rows - first < rows ? a.rows - first : rows;
+        call.products->multiply(matrix(sums, n, columns, columns), rows_from(a, first, n, sizeof(S)), b, false);
+        launch("narrow_sums", narrow_sums<S>, cover(1, n * columns, kAtOnce<S>, call.stream), out + first * columns,
+               static_cast<const C*>(sums), n * columns, more);
+      }
+    } else {
+      call.products->multiply(matrix(out, a.rows, columns, columns), a, b, more);
+    }
+  }
+
   // dx = dgates W_ih; the second direction adds to the first.
   void input_gradient(int d, const Call& call) {
     const int64_t H = L.H, I = L.I;
@@ -101,15 +148,13 @@ class Gradients {
       launch("copy_rows", copy_rows<S>, cover(2 * H, I, kAtOnce<S>, call.stream), w_ih + H * I, weights, 2 * H, I);
       weights = w_ih;
     }
-    call.products->multiply(matrix(static_cast<S*>(L.grad_input.data), all.count, I, I),
-                            matrix(trace.dgates, all.count, G * H, planes * H), matrix(weights, G * H, I, I), d > 0);
+    multiply(call, L.grad_input.data, matrix(trace.dgates, all.count, G * H, planes * H), matrix(weights, G * H, I, I),
+             d > 0);
   }
 
   // to [rows, columns] = a^T b over all rows, a [count, rows] in memory `a_stride` apart.
   void over_rows(const Call& call, void* to, const S* a, int64_t rows, int64_t a_stride, const S* b, int64_t columns) {
-    call.products->multiply(matrix(static_cast<S*>(to), rows, columns, columns),
-                            transpose(matrix(a, all.count, rows, a_stride)), matrix(b, all.count, columns, columns),
-                            false);
+    multiply(call, to, transpose(matrix(a, all.count, rows, a_stride)), matrix(b, all.count, columns, columns), false);
   }
 
   void weight_gradients(int d, const Call& call) {
@@ -159,6 +204,16 @@ struct Measure {
     scratch.w_ih = memory.take<S>(CELL == Cell::gru && layer.grad_input.data ? G * layer.H * layer.I : 0);
     const bool bias = want && layer.grad_weights[0].b_ih;
     scratch.sums = memory.take<Compute<S>>(bias ? scratch.chunks * kPlanes<CELL> * layer.H : 0);
+    if (!kNarrow<S>) return;
+    int64_t product = 0;
+    const auto of = [&](bool needed, int64_t rows, int64_t columns) {
+      if (needed) product = larger(product, rows_at_once(rows, columns) * columns);
+    };
+    of(layer.grad_input.data, rows, layer.I);
+    of(want, G * layer.H, layer.I);
+    of(want, G * layer.H, layer.P);
+    of(want && layer.weights[0].w_hr, layer.P, layer.H);
+    scratch.product = memory.take<float>(product);
   }
 };
 

@@ -38,6 +38,7 @@ Trace<S> take_trace(const Backward& layer, int64_t rows, Carver& memory) {
 struct Scratch {
   int64_t chunks;  // of rows, in sums
   void *input, *w_ih, *sums;
+  void* product;  // fp32, kProductBytes or 8 rows: of a result that is 16 bits wide
 };
 Scratch take_scratch(const Backward& layer, Carver& memory);
 

@@ -23,8 +23,10 @@ at::ScalarType scalar_type(DType dtype) {
   TORCH_INTERNAL_ASSERT(false);
 }
 
-// Products through ATen's out-variants, so that torch's own settings (TF32, reduced precision) hold here too. In the
-// time loop most operands are the same at every step; a tensor around memory is made only when it changes.
+// Products through ATen's out-variants, so that torch's own setting of TF32 holds here too. Its settings for sums of 16
+// bits (allow_{bf16,fp16}_reduced_precision_reduction, allow_fp16_accumulation) do not: they are about results of 16
+// bits, and there are none. In the time loop most operands are the same at every step; a tensor around memory is made
+// only when it changes.
 class AtenProducts final : public Products {
  public:
   explicit AtenProducts(c10::Device device) : device_(device) {}
@@ -35,8 +37,10 @@ class AtenProducts final : public Products {
       at::addmm_out(to, to, left, right);
     else if (out.dtype == a.dtype)
       at::mm_out(to, left, right);
+    else if (a.dtype == DType::f16 && at::globalContext().allowFP16AccumulationCuBLAS())
+      at::mm_out(to, left.to(at::kFloat), right.to(at::kFloat));  // which torch then refuses without
     else
-      at::mm_out(to, left, right, at::kFloat);  // 16 bits wide factors, a sum that is not rounded to them
+      at::mm_out(to, left, right, at::kFloat);
   }
 
  private:

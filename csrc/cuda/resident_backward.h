@@ -79,7 +79,16 @@ struct BackwardPass {
     return a.side[d].w_hh[(gate * a.H + from) * a.H + unit];
   }
 
-  LSTMKERN_DEVICE void begin(S*, float*) {}  // from zeros
+  // From zeros. Of a sequence without steps, whatever reaches its final state reaches its initial one.
+  LSTMKERN_DEVICE void begin(S*, float*) {
+#pragma unroll
+    for (int e = 0; e < kElements<S>; ++e) {
+      if (!real(e) || !a.mask.empty(sequence(e))) continue;
+      const int64_t own = sequence(e) * a.H + at[e].unit;
+      if (side.grad_h0) side.grad_h0[own] = side.grad_h_n ? side.grad_h_n[own] : S{};
+      if (side.grad_c0) side.grad_c0[own] = side.grad_c_n ? side.grad_c_n[own] : S{};
+    }
+  }
 
   LSTMKERN_DEVICE void fetch(int step) {
     const Moment m = a.times.at(seat.d, a.times.T - 1 - step);

@@ -145,6 +145,8 @@ struct Mask {
   LSTMKERN_DEVICE bool real(const Moment& m, int64_t j) const {
     return j < m.active && (lengths == nullptr || m.t < lengths[j]);
   }
+  // Sequence j has no steps: its state, and the gradient of that, pass through.
+  LSTMKERN_DEVICE bool empty(int64_t j) const { return lengths != nullptr && lengths[j] <= 0; }
   // It takes it from a state of zeros.
   LSTMKERN_DEVICE bool anew(const Moment& m, int64_t j) const {
     return resets.data != nullptr && real(m, j) && *resets.at(m.place, j);

@@ -54,12 +54,16 @@ struct Incoming {
     load(h, from + column, n);
   }
 
+  // Before all steps: a sequence without any gives its initial state what its last one got.
+  LSTMKERN_DEVICE bool passes(int64_t j) const { return step.now.t < 0 && mask.empty(j); }
+
   // The first step of a sequence is the one after this: what remains is the initial state's.
   template <int V>
   LSTMKERN_DEVICE void finish(int64_t j, int64_t column, int n) const {
-    if (!grad_h0 || !mask.real(step.after, j)) return;
+    if (!grad_h0 || !(mask.real(step.after, j) || passes(j))) return;
     C dh[V];
     through(dh, j, column, n);
+    if (passes(j) && grad_h_n) load(dh, grad_h_n + j * P + column, n);
     store(grad_h0 + j * P + column, dh, n);
   }
 };
@@ -114,9 +118,10 @@ cell_backward(BackwardStep<S> p) {
     const C zeros[V] = {};
     if (!mask.real(now, j)) {
       if (!p.d_full) p.in.template finish<V>(j, unit, n);
-      if (CELL == Cell::lstm && p.grad_c0 && mask.real(after, j)) {
+      if (CELL == Cell::lstm && p.grad_c0 && (mask.real(after, j) || p.in.passes(j))) {
         C dc[V] = {};
         if (p.in.keeps(j)) load(dc, carried, n);
+        if (p.in.passes(j) && p.grad_c_n) load(dc, p.grad_c_n + j * p.H + unit, n);
         store(p.grad_c0 + j * p.H + unit, dc, n);
       }
       if (j >= now.active) return;  // else padding: zeros, for the products over all rows

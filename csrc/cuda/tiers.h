@@ -19,8 +19,9 @@ struct Matrix {
 
 inline Matrix transpose(Matrix m) { return {m.data, m.dtype, m.columns, m.rows, m.stride, !m.transposed}; }
 
-// out = a b, or out += a b. a and b are of the layer's dtype; out too, or fp32 where a and b are 16 bits wide. Sums are
-// at least fp32. Nothing may be allocated on the device: this is called once per step.
+// out = a b, or out += a b where all three are of one type. a and b are of the layer's dtype; out too, but fp32 where
+// these are 16 bits wide: no sum, nor part of one, is ever rounded to 16 bits. Nothing should be allocated on the
+// device: this is called once per step.
 class Products {
  public:
   virtual void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool add) = 0;

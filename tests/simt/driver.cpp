@@ -40,8 +40,9 @@ struct HostProducts final : cuda::Products {
     ++calls;
     if (out.rows != a.rows || out.columns != b.columns || a.columns != b.rows || a.dtype != b.dtype)
       throw simt::Error("product of matrices that do not fit");
-    if (out.dtype != a.dtype && !(out.dtype == DType::f32 && (a.dtype == DType::bf16 || a.dtype == DType::f16)))
-      throw simt::Error("product with a result type that ATen does not offer");
+    if (out.dtype != (a.dtype == DType::f64 ? DType::f64 : DType::f32))
+      throw simt::Error("product whose sums would be rounded to 16 bits");
+    if (add && out.dtype != a.dtype) throw simt::Error("sum of products with a result type that ATen does not offer");
     std::vector<double> left(a.columns), right(b.rows * b.columns);
     for (int64_t k = 0; k < b.rows; ++k)
       for (int64_t j = 0; j < b.columns; ++j) right[k * b.columns + j] = get(b, k, j);

@@ -18,9 +18,9 @@ COMPILED = {1: [f32], 2: [f32, bf16]}  # by LSTMKERN_TYPES (csrc/cuda/steps.h)
 FAR = {"spread": 2**32}  # steps so many elements apart
 CASES = {  # by tier: a case, its dtype, and what is special about the device or the memory
     "stepwise": [
-        (Case("LSTM", T=4, N=3, I=3, H=7, P=3, D=2, ragged="lengths", resets=True), f32, {}),
+        (Case("LSTM", T=4, N=3, I=3, H=7, P=3, D=2, ragged="lengths", resets=True, empty=1), f32, {}),
         (Case("LSTM", T=4, N=3, I=3, H=5, resets=True, ragged="packed"), f32, {}),
-        (Case("LSTM", T=3, N=2, I=2, H=9, D=2, ragged="lengths", resets=True, batch_first=True), f32, {}),
+        (Case("LSTM", T=3, N=2, I=2, H=9, D=2, ragged="lengths", resets=True, batch_first=True, empty=1), f32, {}),
         (Case("GRU", T=4, N=3, I=3, H=6, D=2, resets=True, ragged="lengths"), f32, {}),
         (Case("LSTM", T=4, N=3, I=3, H=16, D=2, ragged="lengths", resets=True), bf16, {}),  # whole pieces of 16 bytes
         (Case("GRU", T=4, N=3, I=3, H=9, D=2, ragged="packed", resets=True), bf16, {}),
@@ -30,7 +30,7 @@ CASES = {  # by tier: a case, its dtype, and what is special about the device or
         (Case("LSTM", T=3, N=2, I=2, H=3), f32, FAR),
     ],
     "cluster": [
-        (Case("LSTM", T=4, N=9, I=2, H=20, D=2, ragged="lengths", resets=True), bf16, {}),
+        (Case("LSTM", T=4, N=9, I=2, H=20, D=2, ragged="lengths", resets=True, empty=1), bf16, {}),
         (Case("GRU", T=4, N=3, I=2, H=18, D=2, ragged="packed", resets=True), bf16, {"largest_cluster": 2}),
         (Case("LSTM", T=3, N=3, I=2, H=35, D=2, resets=True), f32, {"largest_cluster": 4}),
         (Case("GRU", T=2, N=2, I=2, H=140), f32, {"largest_cluster": 4}),  # weights in shared memory, too

@@ -20,7 +20,7 @@
 #define LSTMKERN_HOPPER 1
 // sizeof, since GCC 12 breaks down over the name of a constant there; static, since it cannot leave out the bounds of
 // kernels that several files define.
-#define LSTMKERN_KERNEL(threads) \
+#define LSTMKERN_KERNEL(threads, ...) \
   [[gnu::patchable_function_entry(sizeof(char[threads]), sizeof(char[threads]))]] static void
 #define LSTMKERN_DEVICE inline
 #define LSTMKERN_BOTH inline
@@ -368,7 +368,7 @@ inline void store_async16(bool condition, Remote to, const Bytes16& v, Remote ba
   simt::store_async16(to.shared, &v, barrier.shared, to.rank, {file, line});
 }
 
-constexpr int64_t kMostBlocksDown = 2;  // so that small tests loop, too
+constexpr int64_t kMostBlocksDown = 2, kProductBytes = 256;  // so that small tests loop, too
 
 struct Launch {
   Index grid, block;
