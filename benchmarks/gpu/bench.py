@@ -1,0 +1,163 @@
+"""Part: layers on one tier beside torch.nn on cuDNN, in turn A B A B, timed by CUDA events; every line at once.
+
+    python -m benchmarks.gpu.bench --tier cluster             # what the table of tiers is decided by
+    python -m benchmarks.gpu.bench --tier cluster --first     # three shapes, bf16 and fp16
+    python -m benchmarks.gpu.bench --peers                    # cuDNN beside torch.nn without it and a compiled cell
+
+The figure is the median over rounds; a ratio is the median of the rounds' ratios to cuDNN. The floor of a layer is the
+larger of its bytes over the measured bandwidth and its operations over the measured rate. TF32 is on for everyone.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+
+import torch
+
+from . import layers, records, session
+
+SECONDS = 0.35  # for the rounds of one pass
+COMPILED = {(70, 64, 400, 1152), (128, 256, 256, 256), layers.TINY[0]}  # compiling a cell costs seconds for each
+FAR = {"bf16": 0.05, "fp16": 0.02, "fp32": 0.01}  # relative distance from cuDNN's output, TF32 on both sides
+
+
+class CompiledCell(torch.nn.Module):
+    """What one writes without a library: a compiled step in a Python loop."""
+
+    def __init__(self, module, compiler: str):
+        super().__init__()
+        self.module, self.lstm = module, module.mode == "LSTM"
+        cell = torch.lstm_cell if self.lstm else torch.gru_cell
+
+        def step(x, h, *weights):
+            return cell(x, h, *weights)
+
+        self.step = torch.compile(step, backend=compiler)
+
+    def forward(self, x):
+        weights = [getattr(self.module, n) for n in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0")]
+        h = x.new_zeros(x.size(1), self.module.hidden_size)
+        state, out = (h, h) if self.lstm else h, []
+        for now in x.unbind(0):
+            state = self.step(now, state, *weights)
+            out.append(state[0] if self.lstm else state)
+        return torch.stack(out), None
+
+
+def measure(where, functions: dict, rounds: int) -> dict[str, list[float]]:
+    """{name: milliseconds of each round}, the names taking turns."""
+    for function in functions.values():
+        function()
+        function()
+    where.synchronize()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    start = time.monotonic()
+    for i in range(rounds):
+        for name, function in functions.items():
+            times[name].append(where.milliseconds(function))
+        if i >= 2 and time.monotonic() - start > SECONDS:
+            break
+    return times
+
+
+def contenders(run: session.Session, work: layers.Work) -> tuple[dict, dict, object]:
+    """{name: function of the input}, {name: its parameters}, and the input."""
+    theirs, ours = work.modules(run.device)
+    x, peer = work.input(run.device), run.device.peer
+
+    def without_peer(x):
+        with run.device.peer_enabled(False):
+            return theirs(x)
+
+    if not run.options.peers:
+        return {peer: theirs, "ours": ours}, {peer: list(theirs.parameters()), "ours": list(ours.parameters())}, x
+    found = {peer: theirs, f"{peer} off": without_peer}
+    if (work.T, work.N, work.I, work.H) in COMPILED:
+        compiled = CompiledCell(theirs, run.device.compiler)
+        # A compiler may be missing, or fail: that is no reason to lose the others.
+        if run.case(f"compiled cell {work}", lambda: compiled(x)) is not None:
+            found["compiled cell"] = compiled
+    return found, dict.fromkeys(found, list(theirs.parameters())), x
+
+
+def measure_work(run: session.Session, work: layers.Work, peak: dict | None) -> None:
+    options = run.options
+    torch.manual_seed(0)
+    functions, parameters, x = contenders(run, work)
+    about = {"work": work.record, "tier": options.tier}
+    if "ours" in functions:
+        step = layers.step_of(functions["ours"], x, parameters["ours"], True)
+        about["ran"] = ran = run.device.ran(step)
+        if set(ran) != {options.tier}:
+            run.records.write("bench", taken=False, **about)
+            run.say(f"{work!s:40} not taken: ran on {'/'.join(map(str, ran))}")
+            return
+        about["plan"] = run.plan(options.tier, work)
+    with torch.no_grad():
+        outs = {name: layers.values_of(f(x)).double() for name, f in functions.items()}
+    exact = outs[run.device.peer]
+    distance = {name: float((out - exact).norm() / exact.norm()) for name, out in outs.items()}
+    far = [name for name, d in distance.items() if not d <= FAR[work.dtype]]
+    if far:
+        run.failed += 1
+        run.say(f"WRONG {work}: {', '.join(f'{n} is {distance[n]:.1e} from {run.device.peer}' for n in far)}")
+    for backward in (False, True):
+        steps = {n: layers.step_of(f, x, parameters[n], backward) for n, f in functions.items()}
+        if options.tier == "stepwise" or run.rehearsal and not options.peers:
+            captured, replay = run.device.capture(steps["ours"])
+            steps["ours in a graph"] = replay
+        times = measure(run.device, steps, 2 if run.rehearsal else options.rounds)
+        report(run, work, backward, times, {**about, "distance": distance}, peak)
+
+
+def report(run: session.Session, work: layers.Work, backward: bool, times: dict, about: dict, peak) -> None:
+    base, floor = times[run.device.peer], work.floor_seconds(backward, peak)
+    us = {name: 1e3 * statistics.median(ms) / work.T for name, ms in times.items()}
+    ratio = {name: statistics.median(a / b for a, b in zip(ms, base, strict=True)) for name, ms in times.items()}
+    share = None if floor is None else {name: 1e6 * floor / work.T / value for name, value in us.items()}
+    run.records.write(
+        "bench", taken=True, **about, backward=backward, us_per_step=us, time_over_peer=ratio, share_of_floor=share,
+        floor=work.floor(backward), peer_path=work.cudnn_path(backward), milliseconds=times,
+    )  # fmt: skip
+    shares = {name: f"; {100 * share[name]:.0f}%" if share else "" for name in us}
+    cells = [f"{name} {us[name]:.2f} us ({ratio[name]:.2f}{shares[name]})" for name in us]
+    run.say(f"{work!s:40} {'f+b' if backward else 'f  '} {' '.join(cells)} [cuDNN: {work.cudnn_path(backward)}]")
+
+
+def peaks_of(run: session.Session) -> dict | None:
+    """What facts.py measured in this run."""
+    found = [r for r in records.read(run.records.path, run.records.run) if r["kind"] == "peaks"]
+    return found[-1] if found else None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = session.arguments(
+        __doc__,
+        tier={"default": ""},
+        first={"action": "store_true"},
+        peers={"action": "store_true"},
+        rounds={"type": int, "default": 7},
+    )
+    options = parser.parse_args(arguments)
+    if bool(options.tier) == options.peers:
+        parser.error("--tier NAME or --peers")
+    run = session.Session("bench", options)
+    if options.tier:
+        os.environ[run.device.tier_variable] = options.tier
+    few = options.first or (run.rehearsal and options.peers)
+    work = (layers.first if few else layers.every)(run.rehearsal)
+    if options.peers:  # the longest last: without cuDNN, and compilers
+        work = [w for w in work if w.cell == "LSTM" and not w.packed and w.layers == w.directions == 1]
+    peak = peaks_of(run)
+    with run.device.tf32(True):
+        for i, one in enumerate(work):
+            if run.out_of_time(tier=options.tier, left_out=len(work) - i):
+                break
+            run.case(str(one), lambda one=one: measure_work(run, one, peak))
+    run.finish()
+
+
+if __name__ == "__main__":
+    main()

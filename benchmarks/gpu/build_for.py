@@ -1,0 +1,155 @@
+"""Builds the complete extension, CUDA kernels included, for another Python and torch: `make gpu-build-for`.
+
+    python -m benchmarks.gpu.build_for --python python3.12 --torch torch==2.11.0
+
+For a machine with a GPU whose time is dear. Needs the toolkit (nvcc) of that torch's CUDA version, but no GPU. The
+environment is kept under build/extension/; the stripped extension goes to carry/, with a note of the sources that it is
+from (about.json), and must be small enough to travel. `make gpu-first` uses it there if it loads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from . import records
+
+LIMIT = 60 * 2**20  # bytes that carry/ may have
+CARRY = records.ROOT / "carry"
+NEEDS = ["setuptools>=70", "wheel", "ninja", "pybind11", "numpy"]
+
+# Run by the other Python, in the folder with the new extension: the CPU layers of the very file that will travel.
+TRIAL = """
+import json, platform
+import torch
+import lstmkern
+from lstmkern import _C
+info = _C.build_info()
+assert info["cuda"] == torch.version.cuda and info["cuda_archs"], info
+for cell in (lstmkern.LSTM, lstmkern.GRU):
+    for dtype in (torch.float32, torch.bfloat16):
+        layer = cell(5, 17, bidirectional=True, dtype=dtype)
+        x = torch.randn(4, 3, 5, dtype=dtype, requires_grad=True)
+        peer = getattr(torch.nn, cell.__name__)(5, 17, bidirectional=True, dtype=dtype)
+        peer.load_state_dict(layer.state_dict())
+        out = layer(x)[0]
+        out.sum().backward()
+        torch.testing.assert_close(out, peer(x)[0], rtol=0.02, atol=0.02)
+        assert x.grad.isfinite().all()
+for key in ("CUDA", "CPU"):
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("lstmkern::layer_forward", key), key
+print(json.dumps({"torch": torch.__version__, "python": platform.python_version(), "built": info}))
+"""
+
+
+def fail(sentence: str) -> None:
+    sys.exit(f"gpu-build-for: {sentence}")
+
+
+def interpreter(name: str) -> str:
+    """The path of a Python named as on a command line, and able to make environments."""
+    found = shutil.which(os.path.expanduser(name))
+    if found is None:
+        fail(f"no Python {name!r} here: PY is a name on PATH or the path of an interpreter.")
+    asked = [found, "-c", "import sysconfig; print(sysconfig.get_paths()['include'])"]
+    said = subprocess.run(asked, capture_output=True, text=True)
+    if said.returncode or not Path(said.stdout.strip(), "Python.h").is_file():
+        fail(f"{found} has no Python.h: install its headers.")
+    return found
+
+
+def environment_for(python: str, torch: str) -> Path:
+    """The Python of an environment under build/ with that torch."""
+    name = re.sub(r"[^\w.]+", "-", f"{Path(python).name}-{torch}")
+    folder = records.ROOT / "build" / "extension" / name
+    inner = folder / "bin" / "python"
+    if not (folder / ".ready").exists():
+        subprocess.run([python, "-m", "venv", folder], check=True)
+        subprocess.run([inner, "-m", "pip", "install", "--quiet", torch, *NEEDS], check=True)
+        (folder / ".ready").touch()
+    return inner
+
+
+def compile_in_copy(python: Path, archs: str) -> Path:
+    """The extension, compiled in a copy of the sources: one for another torch must not lie among our own. The copy is
+    kept, so that ninja can tell what is new."""
+    copy = python.parent.parent / "source"
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    for name in ("csrc", "lstmkern", "setup.py", "pyproject.toml", "README.md"):
+        source, target = records.ROOT / name, copy / name
+        if source.is_dir():
+            for gone in [p for p in target.rglob("*") if p.is_file() and not (source / p.relative_to(target)).exists()]:
+                gone.unlink()
+            shutil.copytree(source, target, ignore=ignored, dirs_exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target)
+    told = {"TORCH_CUDA_ARCH_LIST": archs, "LSTMKERN_CUDA": "1"}
+    told["PATH"] = f"{python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"  # its ninja
+    told["MAX_JOBS"] = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
+    command = [python, "setup.py", "--quiet", "build_ext", "--inplace"]
+    subprocess.run(command, cwd=copy, env={**os.environ, **told}, check=True)
+    (library,) = (copy / "lstmkern").glob("_C*.so")
+    subprocess.run(["strip", library], check=True)
+    return library
+
+
+def needed_glibc(library: Path) -> str:
+    """The newest GLIBC version that the library asks for."""
+    versions = set(re.findall(rb"GLIBC_(\d+)\.(\d+)", library.read_bytes()))
+    return "{}.{}".format(*max((int(a), int(b)) for a, b in versions)) if versions else "unknown"
+
+
+def carry(library: Path, about: dict, folder: Path = CARRY, limit: int = LIMIT) -> Path:
+    """Puts the extension into carry/ with what is known of it, unless carry/ would become too large to travel."""
+    folder.mkdir(exist_ok=True)
+    others = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and p.name != library.name)
+    size = others + library.stat().st_size
+    if size > limit:
+        fail(f"{folder.name}/ would have {size / 2**20:.1f} MiB, more than the {limit / 2**20:.0f} that may travel.")
+    shutil.copy2(library, folder / library.name)
+    note = folder / "about.json"
+    notes = json.loads(note.read_text()) if note.exists() else {}
+    notes = {name: old for name, old in notes.items() if (folder / name).exists()}
+    note.write_text(json.dumps({**notes, library.name: about}, indent=1) + "\n")
+    return folder / library.name
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--python", required=True, help="the other machine's Python, as found here")
+    parser.add_argument("--torch", required=True, help="what pip is to install: torch==2.11.0")
+    parser.add_argument("--archs", default=os.environ.get("TORCH_CUDA_ARCH_LIST") or "9.0a")
+    options = parser.parse_args(arguments)
+    if not re.match(r"torch\b", options.torch):
+        fail(f"TORCH is what pip installs, torch==2.11.0, say, and not {options.torch!r}.")
+    if not shutil.which("nvcc") and not os.environ.get("CUDA_HOME"):
+        fail("no nvcc here: install the toolkit of that torch's CUDA version, or name it in CUDA_HOME.")
+    start = time.monotonic()
+    python = environment_for(interpreter(options.python), options.torch)
+    ready = time.monotonic()
+    print(f"environment: {ready - start:.0f} s", flush=True)
+    sources, commit = records.compiled_digest(), records.commit()
+    library = compile_in_copy(python, options.archs)
+    built = time.monotonic()
+    print(f"compiled for {options.archs}: {built - ready:.0f} s, {library.stat().st_size / 2**20:.1f} MiB", flush=True)
+    trial = [python, "-c", TRIAL]
+    said = subprocess.run(trial, cwd=library.parent.parent, stdout=subprocess.PIPE, text=True, check=True).stdout
+    about = {"sources": sources, "commit": commit, "glibc": needed_glibc(library), **json.loads(said)}
+    path = carry(library, about)
+    print(f"loads and runs on the CPU under Python {about['python']}, torch {about['torch']}; GLIBC {about['glibc']}")
+    print(f"{path.relative_to(records.ROOT)}: {path.stat().st_size / 2**20:.1f} MiB")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except subprocess.CalledProcessError as error:
+        fail(f"{Path(str(error.cmd[0])).name} {' '.join(map(str, error.cmd[1:4]))} ended with {error.returncode}.")

@@ -1,0 +1,105 @@
+"""Part: variants in one process, in turn A B A B: the tiers, or whatever environment variables choose.
+
+    python -m benchmarks.gpu.compare
+    VARIANTS="old:LSTMKERN_CUDA_TIER=grid new:LSTMKERN_CUDA_TIER=grid,LSTMKERN_TRIAL=1" make gpu-check ONLY=compare
+
+A variant is a name and the variables that are set while it runs; the first is what the ratios are to. A variable must
+be one that is read at each call.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from contextlib import contextmanager
+
+import torch
+
+from . import bench, layers, session
+
+WORK = [
+    ("LSTM", 512, 64, 512, 512),
+    ("LSTM", 256, 16, 768, 768),
+    ("GRU", 256, 64, 512, 512),
+    ("LSTM", 256, 64, 256, 256),
+]
+
+
+def variants(text: str, where) -> dict[str, dict[str, str]]:
+    """{name: {variable: value}} from "name:VARIABLE=value,VARIABLE=value name:..."; the tiers if there is no text."""
+    if not text.strip():
+        return {tier: {where.tier_variable: tier} for tier in where.tiers}
+    found = {}
+    for word in text.split():
+        name, _, settings = word.partition(":")
+        pairs = [setting.partition("=") for setting in settings.split(",") if setting]
+        if not name or any(not equals for _, equals, _ in pairs):
+            raise SystemExit(f"VARIANTS: {word!r} is not name:VARIABLE=value,VARIABLE=value")
+        found[name] = {variable: value for variable, _, value in pairs}
+    return found
+
+
+@contextmanager
+def environment(settings: dict[str, str]):
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def under(settings: dict[str, str], function):
+    def run():
+        with environment(settings):
+            return function()
+
+    return run
+
+
+def compare(run: session.Session, work: layers.Work, chosen: dict) -> None:
+    torch.manual_seed(0)
+    _, ours = work.modules(run.device)
+    x = work.input(run.device)
+    for backward in (False, True):
+        steps = {n: under(s, layers.step_of(ours, x, list(ours.parameters()), backward)) for n, s in chosen.items()}
+        ran = {name: run.device.ran(step) for name, step in steps.items()}
+        first = None
+        for name, step in steps.items():
+            out = [value.double() for value in step()]
+            first = first or out
+            distance = max(float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(out, first, strict=True))
+            if not distance <= 2 * bench.FAR[work.dtype]:
+                run.failed += 1
+                run.say(f"WRONG {work}: {name} is {distance:.1e} from {next(iter(steps))}")
+        times = bench.measure(run.device, steps, 2 if run.rehearsal else 7)
+        base = next(iter(times.values()))
+        us = {name: 1e3 * statistics.median(ms) / work.T for name, ms in times.items()}
+        ratio = {n: statistics.median(a / b for a, b in zip(ms, base, strict=True)) for n, ms in times.items()}
+        run.records.write(
+            "compare", work=work.record, backward=backward, variants=chosen, ran=ran, us_per_step=us, ratio=ratio,
+            milliseconds=times,
+        )  # fmt: skip
+        cells = [f"{name} {us[name]:.2f} us ({ratio[name]:.2f}) on {ran[name][int(backward)]}" for name in us]
+        run.say(f"{work!s:34} {'f+b' if backward else 'f  '} {', '.join(cells)}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run = session.Session("compare", session.arguments(__doc__).parse_args(arguments))
+    chosen = variants(os.environ.get("VARIANTS", ""), run.device)
+    shapes = [("LSTM", *layers.TINY[0])] if run.rehearsal else WORK
+    with run.device.tf32(True):
+        for cell, *shape in shapes:
+            if run.out_of_time():
+                break
+            work = layers.Work(cell, "bf16", *shape)
+            run.case(f"compare {work}", lambda work=work: compare(run, work, chosen))
+    run.finish()
+
+
+if __name__ == "__main__":
+    main()

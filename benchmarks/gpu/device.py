@@ -1,0 +1,191 @@
+"""What these commands and tests/test_cuda.py ask of a GPU in Python: events, graphs, streams, switches, facts.
+
+tests/test_gpu_device.py runs every line of this file without a GPU, torch.cuda's functions replaced by stand-ins with
+the same signatures. host.py has the same names for the CPU.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+
+import lstmkern
+
+PROPERTIES = [
+    "name", "major", "minor", "multi_processor_count", "total_memory", "L2_cache_size", "regs_per_multiprocessor",
+    "shared_memory_per_multiprocessor", "shared_memory_per_block_optin", "max_threads_per_multi_processor",
+]  # fmt: skip
+RATES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Gpu:
+    """The current CUDA device."""
+
+    name = "cuda"
+    torch_device = torch.device("cuda")
+    tiers = ("cluster", "grid", "stepwise")
+    tier_variable = "LSTMKERN_CUDA_TIER"
+    peer = "cudnn"
+    compiler = "inductor"  # torch.compile\'s
+    has_tf32 = True
+
+    def missing(self) -> str | None:
+        """Why nothing runs here, or None."""
+        if not torch.cuda.is_available():
+            return "no GPU here that torch can use"
+        if lstmkern._C.build_info()["cuda"] is None:
+            return "lstmkern was built without CUDA"
+        return None
+
+    def resident_tiers(self) -> bool:
+        """Whether the chip can have tiers other than the stepwise one at all."""
+        return torch.cuda.get_device_capability() >= (9, 0)
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
+
+    def alive(self) -> bool:
+        """False after an error that ended the CUDA context: nothing more can be run in this process."""
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            return False
+        return True
+
+    def milliseconds(self, function) -> float:
+        """Of one call, by events around it."""
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    def capture(self, function, warm_up: int = 3):
+        """(what the captured call returned, replay): a CUDA graph of function(), which then writes there."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(warm_up):
+                function()
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = function()
+        return captured, graph.replay
+
+    @contextmanager
+    def side_stream(self):
+        """Inside, work goes to a stream of its own, which has finished when the block ends. Not ordered behind the
+        default stream."""
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            yield
+            stream.synchronize()
+
+    def delay(self, clocks: int) -> None:
+        """Keeps the current stream busy for so many of the GPU's clocks."""
+        torch.cuda._sleep(clocks)
+
+    @contextmanager
+    def no_synchronization(self):
+        """Inside, a call that waits for the GPU is an error."""
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def allocations(self) -> int:
+        """Blocks of device memory that this process has asked for so far."""
+        return torch.cuda.memory_stats()["allocation.all.allocated"]
+
+    @contextmanager
+    def tf32(self, allowed: bool):
+        """torch has one switch for products and one for cuDNN, apart by default: inside, both are set."""
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        before = matmul.allow_tf32, cudnn.allow_tf32
+        matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+        try:
+            yield
+        finally:
+            matmul.allow_tf32, cudnn.allow_tf32 = before
+
+    @contextmanager
+    def peer_enabled(self, enabled: bool):
+        """Inside, torch.nn's layers run on cuDNN, or not."""
+        before = torch.backends.cudnn.enabled
+        torch.backends.cudnn.enabled = enabled
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.enabled = before
+
+    def runs(self) -> dict:
+        """{tier: (forward, backward)}: how often each tier has run."""
+        return {tier: tuple(counts) for tier, counts in lstmkern._C.cuda_tier_runs().items()}
+
+    def ran(self, function) -> tuple[str | None, str | None]:
+        """The tiers that function() ran on, forward and backward; None: no such pass. What the tier that was asked for
+        cannot run falls to another."""
+        before = self.runs()
+        function()
+        after = self.runs()
+        grown = ([t for t in after if after[t][i] > before.get(t, (0, 0))[i]] for i in (0, 1))
+        return tuple("+".join(tiers) or None for tiers in grown)
+
+    def plan(self, tier: str, mode: str, dtype: str, N: int, H: int, D: int, backward: bool) -> dict | None:
+        """How a resident tier would divide the layer among blocks; None: it does not take it, or has no plan."""
+        plan = getattr(lstmkern._C, "cuda_plan", None)
+        if lstmkern._C.build_info()["cuda"] is None or plan is None or tier not in ("cluster", "grid"):
+            return None
+        return plan(tier, mode, dtype, N, H, D, backward)
+
+    def facts(self) -> dict:
+        """What a result must say of the machine that it is from."""
+        found = torch.cuda.get_device_properties(0)
+        free, total = torch.cuda.mem_get_info()
+        return {
+            **{name: getattr(found, name, None) for name in PROPERTIES},
+            "memory_free": free,
+            "memory": total,
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "archs_of_torch": torch.cuda.get_arch_list(),
+            "tf32": {
+                "matmul": torch.backends.cuda.matmul.allow_tf32,
+                "cudnn": torch.backends.cudnn.allow_tf32,
+            },
+            "reduced_precision_sums": {
+                "bf16": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+                "fp16": torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+            },
+        }
+
+    def peaks(self, columns: int = 8192, numbers: int = 2**28) -> dict:
+        """Bytes per second of a large copy, and operations per second of a large product in each dtype (fp32: TF32)."""
+        values = torch.randn(2, numbers, device=self.torch_device)
+
+        copied = [self.milliseconds(lambda: values[1].copy_(values[0])) for _ in range(6)][1:]
+        found = {"bandwidth": 8e3 * numbers / sorted(copied)[2]}
+        values = None
+        with self.tf32(True):
+            for name, dtype in RATES.items():
+                x = torch.randn(columns, columns, device=self.torch_device, dtype=dtype)
+                self.milliseconds(lambda x=x: x @ x)
+                ms = sorted(self.milliseconds(lambda x=x: x @ x) for _ in range(5))[2]
+                found[name] = 2e3 * columns**3 / ms
+        return found
+
+
+def named(name: str):
+    """The device that a command or a test names: "cuda", or "cpu" for a rehearsal."""
+    if name == "cuda":
+        return Gpu()
+    if name == "cpu":
+        from .host import Host
+
+        return Host()
+    raise SystemExit(f"DEVICE is cuda or cpu (a rehearsal), and not {name!r}.")

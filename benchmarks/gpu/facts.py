@@ -1,0 +1,53 @@
+"""Part: what machine this is, what it can do, and how the resident tiers would divide layers on it.
+
+    python -m benchmarks.gpu.facts
+
+The plans depend on the chip at hand (a cluster of 16 blocks needs 16 multiprocessors of one unit of the chip), so they
+are facts of it; so are the rates, which the floors are computed from.
+"""
+
+from __future__ import annotations
+
+from . import layers, session, tools
+
+SHOWN = ("blocks", "units", "sequences", "batches", "together")  # of a plan
+SHAPES = [(64, 256), (64, 512), (16, 768), (64, 1024), (256, 256), (1, 512), (64, 1152)]  # N, H
+
+
+def plans(run: session.Session) -> None:
+    for cell in layers.BOTH:
+        for dtype in ("bf16", "fp32"):
+            for N, H in SHAPES:
+                work = layers.Work(cell, dtype, 1, N, H, H)
+                for tier in run.device.tiers:
+                    plan = run.plan(tier, work)
+                    if plan is not None:
+                        run.records.write("plan", tier=tier, work=work.record, plan=plan)
+                        run.say(f"plan {tier} {cell} {dtype} N {N} H {H}:", *(short(p) for p in plan.values()))
+
+
+def short(plan) -> str:
+    if not isinstance(plan, dict):
+        return "none;" if plan is None else f"{plan};"
+    return " ".join(f"{name} {plan[name]}" for name in SHOWN if name in plan) + ";"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    run = session.Session("facts", session.arguments(__doc__).parse_args(arguments))
+    programs = {name: run.case(name, lambda ask=ask: ask()) for name, ask in tools.FACTS.items()}
+    for name, text in programs.items():
+        run.say(f"{name}: {text}")
+    run.records.write("programs", **programs)
+    for name, value in run.device.facts().items():
+        run.say(f"{name}: {value}")
+    run.case("plans", lambda: plans(run))
+    peaks = run.case("peaks", run.device.peaks)
+    if peaks:
+        run.records.write("peaks", **peaks)
+        rates = ", ".join(f"{name} {peaks[name] / 1e12:.0f} TFLOP/s" for name in layers.DTYPES)
+        run.say(f"copy {peaks['bandwidth'] / 1e12:.2f} TB/s, {rates}")
+    run.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""device.py's names on the CPU: a rehearsal of everything that surrounds the CUDA kernels. It measures nothing real.
+
+The tiers are the instruction sets of the CPU kernels: `baseline`, and `best`, whatever this machine has.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from contextlib import contextmanager
+
+import torch
+
+import lstmkern
+
+
+class Host:
+    """The CPU in the GPU's place."""
+
+    name = "cpu"
+    torch_device = torch.device("cpu")
+    tiers = ("baseline", "best")
+    tier_variable = "LSTMKERN_CPU_CAPABILITY"  # read when the library is loaded: "best" is no name of it and ignored
+    peer = "torch.nn"
+    compiler = "eager"  # torch.compile\'s
+    has_tf32 = False
+
+    def missing(self) -> str | None:
+        return None
+
+    def resident_tiers(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+    def alive(self) -> bool:
+        return True
+
+    def milliseconds(self, function) -> float:
+        start = time.perf_counter()
+        function()
+        return 1e3 * (time.perf_counter() - start)
+
+    def capture(self, function, warm_up: int = 3):
+        """A "graph" that calls the function again and copies what it returns to where the first results are."""
+        for _ in range(warm_up):
+            function()
+        captured = function()
+
+        def replay():
+            again = function()
+            if captured is not None:
+                with torch.no_grad():
+                    for old, new in zip(captured, again, strict=True):
+                        old.copy_(new)
+
+        return captured, replay
+
+    @contextmanager
+    def side_stream(self):
+        yield
+
+    def delay(self, clocks: int) -> None:
+        pass
+
+    @contextmanager
+    def no_synchronization(self):
+        yield
+
+    def allocations(self) -> int:
+        return 0
+
+    @contextmanager
+    def tf32(self, allowed: bool):
+        yield
+
+    @contextmanager
+    def peer_enabled(self, enabled: bool):
+        """oneDNN in cuDNN's place."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
+            with torch.backends.mkldnn.flags(enabled=enabled):
+                yield
+
+    def runs(self) -> dict:
+        return {}
+
+    def ran(self, function) -> tuple[str | None, str | None]:
+        function()
+        used = lstmkern._extension.cpu_capability()
+        tier = "baseline" if used == "baseline" else "best"
+        return tier, tier
+
+    def plan(self, tier: str, mode: str, dtype: str, N: int, H: int, D: int, backward: bool) -> dict | None:
+        return None
+
+    def facts(self) -> dict:
+        return {"name": "none: the CPU in its place", "mkldnn": torch.backends.mkldnn.is_available()}
+
+    def peaks(self, columns: int = 256, numbers: int = 2**16) -> dict:
+        x = torch.randn(columns, columns)
+        y = torch.randn(2, numbers)
+        rate = 2e3 * columns**3 / self.milliseconds(lambda: x @ x)
+        copied = 8e3 * numbers / self.milliseconds(lambda: y[1].copy_(y[0]))
+        return {"bandwidth": copied, "bf16": rate, "fp16": rate, "fp32": rate}

@@ -1,0 +1,84 @@
+"""The parts of each command, in order, with their limits in seconds; parts of one group run side by side.
+
+A command's limits add up to less than the command may take (tests/test_gpu_commands.py), so that no part can take
+another's time. When the extension has to be built first, which no command has time for, later parts get what is left;
+one that would get less than half of its limit is left out and said to be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LIMITS = {"first": 220, "check": 200, "bench": 150}  # of the commands
+GRACE = 1  # seconds between the signal that ends a part and the one that it cannot refuse
+BUILD = 110
+REHEARSAL = 600  # of a part on the CPU: a machine may be slow, but not for ever
+RESIDENT = ("cluster", "grid")
+TIERS = {"cuda": ("cluster", "grid", "stepwise"), "cpu": ("baseline", "best")}
+VARIABLE = {"cuda": "LSTMKERN_CUDA_TIER", "cpu": "LSTMKERN_CPU_CAPABILITY"}
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    limit: int
+    module: str
+    arguments: tuple[str, ...] = ()
+    tier: str = ""  # that the process is for
+    own_time: int = 0  # seconds after which it starts nothing new, well before its limit
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        return (*self.arguments, *(("--tier", self.tier) if self.tier else ()))
+
+
+def per_tier(name: str, limit: int, module: str, device: str, *arguments: str, own_time: int = 0) -> list[Part]:
+    return [Part(f"{name}-{tier}", limit, module, arguments, tier, own_time) for tier in TIERS[device]]
+
+
+def sanitizers(tools: tuple[str, ...], limit: int, device: str, resident: bool) -> list[Part]:
+    """All side by side."""
+    tiers = ",".join(RESIDENT if resident and device == "cuda" else TIERS[device])
+    return [Part(tool, limit, "benchmarks.gpu.sanitize", ("--tool", tool, "--tiers", tiers)) for tool in tools]
+
+
+def one_by_one(parts: list[Part]) -> list[list[Part]]:
+    return [[part] for part in parts]
+
+
+def tests(limit: int, own_time: int, device: str, marked: str) -> Part:
+    return Part("tests", limit, "benchmarks.gpu.tests", ("--marked", marked), own_time=own_time)
+
+
+def groups(command: str, device: str) -> list[list[Part]]:
+    extension = [Part("extension", 20, "benchmarks.gpu.extension")]
+    facts = [Part("facts", 12, "benchmarks.gpu.facts")]
+    bench = "benchmarks.gpu.bench"
+    if command == "first":
+        return [
+            extension,
+            facts,
+            per_tier("smoke", 30, "benchmarks.gpu.smoke", device, own_time=26),
+            *one_by_one(per_tier("bench", 14, bench, device, "--first", own_time=11)),
+            [tests(70, 58, device, "cuda and not long")],
+            sanitizers(("memcheck",), 35, device, resident=False),
+        ]
+    if command == "check":
+        return [
+            extension,
+            [tests(74, 62, device, "cuda")],
+            sanitizers(("racecheck", "synccheck", "memcheck"), 40, device, resident=True),
+            *one_by_one(per_tier("ncu", 13, "benchmarks.gpu.profile", device)),
+            [Part("compare", 18, "benchmarks.gpu.compare", own_time=14)],
+        ]
+    return [
+        extension,
+        facts,
+        *one_by_one(per_tier("bench", 32, bench, device, own_time=27)),
+        [Part("peers", 15, bench, ("--peers",), own_time=11)],
+    ]
+
+
+def longest(command: str, device: str = "cuda") -> int:
+    """Seconds that a command can take whose extension need not be built."""
+    return sum(max(part.limit for part in group) + GRACE for group in groups(command, device))

@@ -1,0 +1,78 @@
+"""A few small layers on each tier, forward and backward, and nothing else: what the sanitizers and ncu are run on.
+
+    python -m benchmarks.gpu.small --tiers cluster,grid
+    python -m benchmarks.gpu.small --tiers grid --profile
+
+With --profile: two training steps of one layer, of a size that the tier is made for.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+
+import lstmkern
+
+from . import records, session
+
+sys.path.insert(0, str(records.ROOT / "tests"))
+from simt.layers import Case, make  # noqa: E402
+
+CASES = [
+    Case("LSTM", T=3, N=3, I=3, H=7, P=3, D=2, ragged="lengths", resets=True),
+    Case("GRU", T=3, N=2, I=5, H=17, batch_first=True, resets=True),
+    Case("LSTM", T=3, N=9, I=5, H=40, D=2, ragged="lengths"),
+    Case("RNN_TANH", T=3, N=3, I=3, H=5, ragged="packed", D=2),
+    Case("RNN_RELU", T=30, N=9, I=3, H=5),
+]
+PROFILED = {"cluster": (64, 64, 512, 512), "grid": (64, 16, 768, 768), "stepwise": (8, 64, 512, 512)}  # T, N, I, H
+
+
+def run_layer(where, case: Case, dtype: torch.dtype) -> None:
+    problem = make(case, dtype)
+
+    def move(value):
+        if isinstance(value, list):
+            return [move(v) for v in value]
+        return value.to(where.torch_device) if isinstance(value, torch.Tensor) else value
+
+    args = [a if i == 4 else move(a) for i, a in enumerate(problem.args)]  # batch_sizes stay on the host
+    output, _, _, cells, gates = torch.ops.lstmkern.layer_forward(*args, case.mode, case.batch_first, True, True)
+    grads = [move(problem.grads.get(f"grad_{k}")) for k in ("output", "h_n", "c_n", "cells")]
+    needs = [True] * 3
+    torch.ops.lstmkern.layer_backward(*grads, *args, output, cells, gates, case.mode, case.batch_first, needs)
+
+
+def profile(where, tier: str) -> None:
+    """The first step warms up; ncu skips its launches."""
+    T, N, features, H = PROFILED.get(tier, (8, 4, 16, 16))
+    module = lstmkern.LSTM(features, H, device=where.torch_device, dtype=torch.bfloat16)
+    x = torch.randn(T, N, features, device=where.torch_device, dtype=torch.bfloat16, requires_grad=True)
+    for _ in range(2):
+        module(x)[0].float().square().sum().backward()
+        where.synchronize()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    more = {"tiers": {"default": "cluster,grid,stepwise"}, "profile": {"action": "store_true"}}
+    options = session.arguments(__doc__, **more).parse_args(arguments)
+    run = session.Session("small", options)
+    for tier in options.tiers.split(","):
+        os.environ[run.device.tier_variable] = tier
+        if options.profile:
+            ran = run.device.ran(lambda tier=tier: run.case(f"{tier}", lambda: profile(run.device, tier)))
+            run.say(f"two steps on {tier}: ran on {ran}")
+            continue
+        cases = [case for case in CASES if tier not in ("cluster", "grid") or case.mode in ("LSTM", "GRU")]
+        for case in cases:
+            for dtype in (torch.bfloat16, torch.float32):
+                run.case(f"{tier} {case} {dtype}", lambda case=case, dtype=dtype: run_layer(run.device, case, dtype))
+        run.device.synchronize()
+        run.say(f"{len(cases)} layers in two dtypes on {tier}: {run.device.runs()}")
+    run.finish()
+
+
+if __name__ == "__main__":
+    main()
