@@ -5,7 +5,17 @@ import shutil
 
 import pytest
 import torch
-from simt.layers import Case, check, make, padding, torch_nn
+from simt.layers import (
+    CHANGES,
+    FEW_MULTIPROCESSORS,
+    SEQUENCE,
+    Case,
+    check,
+    make,
+    padding,
+    plans_in_sequence,
+    torch_nn,
+)
 from simt.simulator import SimulationError, forward_and_backward, simulator
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the simulator")
@@ -104,6 +114,32 @@ def test_plans(tier, device, case, dtype, wanted):
         least, most = value if isinstance(value, tuple) else (value, value)
         assert least <= plans[0][name] <= most, plans
     compare(s, case, dtype)
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_one_layer_after_another(tier):
+    """A tier keeps its last plan; the next layer on the same device may need another."""
+    s = simulator(tier, multiprocessors=FEW_MULTIPROCESSORS[tier], device_number=1)
+    for mode, dtype, N, H, D in SEQUENCE:
+        compare(s, Case(mode, T=2, N=N, I=2, H=H, D=D), dtype)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("tier", TIERS)
+def test_plans_one_after_another(tier, backward):
+    kept, wanted = plans_in_sequence(simulator, tier, backward)
+    assert kept == wanted
+    for i in (*range(CHANGES), -2):
+        assert wanted[i] != wanted[i + 1], f"the plan of number {i} would do for the next"
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("mode", ["LSTM", "GRU"])
+def test_addresses_beyond_32_bits(tier, mode):
+    """Steps, or with batch_first sequences, that are 2^32 elements apart; most of those addresses have no memory."""
+    for batch_first in (False, True):
+        case = Case(mode, T=3, N=3, I=2, H=20, D=2, batch_first=batch_first, ragged="lengths", resets=True)
+        compare(simulator(tier, spread=2**32), case, torch.bfloat16)
 
 
 @pytest.mark.parametrize("tier", TIERS)

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to c
 SEEDS = range(20)
 
 RIGHT = "where block_sum warp dynamic mma_bf16 mma_f16 async atomics relay turns cluster_4 cluster_16 unwritten_shared"
-RIGHT += " cooperative_fits"
+RIGHT += " cooperative_fits within_the_bound"
 WRONG_SOMETIMES = "block_sum_without_barrier async_waits_too_little async_without_barrier flag_before_data"
 WRONG_SOMETIMES += " cluster_does_not_wait cluster_ends_early"
 REPORTED = {
@@ -28,6 +28,9 @@ REPORTED = {
     "misaligned": "misaligned 16-byte access in kernel, thread",
     "threads": "refused: more than 1024 threads",
     "threads_in_all": "refused: more than 1024 threads",
+    "kernel's_bound": "refused: block larger than the kernel's bound, 96",
+    "kernel's_bound_in_all": "refused: block larger than the kernel's bound, 96",
+    "no_kernel": "refused: not a kernel",
     "empty_grid": "refused: empty grid",
     "grid_y": "refused: grid.y or grid.z above 65535",
     "shared_memory": "refused: more shared memory",

@@ -16,8 +16,8 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 ids = lambda v: str(v).removeprefix("torch.")  # noqa: E731
 
 
-def ours(problem, **options):
-    return forward_and_backward(simulator(), problem, **options)
+def ours(problem, spread=0, **options):
+    return forward_and_backward(simulator(spread=spread), problem, **options)
 
 
 def compare(case, dtype, **options):
@@ -94,8 +94,20 @@ def test_sequences_without_steps(mode, empty, dtype):
 
 
 def test_bias_sums_over_many_rows():
-    compare(Case("LSTM", T=40, N=9, I=2, H=5), torch.float32)  # several chunks of rows
-    compare(Case("GRU", T=40, N=9, I=2, H=70), torch.bfloat16)  # and several blocks of columns
+    """400 rows in 3 chunks and 900 in 7: chunks are not of the same size."""
+    compare(Case("LSTM", T=40, N=10, I=2, H=5), torch.float32)
+    compare(Case("RNN_TANH", T=90, N=10, I=1, H=2), torch.float64)
+    compare(Case("GRU", T=40, N=10, I=2, H=70), torch.bfloat16)  # several blocks of columns, too
+    compare(Case("LSTM", T=99, N=5, I=2, H=3, ragged="packed", seed=2), torch.float32)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_addresses_beyond_32_bits(mode):
+    """Steps, or with batch_first sequences, that are 2^32 elements apart; most of those addresses have no memory."""
+    for batch_first in (False, True):
+        P = 3 if mode == "LSTM" else 0
+        case = Case(mode, T=3, N=4, I=2, H=7, P=P, D=2, batch_first=batch_first, ragged="lengths", resets=True)
+        compare(case, torch.float16, spread=2**32)
 
 
 @pytest.mark.parametrize("mode", MODES)

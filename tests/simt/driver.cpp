@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../../csrc/cuda/dispatch.h"
+#include "arguments.h"
 #include "simt.h"
 
 using namespace lstmkern;
@@ -80,65 +81,62 @@ void* workspace(const cuda::Choice& choice) {
 
 size_t size_of(int64_t dtype) { return dtype == 0 ? 4 : dtype == 1 ? 8 : 2; }
 
+// What an array is on the device: as with the caller, or in pieces that lie further apart.
+struct Pieces {
+  int64_t count, bytes, stride;  // of all; of a piece, from one to the next
+  static Pieces one(int64_t bytes) { return {1, bytes, bytes}; }
+};
+
 // "Device" copies of the caller's arrays.
 class Memory {
  public:
   Memory() { simt::free_all(); }
   ~Memory() { simt::free_all(); }
-  void* in(const void* from, size_t bytes, const char* name) {
+  void* in(const void* from, Pieces pieces, const char* name) {
     if (!from) return nullptr;
-    void* p = simt::allocate(bytes, name);
-    std::memcpy(p, from, bytes);
+    void* p = simt::allocate_pieces(pieces.count, pieces.bytes, pieces.stride, name);
+    for (int64_t i = 0; i < pieces.count; ++i)
+      std::memcpy(static_cast<char*>(p) + i * pieces.stride, static_cast<const char*>(from) + i * pieces.bytes,
+                  pieces.bytes);
     return p;
   }
-  void* out(void* to, size_t bytes, const char* name) {
+  void* out(void* to, Pieces pieces, const char* name) {
     if (!to) return nullptr;
-    void* p = simt::allocate(bytes, name);
-    results_.push_back({to, p, bytes});
+    void* p = simt::allocate_pieces(pieces.count, pieces.bytes, pieces.stride, name);
+    results_.push_back({static_cast<char*>(to), static_cast<const char*>(p), pieces});
     return p;
   }
+  void* in(const void* from, int64_t bytes, const char* name) { return in(from, Pieces::one(bytes), name); }
+  void* out(void* to, int64_t bytes, const char* name) { return out(to, Pieces::one(bytes), name); }
   void finish() {
     simt::check_guards();
-    for (auto& r : results_) std::memcpy(r.to, r.from, r.bytes);
+    for (auto& r : results_)
+      for (int64_t i = 0; i < r.pieces.count; ++i)
+        std::memcpy(r.to + i * r.pieces.bytes, r.from + i * r.pieces.stride, r.pieces.bytes);
   }
 
  private:
   struct Result {
-    void* to;
-    void* from;
-    size_t bytes;
+    char* to;
+    const char* from;
+    Pieces pieces;
   };
   std::vector<Result> results_;
 };
 
-}  // namespace
-
-extern "C" {
-
-struct Arguments {  // mirrored in simulator.py
-  int64_t cell, dtype, T, N, I, H, P, D, batch_first, packed, rows, seed;
-  int64_t grad_output_columns;  // of its rows in memory; at least D*P
-  int64_t tier;                 // 0 stepwise, 1 cluster, 2 grid, 3 whom the dispatch table says
-  int64_t multiprocessors, shared_per_block, largest_cluster, code_version;  // of the device; 0: an H100's
-  const int64_t* batch_sizes;                                                // packed
-  const int64_t* lengths;
-  const void *resets, *input, *h0, *c0;
-  const void* weights[2][5];  // w_ih w_hh b_ih b_hh w_hr
-  void *output, *h_n, *c_n, *cells, *gates;
-  const void *grad_output, *grad_h_n, *grad_c_n, *grad_cells;
-  void *grad_input, *grad_h0, *grad_c0;
-  void* grad_weights[2][5];
-};
-
-static void set_device(const Arguments& a) {
-  const int number = simt::device().number + 1;
+void set_device(const Arguments& a) {
+  static int new_number = 1000;  // callers' own are smaller
   simt::device() = simt::Device{};
-  simt::device().number = number;
+  simt::device().number = a.device_number ? int(a.device_number) : new_number++;
   if (a.multiprocessors) simt::device().multiprocessors = unsigned(a.multiprocessors);
   if (a.shared_per_block) simt::device().shared_per_block = size_t(a.shared_per_block);
   if (a.largest_cluster) simt::device().largest_cluster = unsigned(a.largest_cluster);
   if (a.code_version) simt::device().code_version = int(a.code_version);
 }
+
+}  // namespace
+
+extern "C" {
 
 // A resident tier's plan for a layer of this cell, dtype, N, H and D as "name value name value ..."; "" where it does
 // not take the layer.
@@ -158,7 +156,6 @@ int simt_plan(const Arguments* a, int backward, char* message, size_t length) {
   }
 }
 
-// 0 and the name of the tier that ran, or 1 and what went wrong.
 int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
   try {
     simt::seed(uint64_t(a->seed));
@@ -186,6 +183,18 @@ int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
       v.lane = a->packed ? columns : a->batch_first ? b.T * columns : columns;
       return v;
     };
+    // The same with `spread` elements more from one step to the next (batch_first: from one sequence to the next).
+    if (a->packed && a->spread) throw simt::Error("packed rows are not spread");
+    const int64_t outer = a->batch_first ? b.N : b.T, inner = a->batch_first ? b.T : b.N;
+    auto pieces = [&](int64_t columns) -> Pieces {
+      if (!a->spread) return Pieces::one(R * columns * int64_t(size));
+      return {outer, inner * columns * int64_t(size), (inner * columns + a->spread) * int64_t(size)};
+    };
+    auto spread_view = [&](void* data, int64_t columns) {
+      View v = view(data, columns);
+      (a->batch_first ? v.lane : v.step) += a->spread;
+      return v;
+    };
     b.lengths = static_cast<int64_t*>(memory.in(a->lengths, 8 * b.N, "lengths"));
     b.resets = view(memory.in(a->resets, R, "resets"), 1);
     b.input = view(memory.in(a->input, R * b.I * size, "input"), b.I);
@@ -200,15 +209,18 @@ int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
       b.weights[d] = {w[0], w[1], w[2], w[3], w[4]};
     }
     const int64_t gates_columns = saved_of(b.cell) * padded(b.H);
-    auto take = [&](void* p, size_t bytes, const char* name) {
-      return backward ? memory.in(p, bytes, name) : memory.out(p, bytes, name);
+    auto take = [&](void* p, Pieces pieces, const char* name) {
+      return backward ? memory.in(p, pieces, name) : memory.out(p, pieces, name);
     };
-    b.output = view(take(a->output, R * b.D * b.P * size, "output"), b.D * b.P);
-    b.cells = view(take(a->cells, R * b.D * b.H * size, "cells"), b.D * b.H);
-    b.gates.data = take(a->gates, b.D * R * gates_columns * size, "gates");
-    b.gates.step = a->packed ? gates_columns : gates_columns * b.N;
+    b.output = spread_view(take(a->output, pieces(b.D * b.P), "output"), b.D * b.P);
+    b.cells = spread_view(take(a->cells, pieces(b.D * b.H), "cells"), b.D * b.H);
     b.gates.lane = gates_columns;
-    b.gates_direction = R * gates_columns;
+    b.gates.step = a->packed ? gates_columns : gates_columns * b.N + a->spread;
+    b.gates_direction = a->packed ? R * gates_columns : b.T * b.gates.step;
+    const int64_t step_bytes = b.N * gates_columns * int64_t(size);
+    const Pieces gates = a->spread ? Pieces{b.D * b.T, step_bytes, b.gates.step * int64_t(size)}
+                                   : Pieces::one(b.D * R * gates_columns * int64_t(size));
+    b.gates.data = take(a->gates, gates, "gates");
     HostProducts products;
     cuda::Call call{nullptr, &products, nullptr};
     if (!backward) {
@@ -221,11 +233,11 @@ int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
       choice.tier->forward(f, call);
       name = choice.tier->name;
     } else {
-      b.grad_output =
-          view(memory.in(a->grad_output, R * a->grad_output_columns * size, "grad_output"), a->grad_output_columns);
+      const int64_t wide = a->grad_output_columns;
+      b.grad_output = spread_view(memory.in(a->grad_output, pieces(wide), "grad_output"), wide);
       b.grad_h_n = memory.in(a->grad_h_n, b.D * b.N * b.P * size, "grad_h_n");
       b.grad_c_n = memory.in(a->grad_c_n, b.D * b.N * b.H * size, "grad_c_n");
-      b.grad_cells = view(memory.in(a->grad_cells, R * b.D * b.H * size, "grad_cells"), b.D * b.H);
+      b.grad_cells = spread_view(memory.in(a->grad_cells, pieces(b.D * b.H), "grad_cells"), b.D * b.H);
       b.grad_input = view(memory.out(a->grad_input, R * b.I * size, "grad_input"), b.I);
       b.grad_h0 = memory.out(a->grad_h0, b.D * b.N * b.P * size, "grad_h0");
       b.grad_c0 = memory.out(a->grad_c0, b.D * b.N * b.H * size, "grad_c0");

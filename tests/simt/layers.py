@@ -31,6 +31,25 @@ class Case:
         return "-".join(map(str, [self.mode, self.T, self.N, self.I, self.H, self.P, self.D, *special]))
 
 
+# Layers that one device sees one after the other: mode, dtype, N, H, D. Each differs from the one before in what a
+# resident tier's plan depends on: H, N (8, then 40 and back), D, the dtype, the cell. On devices with so few
+# multiprocessors the plans differ, too, at each of the first CHANGES changes.
+B16, F32 = torch.bfloat16, torch.float32
+SEQUENCE = [("LSTM", B16, 8, 24, 1), ("LSTM", B16, 8, 70, 1), ("LSTM", B16, 40, 70, 1), ("LSTM", B16, 8, 70, 1)]
+SEQUENCE += [("LSTM", B16, 8, 70, 2), ("LSTM", F32, 8, 70, 2), ("GRU", F32, 8, 70, 2), ("GRU", B16, 8, 70, 2)]
+CHANGES = 4
+FEW_MULTIPROCESSORS = {"cluster": 4, "grid": 5}
+
+
+def plans_in_sequence(new_simulator, tier, backward):
+    """The plans for SEQUENCE and then for one of its layers on two devices: as they are when a tier may remember its
+    last one, and as they are on devices that it knows nothing of. new_simulator(tier, **options) makes a Simulator."""
+    few = {"multiprocessors": FEW_MULTIPROCESSORS[tier]}
+    work = [(few, 1, layer) for layer in [*SEQUENCE, SEQUENCE[2]]] + [({}, 2, SEQUENCE[2])]
+    kept = [new_simulator(tier, device_number=n, **device).plan(*layer, backward) for device, n, layer in work]
+    return kept, [new_simulator(tier, **device).plan(*layer, backward) for device, _, layer in work]
+
+
 @dataclass
 class Problem:
     """A case's tensors, time-major or batch-first as the case says; packed rows if packed."""

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../../csrc/cuda/dispatch.h"
+#include "arguments.h"
 #include "simt.h"
 
 namespace {
@@ -14,22 +15,6 @@ struct Shape {
 };
 
 }  // namespace
-
-extern "C" {
-struct Arguments {  // as in driver.cpp
-  int64_t cell, dtype, T, N, I, H, P, D, batch_first, packed, rows, seed, grad_output_columns, tier, multiprocessors,
-      shared_per_block, largest_cluster, code_version;
-  const int64_t *batch_sizes, *lengths;
-  const void *resets, *input, *h0, *c0;
-  const void* weights[2][5];
-  void *output, *h_n, *c_n, *cells, *gates;
-  const void *grad_output, *grad_h_n, *grad_c_n, *grad_cells;
-  void *grad_input, *grad_h0, *grad_c0;
-  void* grad_weights[2][5];
-};
-int simt_layer(const Arguments* a, int backward, char* message, size_t length);
-int simt_selftest(const char* name, uint64_t seed, char* message, size_t length);
-}
 
 int main() {
   using namespace lstmkern;

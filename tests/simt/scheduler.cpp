@@ -90,9 +90,11 @@ void refuse(const LaunchInfo& l, const std::string& why) {
 
 size_t check_launch(const LaunchInfo& l) {  // the blocks that can be resident together
   const Device& d = device_;
+  if (l.bound == 0) refuse(l, "not a kernel");
   if (l.grid.count() == 0 || l.block.count() == 0) refuse(l, "empty grid or block");
   if (l.block.count() > 1024 || l.block.x > 1024 || l.block.y > 1024) refuse(l, "more than 1024 threads in a block");
   if (l.block.z > 64) refuse(l, "block.z above 64");
+  if (l.block.count() > l.bound) refuse(l, "block larger than the kernel's bound, " + std::to_string(l.bound));
   if (l.grid.x > 0x7fffffffu) refuse(l, "grid.x above 2^31 - 1");
   if (l.grid.y > 65535 || l.grid.z > 65535) refuse(l, "grid.y or grid.z above 65535");
   if (l.shared > d.shared_per_block) refuse(l, "more shared memory than a block can have");

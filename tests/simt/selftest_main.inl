@@ -172,6 +172,7 @@ void test_halves() {
          "rounding to bf16");
 }
 
+void no_kernel() {}
 void run_nothing(Launch how) { launch("nothing", nothing, how); }
 
 template <class... P, class... A>
@@ -215,6 +216,9 @@ void run_selftest(const std::string& name) {
       {"misaligned", [] { run_small(misaligned, 32, buffer<float>(200)); }},
       {"threads", [] { run_nothing(shape({1, 1, 1}, {1025, 1, 1})); }},
       {"threads_in_all", [] { run_nothing(shape({1, 1, 1}, {64, 32, 1})); }},
+      {"kernel's_bound", [] { run_small(nothing_for_warps<3>, 97); }},
+      {"kernel's_bound_in_all", [] { launch("kernel", nothing_for_warps<3>, shape({1, 1, 1}, {32, 4, 1})); }},
+      {"no_kernel", [] { run_small(no_kernel, 32); }},
       {"empty_grid", [] { run_nothing(shape({0, 1, 1}, {32, 1, 1})); }},
       {"grid_y", [] { run_nothing(shape({1, 65536, 1}, {32, 1, 1})); }},
       {"shared_memory", [] { run_nothing(shape({1, 1, 1}, {32, 1, 1}, 227 * 1024 + 1)); }},
@@ -227,6 +231,13 @@ void run_selftest(const std::string& name) {
          unsigned* out = buffer<unsigned>(32);
          launch("unwritten_shared", unwritten_shared, shape({1, 1, 1}, {32, 1, 1}), out);
          for (int i = 0; i < 32; ++i) expect(out[i] == 0xffffffffu, "poison");
+       }},
+      {"within_the_bound",
+       [] {
+         run_small(nothing_for_warps<3>, 96);
+         const Launch how = shape({1, 1, 1}, {96, 1, 1}), more = shape({1, 1, 1}, {97, 1, 1});
+         expect(resident_blocks("kernel", nothing_for_warps<3>, how) > 0, "blocks within the bound");
+         expect(resident_blocks("kernel", nothing_for_warps<3>, more) == 0, "blocks beyond the bound");
        }},
       {"cooperative_fits", [] { run_nothing(shape({132, 1, 1}, {32, 1, 1}, 200 * 1024, 1, true)); }},
   };

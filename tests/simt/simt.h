@@ -4,6 +4,8 @@
 // What is found, and reported as an exception that names kernel, place and threads: a barrier or collective that some
 // thread never reaches; a flag nobody sets; threads at different barriers; launches that hardware refuses; misaligned
 // 16-byte accesses; writes past a shared array or a guarded buffer. Shared memory starts poisoned (NaN).
+//
+// Blocks larger than a kernel's launch bound are among what is refused: bounds.cpp says how a kernel's is known.
 #pragma once
 
 #include <cmath>
@@ -16,7 +18,10 @@
 #include <type_traits>
 
 #define LSTMKERN_HOPPER 1
-#define LSTMKERN_KERNEL(threads) void
+// sizeof, since GCC 12 breaks down over the name of a constant there; static, since it cannot leave out the bounds of
+// kernels that several files define.
+#define LSTMKERN_KERNEL(threads) \
+  [[gnu::patchable_function_entry(sizeof(char[threads]), sizeof(char[threads]))]] static void
 #define LSTMKERN_DEVICE inline
 #define LSTMKERN_BOTH inline
 #define LSTMKERN_SHARED(type, name, count) \
@@ -48,6 +53,7 @@ struct ThreadInfo {
 
 struct LaunchInfo {
   const char* name;
+  unsigned bound;  // threads in a block that the kernel was compiled for; 0: no kernel
   Index grid, block;
   size_t shared;
   unsigned cluster;
@@ -56,7 +62,7 @@ struct LaunchInfo {
 
 // The machine whose refusals are imitated: an H100's limits. Tests make it smaller.
 struct Device {
-  int number = 0;  // tests that change the device change this, too
+  int number = 0;  // devices that differ in what follows have different numbers
   unsigned multiprocessors = 132;
   unsigned threads_per_multiprocessor = 2048, blocks_per_multiprocessor = 32;
   unsigned registers_per_multiprocessor = 65536, registers_per_thread = 256;  // a kernel's own number is not known here
@@ -71,8 +77,12 @@ uint64_t launches();  // so far
 
 // Memory with guard zones on both sides and poison inside. check_guards() throws if a zone was written to.
 void* allocate(size_t bytes, const char* name);
+// The same for pieces that begin `stride` bytes apart. What lies between costs addresses, but no memory.
+void* allocate_pieces(size_t pieces, size_t bytes, size_t stride, const char* name);
 void free_all();
 void check_guards();
+
+unsigned launch_bound(const void* kernel);
 
 // Blocks that can be resident together; throws where the launch is refused.
 size_t resident_blocks(const LaunchInfo& info);
@@ -325,10 +335,15 @@ struct Launch {
   bool cooperative = false;
 };
 
+template <class... P>
+simt::LaunchInfo info(const char* name, void (*kernel)(P...), const Launch& how) {
+  const unsigned bound = simt::launch_bound(reinterpret_cast<const void*>(kernel));
+  return {name, bound, how.grid, how.block, how.shared, how.cluster, how.cooperative};
+}
+
 template <class... P, class... A>
 void launch(const char* name, void (*kernel)(P...), const Launch& how, const A&... arguments) {
-  simt::run({name, how.grid, how.block, how.shared, how.cluster, how.cooperative},
-            [&] { kernel(static_cast<P>(arguments)...); });
+  simt::run(info(name, kernel, how), [&] { kernel(static_cast<P>(arguments)...); });
 }
 
 struct Chip {
@@ -348,7 +363,7 @@ template <class... P>
 int resident_blocks(const char* name, void (*kernel)(P...), const Launch& how) {
   if (code_version(kernel) < 90) return 0;
   try {
-    return int(simt::resident_blocks({name, how.grid, how.block, how.shared, how.cluster, how.cooperative}));
+    return int(simt::resident_blocks(info(name, kernel, how)));
   } catch (const simt::Error&) {
     return 0;
   }

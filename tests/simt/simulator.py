@@ -22,7 +22,7 @@ ROOT = HERE.parent.parent
 TIERS = {"stepwise": 0, "cluster": 1, "grid": 2, "dispatch": 3}
 CELLS = {"RNN_TANH": 0, "RNN_RELU": 1, "LSTM": 2, "GRU": 3}
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-ENGINE = ["fibers", "scheduler", "primitives", "memory"]
+ENGINE = ["fibers", "scheduler", "primitives", "memory", "bounds"]
 GATES = {"RNN_TANH": 1, "RNN_RELU": 1, "LSTM": 4, "GRU": 3}
 FLAGS = ["-std=c++17", "-g1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function"]
 
@@ -31,7 +31,7 @@ class SimulationError(RuntimeError):
     """What the simulator found: deadlock, refused launch, write out of bounds, ..."""
 
 
-class Arguments(ctypes.Structure):  # mirrors driver.cpp
+class Arguments(ctypes.Structure):  # mirrors arguments.h
     _fields_ = [
         *[
             (name, ctypes.c_int64)
@@ -49,11 +49,13 @@ class Arguments(ctypes.Structure):  # mirrors driver.cpp
                 "rows",
                 "seed",
                 "grad_output_columns",
+                "spread",
                 "tier",
                 "multiprocessors",
                 "shared_per_block",
                 "largest_cluster",
                 "code_version",
+                "device_number",
             ]
         ],
         *[(name, ctypes.c_void_p) for name in ["batch_sizes", "lengths", "resets", "input", "h0", "c0"]],
@@ -124,12 +126,16 @@ def build(where=ROOT / "build" / "simt", flags=("-O1",), main=False, jobs=None, 
 
 
 class Simulator:
-    """tier: whose kernels run. device: multiprocessors, shared_per_block, largest_cluster and code_version where not an
-    H100's."""
+    """tier: whose kernels run. device: multiprocessors, shared_per_block, largest_cluster, code_version where not an
+    H100's.
 
-    def __init__(self, library, tier="stepwise", **device):
+    Each call finds a device with a new number, about which nothing is remembered, or that with device_number (below
+    1000). spread: elements more between the steps of output, cells, gates and their gradients.
+    """
+
+    def __init__(self, library, tier="stepwise", *, spread=0, **device):
         self.library = ctypes.CDLL(str(library))
-        self.device = dict(device, tier=TIERS[tier])
+        self.device = dict(device, tier=TIERS[tier], spread=spread)
         self.message = ctypes.create_string_buffer(4096)
 
     def _check(self, status):
@@ -238,5 +244,5 @@ def forward_and_backward(simulator, problem, *, seed=0, needs=(True, True, True)
 
 
 @functools.lru_cache
-def simulator(tier="stepwise", **device):
-    return Simulator(build(), tier, **device)
+def simulator(tier="stepwise", **options):
+    return Simulator(build(), tier, **options)
