@@ -80,6 +80,10 @@ MUTATIONS = [  # name, file, line as it is, line with the fault; "bf16": these k
     ("second 16 bytes read from the first", S, "load16(from + i * per);", "load16(from);", "bf16"),
     ("second 16 bytes over the first", S, "store16(to + i * per, piece);", "store16(to, piece);", "bf16"),
     ("second 16 bytes of values unused", S, "narrow(from[(i * per + k) % V], values[k]);", "narrow(from[k % V], values[k]);", "bf16"),
+    ("second part of a 16-bit result from the first rows", W, "rows_from(a, first, n, sizeof(S))", "rows_from(a, 0, n, sizeof(S))", "bf16"),
+    ("second part of a 16-bit result over the first", W, "out + first * columns", "out", "bf16"),
+    ("second direction overwrites 16-bit dx", W, "if (more) add(v, to + at, n);", ";", "bf16"),
+    ("16-bit sums", W, "matrix(sums, n, columns, columns), rows_from(a, first, n, sizeof(S))", "matrix(out + first * columns, n, columns, columns), rows_from(a, first, n, sizeof(S))", "bf16"),
     ("derivative of the projection's output lost", B, "all.of(trace.d_output, now, P, P), w_hr", "all.of(trace.d_output, step_of(L, d, s - 1).now, P, P), w_hr"),
 ]  # fmt: skip
 # In the resident tiers, fp32 and bf16: what they share is tested on the cluster's kernels.
