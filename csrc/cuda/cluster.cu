@@ -31,7 +31,7 @@ struct ClusterWire {
     for (int i = 0; i < kPeers; ++i) peers[i] = remote(state, static_cast<unsigned>(peer(i) < p.blocks ? peer(i) : 0));
   }
   static LSTMKERN_DEVICE int peer(int i) { return static_cast<int>(lane_index()) % kTogether<S> + i * kTogether<S>; }
-  static LSTMKERN_DEVICE int buffer(int step) { return (step & 1); }
+  static LSTMKERN_DEVICE int buffer(int step) { return step & 1; }
 
   LSTMKERN_DEVICE void begin() const {
     if (thread_rank() == 0)

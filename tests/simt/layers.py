@@ -35,8 +35,8 @@ class Case:
 # resident tier's plan depends on: H, N (8, then 40 and back), D, the dtype, the cell. On devices with so few
 # multiprocessors the plans differ, too, at each of the first CHANGES changes.
 B16, F32 = torch.bfloat16, torch.float32
-SEQUENCE = [("LSTM", B16, 8, 24, 1), ("LSTM", B16, 8, 70, 1), ("LSTM", B16, 40, 70, 1), ("LSTM", B16, 8, 70, 1)]
-SEQUENCE += [("LSTM", B16, 8, 70, 2), ("LSTM", F32, 8, 70, 2), ("GRU", F32, 8, 70, 2), ("GRU", B16, 8, 70, 2)]
+SEQUENCE = [("LSTM", B16, 8, 24, 1), ("LSTM", B16, 8, 100, 1), ("LSTM", B16, 40, 100, 1), ("LSTM", B16, 8, 100, 1)]
+SEQUENCE += [("LSTM", B16, 8, 100, 2), ("LSTM", F32, 8, 100, 2), ("GRU", F32, 8, 100, 2), ("GRU", B16, 8, 100, 2)]
 CHANGES = 4
 FEW_MULTIPROCESSORS = {"cluster": 4, "grid": 5}
 

@@ -33,7 +33,8 @@ CASES = {  # by tier: a case, its dtype, and what is special about the device or
         (Case("LSTM", T=4, N=9, I=2, H=20, D=2, ragged="lengths", resets=True, empty=1), bf16, {}),
         (Case("GRU", T=4, N=3, I=2, H=18, D=2, ragged="packed", resets=True), bf16, {"largest_cluster": 2}),
         (Case("LSTM", T=3, N=3, I=2, H=35, D=2, resets=True), f32, {"largest_cluster": 4}),
-        (Case("GRU", T=2, N=2, I=2, H=140), f32, {"largest_cluster": 4}),  # weights in shared memory, too
+        (Case("GRU", T=2, N=2, I=2, H=190), f32, {"largest_cluster": 8}),  # weights in shared memory, too
+        (Case("LSTM", T=2, N=20, I=2, H=24, D=2), bf16, {"multiprocessors": 2}),  # two tiles of sequences
         (Case("LSTM", T=2, N=2, I=2, H=121), bf16, {}),  # 16 blocks
         (Case("GRU", T=260, N=2, I=1, H=2, ragged="packed"), bf16, {}),  # tables of steps in two launches
         (Case("LSTM", T=3, N=2, I=2, H=5), f32, FAR),
