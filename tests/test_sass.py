@@ -210,7 +210,8 @@ def test_results_file():
 @pytest.mark.skipif(nvcc.missing() is not None, reason=str(nvcc.missing()))
 @pytest.mark.parametrize("tier", sass.TIERS)
 def test_loops_are_tight(tier, record_property):
-    """No spill, local memory or byte load, no branch in the k-loops; clusters: no device-wide fence, no L1 flush."""
+    """No spill, local memory or byte load, no branch in the k-loops; clusters: no device-wide fence, no L1 flush. And a
+    wait for what never comes ends, in a trap."""
     source = sass.ROOT / "csrc" / "cuda" / f"{tier}.cu"
     loops = sass.measure_file(source)
     record_property(f"{tier}_loop for {nvcc.ARCH}", sass.table(loops))
@@ -218,6 +219,9 @@ def test_loops_are_tight(tier, record_property):
     assert len(kinds) == 2 * 2 * 3, "not all loops were found"
     named = [name for name in sass.resources(nvcc.compiled(source)[1]) if f"{tier}_loop" in name]
     assert len(loops) == len(named), "loops with the same key"
+    functions = [f for f in parse(nvcc.disassembled(nvcc.compiled(source)[0])) if f.name in named]
+    traps = [f.name for f in functions if any(x.opcode.startswith("BPT.TRAP") for x in f.instructions)]
+    assert len(functions) == len(traps) == len(named)
     for name, loop in loops.items():
         steps = loop["kept"] and loop["shared"]
         assert steps, f"{name}: the k-loops were not found"

@@ -281,7 +281,9 @@ LSTMKERN_DEVICE bool mbarrier_try(const MBarrier* barrier, unsigned parity) {
       : "memory");
   return over != 0;
 }
-// Ends in a trap if nothing comes for some seconds: a fault must not hang the device.
+// Ends in a trap if nothing comes for some seconds: a fault must not hang the device. The wait acquires for the block
+// alone: for the cluster it would be the same instruction and a flush of the first-level cache, in which there is nothing
+// of what the bytes are about, shared memory.
 LSTMKERN_DEVICE void mbarrier_wait(const MBarrier* barrier, unsigned parity) {
   if (mbarrier_try(barrier, parity)) return;
   const long long start = clock64();
