@@ -228,6 +228,21 @@ def test_tables_of_what_there_is(tmp_path, monkeypatch, capsys):
         assert part in text, part
 
 
+def test_plot(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from benchmarks.gpu import plot
+
+    kept = records.Records(tmp_path / "gpu-bench.jsonl", "run", "p", "cpu")
+    monkeypatch.setattr(sys, "argv", ["plot", str(kept.path)])
+    with pytest.raises(SystemExit, match="no results"):
+        plot.main()
+    work = {**WORK, "layers": 1, "directions": 1, "packed": False}
+    kept.write(**{**BENCH, "work": work, "tier": "grid"})
+    assert plot.series(records.read(kept.path), "bf16") == {"cudnn": {"5,3,16": 10.0}, "grid": {"5,3,16": 5.0}}
+    plot.main()
+    assert (tmp_path / "gpu-bench.png").stat().st_size > 1000
+
+
 TESTS = """
 import pytest, time
 def test_good(): pass

@@ -77,6 +77,7 @@ def gpu(monkeypatch):
     replace(torch.cuda, "memory_stats", return_value={"allocation.all.allocated": 7})
     replace(torch.cuda, "mem_get_info", return_value=(3, 5))
     replace(torch.cuda, "get_arch_list", return_value=["sm_90"])
+    replace(torch.backends.cudnn, "version", return_value=91002)
     properties = types.SimpleNamespace(**dict.fromkeys(device.PROPERTIES, 1))
     replace(torch.cuda, "get_device_properties", return_value=properties)
     replace(torch.cuda, "Event").return_value.elapsed_time.return_value = 2.0
