@@ -8,7 +8,7 @@ build_for.py    builds an extension for another Python and torch (`make gpu-buil
 device.py       everything in Python that only a GPU can do (tools.py: programs); host.py: the same names on the CPU
 layers.py       the layers that are run: shapes, references, floors, what cuDNN does with them
 facts.py, smoke.py, bench.py, compare.py, tests.py, sanitize.py, profile.py     the parts themselves
-tables.py       the tables at the end
+tables.py       the tables at the end; plot.py, a picture
 
 The files that need no torch (parts, records, extension, build_for, tables, __main__) import none: they must work where
 torch does not.

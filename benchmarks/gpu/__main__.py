@@ -113,7 +113,7 @@ class Command:
         code = self.extension_ready(first)
         if code == extension.NO_GPU:  # a GPU, but not for this torch
             return extension.NO_GPU
-        for group in rest if code == 0 else []:
+        for group in rest:  # also where it did not load in its time: the next process may be faster, or say why
             chosen = [part for part in group if not only or any(part.name.startswith(name) for name in only)]
             if chosen:
                 self.together(chosen)

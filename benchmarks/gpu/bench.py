@@ -106,8 +106,9 @@ def measure_work(run: session.Session, work: layers.Work, peak: dict | None) -> 
     for backward in (False, True):
         steps = {n: layers.step_of(f, x, parameters[n], backward) for n, f in functions.items()}
         if options.tier == "stepwise" or run.rehearsal and not options.peers:
-            captured, replay = run.device.capture(steps["ours"])
-            steps["ours in a graph"] = replay
+            graph = run.case(f"graph of {work}", lambda: run.device.capture(steps["ours"]))  # noqa: B023 (called at once)
+            if graph is not None:
+                steps["ours in a graph"] = graph[1]
         times = measure(run.device, steps, 2 if run.rehearsal else options.rounds)
         report(run, work, backward, times, {**about, "distance": distance}, peak)
 

@@ -22,7 +22,6 @@ from pathlib import Path
 from . import records
 
 LIMIT = 60 * 2**20  # bytes that carry/ may have
-CARRY = records.ROOT / "carry"
 NEEDS = ["setuptools>=70", "wheel", "ninja", "pybind11", "numpy"]
 
 # Run by the other Python, in the folder with the new extension: the CPU layers of the very file that will travel.
@@ -107,8 +106,9 @@ def needed_glibc(library: Path) -> str:
     return "{}.{}".format(*max((int(a), int(b)) for a, b in versions)) if versions else "unknown"
 
 
-def carry(library: Path, about: dict, folder: Path = CARRY, limit: int = LIMIT) -> Path:
+def carry(library: Path, about: dict, limit: int = LIMIT) -> Path:
     """Puts the extension into carry/ with what is known of it, unless carry/ would become too large to travel."""
+    folder = records.ROOT / "carry"
     folder.mkdir(exist_ok=True)
     others = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and p.name != library.name)
     size = others + library.stat().st_size

@@ -66,11 +66,12 @@ def compare(run: session.Session, work: layers.Work, chosen: dict) -> None:
     _, ours = work.modules(run.device)
     x = work.input(run.device)
     for backward in (False, True):
-        steps = {n: under(s, layers.step_of(ours, x, list(ours.parameters()), backward)) for n, s in chosen.items()}
-        ran = {name: run.device.ran(step) for name, step in steps.items()}
+        step = layers.step_of(ours, x, list(ours.parameters()), backward)
+        steps = {name: under(settings, step) for name, settings in chosen.items()}
+        ran = {name: run.device.ran(variant) for name, variant in steps.items()}
         first = None
-        for name, step in steps.items():
-            out = [value.double() for value in step()]
+        for name, variant in steps.items():
+            out = [value.double() for value in variant()]
             first = first or out
             distance = max(float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(out, first, strict=True))
             if not distance <= 2 * bench.FAR[work.dtype]:

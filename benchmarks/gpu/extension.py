@@ -20,7 +20,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from . import records
+from . import records, tools
 
 NAME = "_C" + sysconfig.get_config_var("EXT_SUFFIX")  # says which Python it is for
 NO_GPU, TO_BUILD = 2, 3
@@ -92,6 +92,10 @@ def undo(root: Path) -> None:
 
 def load(root: Path, device: str) -> int:
     """The exit code of this part: imports torch, then the extension."""
+    there = False
+    if device == "cuda" and tools.gpus():  # at once: torch's first import from a cold disk can outlast this part
+        there, reason = place(root)
+        print(reason, flush=True)
     try:
         import torch
     except ImportError as error:
@@ -100,7 +104,7 @@ def load(root: Path, device: str) -> int:
     if device == "cuda" and not torch.cuda.is_available():
         print(f"No GPU here that torch {torch.__version__} can use; DEVICE=cpu rehearses without one.")
         return NO_GPU
-    if device == "cuda":
+    if device == "cuda" and not there:
         there, reason = place(root)
         print(reason, flush=True)
         if not there:

@@ -22,7 +22,8 @@ class Outcomes:
     def pytest_runtest_logreport(self, report):
         if report.when != "call" and report.passed:
             return
-        outcome = report.outcome if report.when == "call" or report.skipped else f"failed in {report.when}"
+        when = {"???": "its process, which ended"}.get(report.when, report.when)  # a crash, or pytest-timeout
+        outcome = report.outcome if report.when == "call" or report.skipped else f"failed in {when}"
         said = {}
         if report.skipped and isinstance(report.longrepr, tuple):
             said = {"reason": report.longrepr[2].removeprefix("Skipped: ")}

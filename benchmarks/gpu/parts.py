@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 LIMITS = {"first": 220, "check": 200, "bench": 150}  # of the commands
 GRACE = 1  # seconds between the signal that ends a part and the one that it cannot refuse
-BUILD = 110
+BUILD = 105
 REHEARSAL = 600  # of a part on the CPU: a machine may be slow, but not for ever
 RESIDENT = ("cluster", "grid")
 TIERS = {"cuda": ("cluster", "grid", "stepwise"), "cpu": ("baseline", "best")}
@@ -51,14 +51,14 @@ def tests(limit: int, own_time: int, device: str, marked: str) -> Part:
 
 
 def groups(command: str, device: str) -> list[list[Part]]:
-    extension = [Part("extension", 20, "benchmarks.gpu.extension")]
-    facts = [Part("facts", 12, "benchmarks.gpu.facts")]
+    extension = [Part("extension", 26, "benchmarks.gpu.extension")]
+    facts = [Part("facts", 10, "benchmarks.gpu.facts")]
     bench = "benchmarks.gpu.bench"
     if command == "first":
         return [
             extension,
             facts,
-            per_tier("smoke", 30, "benchmarks.gpu.smoke", device, own_time=26),
+            per_tier("smoke", 28, "benchmarks.gpu.smoke", device, own_time=24),
             *one_by_one(per_tier("bench", 14, bench, device, "--first", own_time=11)),
             [tests(70, 58, device, "cuda and not long")],
             sanitizers(("memcheck",), 35, device, resident=False),
@@ -66,16 +66,16 @@ def groups(command: str, device: str) -> list[list[Part]]:
     if command == "check":
         return [
             extension,
-            [tests(74, 62, device, "cuda")],
+            [tests(72, 60, device, "cuda")],
             sanitizers(("racecheck", "synccheck", "memcheck"), 40, device, resident=True),
             *one_by_one(per_tier("ncu", 13, "benchmarks.gpu.profile", device)),
-            [Part("compare", 18, "benchmarks.gpu.compare", own_time=14)],
+            [Part("compare", 16, "benchmarks.gpu.compare", own_time=12)],
         ]
     return [
         extension,
         facts,
-        *one_by_one(per_tier("bench", 32, bench, device, own_time=27)),
-        [Part("peers", 15, bench, ("--peers",), own_time=11)],
+        *one_by_one(per_tier("bench", 30, bench, device, own_time=26)),
+        [Part("peers", 17, bench, ("--peers",), own_time=11)],
     ]
 
 

@@ -21,7 +21,7 @@ PART = "LSTMKERN_GPU_PART"  # what __main__.py tells the processes that it start
 def folder(device: str) -> Path:
     """Where results go: $OUT, else benchmarks/results; those of a rehearsal on the CPU never among the real ones."""
     default = ROOT / ("benchmarks/results" if device == "cuda" else "build/gpu-rehearsal")
-    return Path(os.environ.get("OUT") or default)
+    return Path(os.environ.get("OUT") or default).absolute()
 
 
 def digest(*patterns: str) -> str:

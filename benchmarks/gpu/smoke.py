@@ -44,7 +44,7 @@ def run_case(run: session.Session, tier: str, work: layers.Work) -> None:
     seconds = time.perf_counter() - start
     errors = distances(found, exact)
     rounding = torch.finfo(x.dtype).eps
-    wrong = [n for n, e, p in zip(NAMES, errors, peer, strict=True) if not e <= 4 * p + 4 * rounding]
+    wrong = [n for n, e, p in zip(NAMES, errors, peer, strict=True) if not e <= 3 * p + 2 * rounding]
     run.records.write(
         "smoke", tier=tier, work=work.record, ran=ran, plan=run.plan(tier, work), seconds=seconds,
         errors=dict(zip(NAMES, errors, strict=True)), peer_errors=dict(zip(NAMES, peer, strict=True)), wrong=wrong,

@@ -22,7 +22,9 @@ def command(device: str, marked: str) -> list[str]:
     if importlib.util.find_spec("xdist"):
         words += ["-n", "6" if device == "cuda" else "2"]
     if importlib.util.find_spec("pytest_timeout"):
-        words += ["--timeout", "30" if device == "cuda" else "300", "--timeout-method", "thread"]
+        seconds = 30 if device == "cuda" else 300
+        words += ["--timeout", str(seconds), "--timeout-method", "thread"]
+        words += ["-o", f"faulthandler_timeout={seconds - 5}"]  # the traceback, which the former's end keeps to itself
     return [*words, "tests/test_cuda.py"]
 
 

@@ -23,6 +23,7 @@ REPORTS = (  # how a report of compute-sanitizer begins
     "Invalid", "Error:", "Warning:", "Barrier", "Potential", "Race", "Uninitialized", "Program hit",
     "Target application", "ERROR SUMMARY", "RACECHECK SUMMARY",
 )  # fmt: skip
+PATIENCE = 10  # seconds for a question to a program
 ERRORS = 9  # compute-sanitizer's exit code for what it found
 SECTIONS = ["SpeedOfLight", "MemoryWorkloadAnalysis", "WarpStateStats", "SchedulerStats", "LaunchStats", "Occupancy"]
 METRICS = [  # of the table; the file has all
@@ -35,7 +36,7 @@ METRICS = [  # of the table; the file has all
 def ask(*command: str) -> str:
     """What a program says, or why it says nothing."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"not to be had ({type(error).__name__})"
     return (done.stdout.strip() or done.stderr.strip()).replace("\n", " | ")

@@ -1,0 +1,298 @@
+"""The parts of the GPU commands, in this process and on the CPU: what they make of results that are wrong, of errors,
+of tools that are absent, refused or find something."""
+
+import json
+import os
+import sys
+import time
+
+import pytest
+import torch
+from cuda_reference import torch_nn
+from simt import layers as cases
+
+from benchmarks.gpu import (
+    bench,
+    compare,
+    facts,
+    layers,
+    profile,
+    records,
+    sanitize,
+    session,
+    small,
+    smoke,
+    tests,
+    tools,
+)
+
+
+@pytest.fixture
+def part(tmp_path, monkeypatch):
+    """part(module, words): runs a part as a rehearsal; its exit code and its records."""
+
+    def run(module, *words, device="cpu", until=None):
+        told = {
+            "path": str(tmp_path / "all.jsonl"),
+            "run": "r",
+            "part": module.__name__.rpartition(".")[2],
+            "until": until,
+        }
+        monkeypatch.setenv(records.PART, json.dumps(told))
+        with pytest.raises(SystemExit) as end:
+            module.main(["--device", device, *words])
+        return end.value.code, [r for r in records.read(tmp_path / "all.jsonl", "r") if r["part"] == told["part"]]
+
+    monkeypatch.setenv("LSTMKERN_CPU_CAPABILITY", os.environ.get("LSTMKERN_CPU_CAPABILITY", ""))
+    return run
+
+
+def of_kind(found, kind):
+    return [record for record in found if record["kind"] == kind]
+
+
+def test_every_record_can_be_joined_with_its_header(part):
+    code, found = part(smoke, "--tier", "best")
+    assert code == 0
+    header, *rest = found
+    assert header["kind"] == "header" and len(rest) == len(layers.smoke(True))
+    assert {"commit", "sources", "extension", "torch", "machine", "facts", "date"} <= set(header)
+    assert all((r["run"], r["part"], r["process"]) == ("r", "smoke", header["process"]) for r in rest)
+    assert all("rehearsal" in r and r["errors"].keys() == set(smoke.NAMES) for r in rest)
+
+
+def test_a_wrong_result_is_seen(part, monkeypatch, capsys):
+    real = layers.Work.modules
+
+    def modules(self, where):
+        theirs, ours = real(self, where)
+        ours.weight_hh_l0.data[: self.H] += 0.5
+        return theirs, ours
+
+    monkeypatch.setattr(layers.Work, "modules", modules)
+    code, found = part(smoke, "--tier", "best")
+    assert code == 1 and all("out" in r["wrong"] and "dx" in r["wrong"] for r in of_kind(found, "smoke"))
+    assert "WRONG (out" in capsys.readouterr().out
+    code, found = part(bench, "--tier", "best", "--first")
+    assert code == 1 and "WRONG" in capsys.readouterr().out
+
+
+def test_an_error_is_a_line_and_not_the_end(part, monkeypatch, capsys):
+    real = layers.Work.input
+
+    def failing(self, where):
+        if self.cell == "GRU":
+            raise ValueError("no such input\nand more")
+        return real(self, where)
+
+    monkeypatch.setattr(layers.Work, "input", failing)
+    code, found = part(smoke, "--tier", "best")
+    assert code == 1
+    assert len(of_kind(found, "failure")) == len(of_kind(found, "smoke")) == len(layers.smoke(True)) / 2
+    assert "FAILED smoke best GRU  bf16 5,3,8,16: ValueError: no such input" in capsys.readouterr().out
+
+
+def test_a_dead_context_ends_the_process(part, monkeypatch, capsys):
+    monkeypatch.setattr(layers.Work, "input", lambda self, where: 1 / 0)
+    monkeypatch.setattr("benchmarks.gpu.host.Host.alive", lambda self: False)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    code, found = part(smoke, "--tier", "best")
+    assert code == 1 and len(of_kind(found, "failure")) == 1
+    assert "context is gone" in capsys.readouterr().out
+
+
+def test_time_that_is_up(part, capsys):
+    code, found = part(bench, "--tier", "best", "--first", until=time.time() - 1)
+    assert code == 0 and of_kind(found, "bench") == []
+    assert of_kind(found, "time is up")[0]["left_out"] == len(layers.first(True))
+
+
+def test_benchmark_lines(part, monkeypatch):
+    assert part(facts)[0] == 0
+    code, found = part(bench, "--peers")
+    assert code == 0
+    lines = of_kind(found, "bench")
+    names = ["torch.nn", "torch.nn off", "compiled cell"]
+    assert lines and all(sorted(r["us_per_step"]) == sorted(names) for r in lines)
+    monkeypatch.setattr(bench.CompiledCell, "forward", lambda self, x: 1 / 0)
+    code, found = part(bench, "--peers")
+    assert code == 1  # what is missing is said, the others are measured
+    last = of_kind(found, "bench")[len(lines) :]
+    assert len(last) == len(lines) and all(sorted(r["us_per_step"]) == sorted(names[:2]) for r in last)
+
+
+def test_a_layer_that_the_tier_does_not_take(part, monkeypatch, capsys):
+    def ran(self, function):
+        function()
+        return "grid", "stepwise"
+
+    monkeypatch.setattr("benchmarks.gpu.host.Host.ran", ran)
+    code, found = part(bench, "--tier", "grid", "--first")
+    assert code == 0 and not any(r["taken"] for r in of_kind(found, "bench"))
+    assert "not taken: ran on grid/stepwise" in capsys.readouterr().out
+    code, found = part(smoke, "--tier", "grid")
+    assert code == 0 and "ok on grid/stepwise" in capsys.readouterr().out
+
+
+def test_variants(part, monkeypatch):
+    code, found = part(compare)
+    assert code == 0 and [r["backward"] for r in of_kind(found, "compare")] == [False, True]
+    monkeypatch.setenv("VARIANTS", "old: new:LSTMKERN_TRIAL=1,LSTMKERN_OTHER=x")
+    code, found = part(compare)
+    assert code == 0 and list(of_kind(found, "compare")[-1]["us_per_step"]) == ["old", "new"]
+    seen = []
+    compare.under({"LSTMKERN_TRIAL": "1"}, lambda: seen.append(os.environ["LSTMKERN_TRIAL"]))()
+    assert seen == ["1"] and "LSTMKERN_TRIAL" not in os.environ
+    monkeypatch.setenv("VARIANTS", "old:WHAT")
+    assert "WHAT" in str(part(compare)[0])
+
+
+def test_variants_that_disagree(part, monkeypatch, capsys):
+    monkeypatch.setenv("VARIANTS", "old: new:LSTMKERN_TRIAL=1")
+    real = layers.step_of
+
+    def step_of(*words):
+        step = real(*words)
+        return lambda: [v * 1.5 if "LSTMKERN_TRIAL" in os.environ else v for v in step()]
+
+    monkeypatch.setattr(layers, "step_of", step_of)
+    assert part(compare)[0] == 1
+    assert "new is 5.0e-01 from old" in capsys.readouterr().out
+
+
+@pytest.fixture
+def tool(tmp_path, monkeypatch):
+    """tool(name, script): the only program of that name."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def write(name, script):
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
+    return write
+
+
+def test_sanitizer(part, tool, monkeypatch):
+    words = ("--tool", "racecheck", "--tiers", "cluster")
+    monkeypatch.setattr(tools.shutil, "which", lambda name: None)
+    monkeypatch.setattr(tools, "stream", lambda command: (0, ["layers ran"]))
+    code, found = part(sanitize, *words, device="cuda")
+    assert code == 0 and "no compute-sanitizer here" in found[-1]["status"]
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    ("script", "expected", "status"),
+    [
+        ("echo '========= ERROR SUMMARY: 0 errors'", 0, "clean"),
+        ("echo '========= Error: Race reported'; exit 9", 1, "errors (exit code 9)"),
+        ("echo '========= Error: Device not supported'; exit 1", 0, "not checked: compute-sanitizer is refused"),
+    ],
+    ids=["clean", "errors", "refused"],
+)
+def test_what_a_sanitizer_finds(part, tool, script, expected, status):
+    tool("compute-sanitizer", f'[ "$1" = --help ] || {{ {script}; }}')
+    code, found = part(sanitize, "--tool", "racecheck", "--tiers", "cluster", device="cuda")
+    assert code == expected and found[-1]["status"].startswith(status)
+
+
+WROTE = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\\n"0","grid_loop","Duration","us","3"'
+
+
+@pytest.mark.parametrize(
+    ("script", "expected", "status"),
+    [
+        (f"printf '{WROTE}\\n' > \"$file\"", 0, "1 launches in"),
+        ("echo '==ERROR== ERR_NVGPUCTRPERM'; exit 1", 0, "no counters: ncu is refused"),
+        ("exit 0", 1, "0 launches"),
+    ],
+    ids=["counters", "refused", "nothing"],
+)
+def test_profiler(part, tool, capsys, script, expected, status):
+    tool("ncu", f'while [ "$1" != --log-file ]; do shift; done; file=$2; {script}')
+    code, found = part(profile, "--tier", "grid", device="cuda")
+    assert code == expected and found[-1]["status"].startswith(status)
+    assert ("Duration: 3 us" in capsys.readouterr().out) == (script.startswith("printf"))
+
+
+def test_without_a_profiler(part, monkeypatch):
+    monkeypatch.setattr(tools, "stream", lambda command: (0, ["the layer ran"]))
+    code, found = part(profile, "--tier", "best")
+    assert code == 0 and "no ncu for a CPU" in found[-1]["status"]
+
+
+def test_small_layers(part, capsys):
+    assert part(small, "--tiers", "cluster,stepwise")[0] == 0
+    assert "3 layers in two dtypes on cluster" in capsys.readouterr().out
+    assert part(small, "--tiers", "best", "--profile")[0] == 0
+
+
+def test_pytest_command(monkeypatch):
+    monkeypatch.setattr(tests.importlib.util, "find_spec", lambda name: True)
+    words = " ".join(tests.command("cuda", "cuda and not long"))
+    assert "-n 6" in words and "--timeout 30 --timeout-method thread" in words and "-m cuda and not long" in words
+    monkeypatch.setattr(tests.importlib.util, "find_spec", lambda name: None)
+    assert "--timeout" not in tests.command("cuda", "cuda")
+    ran = []
+    monkeypatch.setattr(os, "execv", lambda *words: ran.append(words))
+    monkeypatch.setattr(os, "chdir", lambda folder: None)
+    for name in ("LSTMKERN_TEST_DEVICE", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
+    tests.main(["--device", "cpu"])
+    assert ran[0][1][-1] == "tests/test_cuda.py"
+
+
+def test_session_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no GPU here"):
+        session.Session("smoke", session.arguments("x").parse_args([]))
+
+
+def test_paths_of_cudnn():
+    def path(backward=False, **sizes):
+        known = {"cell": "LSTM", "dtype": "fp16", "T": 8, "N": 64, "I": 512, "H": 512}
+        return layers.Work(**{**known, **sizes}).cudnn_path(backward)
+
+    assert path() == path(N=8) == path(N=128) == path(H=1024) == path(True) == "persistent"
+    for other in ({"dtype": "bf16"}, {"cell": "GRU"}, {"N": 256}, {"N": 1}, {"I": 400}, {"H": 1152}, {"layers": 2}):
+        assert path(**other) == "stepwise", other
+    assert path(directions=2) == path(packed=True) == path(packed=True, H=64) == "stepwise"
+    assert path(H=192, dtype="fp32") == path(True, H=128, cell="GRU") == "small-H"
+    assert path(True, H=192, I=100) == "stepwise"
+
+
+def test_floor():
+    work = layers.Work("LSTM", "bf16", 10, 4, 8, 16)
+    weights, rows = 4 * 16 * (8 + 16), 40
+    assert work.floor(False) == {"bytes": 2 * (rows * 24 + weights), "operations": 2 * rows * weights}
+    assert work.floor(True)["operations"] == 6 * rows * weights
+    assert work.floor_seconds(False, None) is None
+    rates = {"bandwidth": 1e9, "bf16": 1e9}
+    assert work.floor_seconds(False, rates) == pytest.approx(2 * rows * weights / 1e9)
+    both = layers.Work("LSTM", "bf16", 10, 4, 8, 16, 2, 2).floor(False)["operations"]
+    assert both == 2 * rows * 2 * 4 * 16 * ((8 + 16) + (32 + 16))
+
+
+REFERENCES = [
+    cases.Case(
+        mode, T=4, N=3, I=3, H=5, P=2 if mode == "LSTM" else 0, D=2, ragged=ragged, resets=True, batch_first=first
+    )
+    for mode in ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
+    for ragged, first in ((None, False), (None, True), ("packed", False), ("lengths", False), ("lengths", True))
+]
+
+
+@pytest.mark.parametrize("case", REFERENCES, ids=str)
+def test_batched_reference_is_the_one_by_one(case):
+    """test_cuda.py's reference, which computes all sequences of a step at once."""
+    problem = cases.make(case, torch.float64)
+    wanted, found = cases.torch_nn(problem, torch.float64), torch_nn(problem, torch.float64)
+    assert wanted.keys() == found.keys()
+    for name, value in wanted.items():
+        if value is None:
+            assert found[name] is None
+        else:
+            a, b = cases.flat(problem, name, value), cases.flat(problem, name, found[name])
+            torch.testing.assert_close(b, a, rtol=0, atol=1e-12)
