@@ -3,8 +3,8 @@
 LSTMKERN_TEST_DEVICE=cpu runs the same lines on the CPU (`make gpu-first DEVICE=cpu`), so that no plain Python error is
 left for the GPU; benchmarks/gpu/device.py has everything that only a GPU can do, host.py its stand-in.
 
-References on the CPU (cuda_reference.py) take 17 seconds of CPU time in all, the longest test's 1.5: on six processes
-of a machine with 16 cores 3 seconds of the 75 that these tests may take.
+References (cuda_reference.py) take 15 seconds of CPU time in all on one core with AVX-512, the longest test's
+1.9: on six processes 3 seconds of the 75 that these tests may take.
 """
 
 import copy
