@@ -265,6 +265,7 @@ def test_graph_capture_and_replay(name, dtype, tier):
             assert torch.equal(a, b)
 
 
+@pytest.mark.skipif(REHEARSAL, reason="needs a GPU")
 def test_lengths_on_the_cpu_are_not_captured(tier):
     module, x = lstmkern.LSTM(8, 16, device="cuda"), torch.randn(5, 3, 8, device="cuda")
     lengths = torch.tensor([5, 2, 4])
@@ -353,6 +354,7 @@ def test_module_agrees_with_torch_nn(name):
     assert (got.data.cpu().double() - wanted.data).abs().max() < 1e-5
 
 
+@pytest.mark.skipif(REHEARSAL, reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=ids)
 def test_sums_are_fp32_whatever_torch_allows(dtype, monkeypatch):
     """A sum over 16384 rows, which cuBLAS would split: nothing changes with torch's flags for sums of 16 bits."""
@@ -372,6 +374,7 @@ def test_sums_are_fp32_whatever_torch_allows(dtype, monkeypatch):
         assert (b - e).abs().max() <= bound
 
 
+@pytest.mark.skipif(REHEARSAL, reason="needs a GPU")
 @pytest.mark.parametrize("tier", TIERS[1:])
 def test_plan_of_a_tier(tier):
     got = lstmkern._C.cuda_plan(tier, "LSTM", "bf16", 64, 512)

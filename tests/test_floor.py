@@ -44,7 +44,7 @@ def test_terms_follow_what_was_measured(before):
 def test_variant_of_a_plan(before):
     """Of several variants of a loop the plan runs on the one that keeps the fewest steps, but enough."""
     name = "grid forward LSTM bfloat16 1"
-    per_step = 4
+    per_step = 8  # two HMMAs for each of four gates
     loops = {f"{name} {kept}": before[name] | {"kept": kept * per_step} for kept in (8, 2, 4)}
     kind = ("grid", "LSTM", torch.bfloat16, False)
     for steps, in_shared, expected in ((2, 0, 2), (3, 0, 4), (9, 5, 4), (20, 12, 8), (20, 0, 8)):
