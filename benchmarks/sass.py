@@ -126,8 +126,8 @@ README_COLUMNS = {
 
 
 def readme_table(results: dict[str, dict]) -> str:
-    """The committed numbers in short, before and after where both are. Of each loop the variant that keeps the most
-    in registers; fp16 is as bf16."""
+    """The committed numbers in short, before and after where both are. Of each loop the variant that keeps the most in
+    registers; fp16 is as bf16."""
     before = results["before"]["loops"] if len(results) > 1 else {}
     lines = [f"| loop | {' | '.join(README_COLUMNS)} |", "|---|" + "---:|" * len(README_COLUMNS)]
     largest: dict[str, dict] = {}

@@ -2,8 +2,8 @@
 // meaning on a CPU (tests/simt/simt.h), so that the kernels that ship can be run, in disorder, where there is no GPU.
 //
 // Vocabulary: a grid of blocks, blocks of warps of 32 lanes; blocks may form clusters, which can reach each other's
-// shared memory. Functions named sync_*, shuffle*, ballot, mma_* and load_matrices are collective: all threads of the group call
-// them.
+// shared memory. Functions named sync_*, shuffle*, ballot, mma_* and load_matrices are collective: all threads of the
+// group call them.
 #pragma once
 
 #include <cstddef>
