@@ -143,14 +143,15 @@ class StepLoop:
         return max(length.values(), default=0)
 
     def loads_waited_for(self) -> int:
-        """Loads of values from global memory whose result is read within the next NEAR instructions."""
-        count = 0
+        """Loads of values from global memory whose result is read within the next NEAR instructions, at the loop's end
+        also within the first ones of the next step."""
+        count, around = 0, [*self.all, *self.all]
         for n, i in enumerate(self.all):
             x = self.code[i]
             if not loads_values(x):
                 continue
             result = set(x.writes())
-            for j in self.all[n + 1 : n + 1 + NEAR]:
+            for j in around[n + 1 : n + 1 + NEAR]:
                 if result & self.code[j].reads():
                     count += 1
                     break

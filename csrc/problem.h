@@ -255,8 +255,9 @@ class Problem {
       for (int64_t j = 0; j < layer.N; ++j)
         TORCH_CHECK(length[j] >= 0 && length[j] <= layer.T, "lengths must be between 0 and ", layer.T, ", got ",
                     length[j], " for sequence ", j);
-      // From pageable memory: staged before the call returns, and no reason to wait for the device.
-      if (on_device_) return point(host.to(input.device(), at::kLong, /*non_blocking=*/true));
+      // From pageable memory (a clone: the caller's may be pinned, and written to again): staged before the call
+      // returns, and no reason to wait for the device.
+      if (on_device_) return point(host.clone().to(input.device(), at::kLong, /*non_blocking=*/true));
       std::stable_sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) { return length[a] > length[b]; });
       std::fill(active_.begin(), active_.end(), 0);
       for (int64_t j = 0; j < layer.N; ++j)

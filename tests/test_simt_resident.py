@@ -153,6 +153,32 @@ def test_order_of_threads_changes_no_bit(tier, mode):
             assert torch.equal(value, first[name]), (seed, name)
 
 
+@pytest.mark.parametrize(("H", "blocks"), [(48, 4), (72, 8)])
+def test_blocks_without_units(H, blocks):
+    """A cluster of which the last blocks have no units: nobody may run ahead of those that have, in any order."""
+    s, problem = simulator("cluster"), make(Case("LSTM", T=12, N=2, I=1, H=H), torch.bfloat16)
+    plan = s.plan("LSTM", torch.bfloat16, 2, H)
+    assert plan["blocks"] == blocks and (blocks - 1) * plan["units"] >= H, plan
+    first = None
+    for seed in range(1, 13):
+        outputs = s.layer_forward(*problem.args, "LSTM", False, True, True, seed=seed * 7919)[:4]
+        first = first or outputs
+        assert all(torch.equal(a, b) for a, b in zip(outputs, first, strict=True))
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_lengths_beyond_the_layer(tier):
+    """Lengths on a device are checked by nobody: larger than T is T, however large, and negative is 0."""
+    problem = make(Case("LSTM", T=4, N=6, I=2, H=9, ragged="lengths", resets=True, empty=1), torch.float32)
+    wanted = forward_and_backward(simulator(tier), problem)
+    longest, none = problem.lengths == 4, problem.lengths == 0
+    assert longest.any() and none.any()
+    for large, negative in ((5, -1), (2**31, -(2**31)), (2**32, -(2**32)), (2**63 - 1, -(2**63))):
+        problem.lengths[longest], problem.lengths[none] = large, negative
+        for name, value in forward_and_backward(simulator(tier), problem).items():
+            assert torch.equal(value, wanted[name]), (name, large)
+
+
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("needs", [(True, False, False), (False, True, False), (False, False, True)])
 def test_only_what_is_needed(tier, needs):

@@ -1,7 +1,8 @@
 // The cluster tier: a team is a cluster of up to 16 blocks, the state travels through remote shared memory. Two buffers
 // of the state in every block, and a barrier for each that counts the bytes which arrive: a step reads one buffer, once
 // all of it has come, while its results fill the other, everywhere. Whoever sends the next state has received this one
-// from everybody, so everybody is done with what it overwrites. Design and arithmetic: resident.h.
+// from everybody who reads it, so they are done with what it overwrites. Blocks without units take no part. Design and
+// arithmetic: resident.h.
 #include "resident_backward.h"
 #include "resident_forward.h"
 #include "resident_loop.h"
@@ -20,15 +21,17 @@ struct ClusterWire {
   S* const state;
   MBarrier* const barriers;
   const unsigned bytes;  // of the team's state
+  const int owners;      // blocks of the team that have units
   Remote peers[kPeers];  // the state there
 
   LSTMKERN_DEVICE ClusterWire(const Plan& p, unsigned char* shared, int sequences)
       : p(p),
         state(reinterpret_cast<S*>(shared + p.state_at)),
         barriers(reinterpret_cast<MBarrier*>(shared + p.barriers_at)),
-        bytes(static_cast<unsigned>(sequences * p.width) * sizeof(S)) {
+        bytes(static_cast<unsigned>(sequences * p.width) * sizeof(S)),
+        owners((p.row + p.units - 1) / p.units) {
 #pragma unroll
-    for (int i = 0; i < kPeers; ++i) peers[i] = remote(state, static_cast<unsigned>(peer(i) < p.blocks ? peer(i) : 0));
+    for (int i = 0; i < kPeers; ++i) peers[i] = remote(state, static_cast<unsigned>(peer(i) < owners ? peer(i) : 0));
   }
   static LSTMKERN_DEVICE int peer(int i) { return static_cast<int>(lane_index()) % kTogether<S> + i * kTogether<S>; }
   static LSTMKERN_DEVICE int buffer(int step) { return step & 1; }
@@ -52,8 +55,7 @@ struct ClusterWire {
     const int to = (buffer(step) * p.sequences * p.stride + place) * static_cast<int>(sizeof(S));
     const int barrier = p.barriers_at - p.state_at + buffer(step) * static_cast<int>(sizeof(MBarrier));
 #pragma unroll
-    for (int i = 0; i < kPeers; ++i)
-      store_async16(mine && peer(i) < p.blocks, peers[i] + to, piece, peers[i] + barrier);
+    for (int i = 0; i < kPeers; ++i) store_async16(mine && peer(i) < owners, peers[i] + to, piece, peers[i] + barrier);
   }
   LSTMKERN_DEVICE void publish(int) const {}  // what is sent announces itself
 };
@@ -67,6 +69,10 @@ cluster_loop(typename Pass::Arguments a) {
   const int team = static_cast<int>(block_index().x) / a.plan.blocks;
   Pass pass(a, seat_of(a.plan, team, static_cast<int>(cluster_rank()), a.times.N));
   const ClusterWire<typename Pass::Value> wire(a.plan, shared, pass.seat.sequences);
+  if (pass.seat.rank >= wire.owners) {  // nobody sends to it, and what it sends nobody would wait for
+    sync_cluster();
+    return;
+  }
   recur<TILES, KEPT>(a.plan, shared, pass, wire, static_cast<int>(a.times.T) + Pass::kMoreSteps);
 #endif
 }
@@ -105,7 +111,7 @@ class Cluster {
       for (int tiles = 1; tiles <= kMostTiles; ++tiles) {
         Plan p = make_plan<Pass>(layer, blocks, tiles, 2);
         if (!possible<Pass>(p, chip) || (p.units == 8 && (blocks - 1) * 8 >= p.row))
-          continue;  // or some would have no units
+          continue;  // blocks without units: a smaller cluster does as well
         p.together = resident_blocks("cluster_loop", kernel(p), how(layer, p)) / blocks;
         if (p.together == 0) continue;  // not granted by this device
         const int64_t rounds = (p.batches * layer.D + p.together - 1) / p.together;

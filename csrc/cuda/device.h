@@ -117,6 +117,20 @@ LSTMKERN_DEVICE void store16(void* p, const Bytes16& v) {
   *static_cast<uint4*>(p) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
 }
 
+// A value as it is stored, in a register of 32 bits: unlike one of 16, it can wait there for its first use without a
+// conversion that would have to wait for the load.
+LSTMKERN_DEVICE float load_raw(const float* p) { return *p; }
+template <class S>
+LSTMKERN_DEVICE unsigned load_raw(const S* p) {
+  static_assert(sizeof(S) <= 2, "bf16, f16, bool");
+  unsigned v;
+  if constexpr (sizeof(S) == 2)
+    asm volatile("ld.global.u16 %0, [%1];" : "=r"(v) : "l"(p));
+  else
+    asm volatile("ld.global.u8 %0, [%1];" : "=r"(v) : "l"(p));
+  return v;
+}
+
 // To global memory, in one piece also where the compiler would rather take the values one by one.
 LSTMKERN_DEVICE void store_global16(void* p, const Bytes16& v) {
   asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]),

@@ -38,9 +38,9 @@ std::vector<PlanValue> plan_values(const std::string& tier, Cell cell, DType dty
   const bool possible = backward ? plan_for(tier, of_sizes<Backward>(cell, dtype, N, H, D), p)
                                  : plan_for(tier, of_sizes<Forward>(cell, dtype, N, H, D), p);
   if (!possible) return {};
-  return {{"blocks", p.blocks},       {"units", p.units},      {"groups", p.groups},       {"slices", p.slices},
-          {"sequences", p.sequences}, {"steps", p.steps},      {"in_shared", p.in_shared}, {"bytes", p.bytes},
-          {"batches", p.batches},     {"together", p.together}};
+  return {{"blocks", p.blocks},       {"units", p.units},     {"groups", p.groups},    {"slices", p.slices},
+          {"sequences", p.sequences}, {"steps", p.steps},     {"kept", p.kept},        {"in_shared", p.in_shared},
+          {"bytes", p.bytes},         {"batches", p.batches}, {"together", p.together}};
 }
 
 }  // namespace cuda

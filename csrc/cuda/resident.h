@@ -162,6 +162,13 @@ LSTMKERN_DEVICE Element element_of(const Plan& p, const Seat& seat, int e) {
   return {i / p.units, seat.rank * p.units + i % p.units};
 }
 
+// Steps of a sequence, within what the layer has: lengths on the device are nobody's but the kernel's to check.
+LSTMKERN_DEVICE int steps_of(const Mask& mask, bool exists, int sequence, int64_t T) {
+  if (mask.lengths == nullptr || !exists) return static_cast<int>(T);
+  const int64_t length = mask.lengths[sequence];
+  return static_cast<int>(length < 0 ? 0 : length < T ? length : T);
+}
+
 // What a step is to a sequence, as far as that depends on its length alone.
 enum Kind : unsigned { kOutside, kPadding, kReal };
 
@@ -177,6 +184,32 @@ struct Kinds {
   LSTMKERN_DEVICE Kind of(int e) const { return static_cast<Kind>(bits >> 2 * e & 3); }
   LSTMKERN_DEVICE void add(int e, Kind kind) { bits |= kind << 2 * e; }
 };
+
+// --- what is fetched for a step to come ---
+
+// A value as it is stored (device.h's load_raw).
+template <class S>
+using Raw = std::conditional_t<sizeof(S) == 2, unsigned, float>;
+template <class S>
+LSTMKERN_DEVICE float widen_raw(Raw<S> v) {
+  if constexpr (sizeof(S) == 2)
+    return widen(S{static_cast<uint16_t>(v)});
+  else
+    return v;
+}
+
+// Moves what was fetched a step ago out of the registers into which the next loads go. A plain copy would not do: the
+// compiler makes it where the loop begins again, and there it has to wait for loads that were just issued. `zero` is a
+// zero that only the host knows to be one.
+LSTMKERN_DEVICE unsigned moved(unsigned v, unsigned zero) { return v ^ zero; }
+LSTMKERN_DEVICE float moved(float v, unsigned zero) {
+  unsigned bits;
+  memcpy(&bits, &v, 4);
+  bits ^= zero;
+  memcpy(&v, &bits, 4);
+  return v;
+}
+LSTMKERN_DEVICE unsigned unknown_zero(const Plan& p) { return static_cast<unsigned>(p.batches) >> 31; }
 
 // The vector that starts at `from`, in shared memory.
 template <int V>

@@ -36,13 +36,13 @@ struct BackwardPass {
   static constexpr int kProducts = 1, kParts = kGates<CELL>, kMoreSteps = 1, kBias = 0;
   static constexpr int kKept = sizeof(S) == 2 ? 18 : 32;
 
-  // What is fetched of a step, all as it lies in memory: nothing is computed from it until the step needs it. h and c
+  // What is fetched of a step, all as it is stored: nothing is computed from it until the step needs it. h and c
   // are the step's own; as those that it started from, the step before in time brings its.
   struct Fetched {
     unsigned place;
     Kinds kind;
-    S gates[kElements<S>][4], grad[kElements<S>], grad_c[kElements<S>], h[kElements<S>], c[kElements<S>];
-    uint8_t anew[kElements<S>];  // it begins with zeros
+    Raw<S> gates[kElements<S>][4], grad[kElements<S>], grad_c[kElements<S>], h[kElements<S>], c[kElements<S>];
+    unsigned reset[kElements<S>];  // it begins with zeros
   };
 
   const ResidentBackward<S>& a;
@@ -63,7 +63,7 @@ struct BackwardPass {
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
       at[e] = element_of(a.plan, seat, e);
-      length[e] = static_cast<int>(a.mask.lengths && real(e) ? a.mask.lengths[sequence(e)] : a.times.T);
+      length[e] = steps_of(a.mask, real(e), sequence(e), a.times.T);
       carry[e] = 0;
       after[e] = kNone;
     }
@@ -92,27 +92,41 @@ struct BackwardPass {
 
   LSTMKERN_DEVICE void fetch(int step) {
     const Moment m = a.times.at(seat.d, a.times.T - 1 - step);
+    next = {};
     next.place = static_cast<unsigned>(m.place);
-    next.kind = {};
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
       const unsigned place = next.place, j = sequence(e), unit = at[e].unit;
       const Kind kind = kind_of(real(e), sequence(e), m, length[e]);
       next.kind.add(e, kind);
       if (kind != kReal) continue;
-      next.anew[e] = a.mask.reset(next.place, sequence(e));
-      next.grad[e] = side.grad_output.data ? side.grad_output.at(place, j)[unit] : S{};
-      next.h[e] = side.output.at(place, j)[unit];
+      if (a.mask.resets.data) next.reset[e] = load_raw(a.mask.resets.at(next.place, sequence(e)));
+      if (side.grad_output.data) next.grad[e] = load_raw(side.grad_output.at(place, j) + unit);
+      if (side.output.data) next.h[e] = load_raw(side.output.at(place, j) + unit);  // one step has none
       const S* const saved = side.gates.at(place, j) + unit;
 #pragma unroll
-      for (int g = 0; g < 4; ++g) next.gates[e][g] = saved[g * a.Hp];
+      for (int g = 0; g < 4; ++g) next.gates[e][g] = load_raw(saved + g * a.Hp);
       if constexpr (CELL == Cell::lstm) {
-        next.grad_c[e] = side.grad_cells.data ? side.grad_cells.at(place, j)[unit] : S{};
-        next.c[e] = side.cells.at(place, j)[unit];
+        if (side.grad_cells.data) next.grad_c[e] = load_raw(side.grad_cells.at(place, j) + unit);
+        next.c[e] = load_raw(side.cells.at(place, j) + unit);
       }
     }
   }
-  LSTMKERN_DEVICE void advance() { now = next; }
+  LSTMKERN_DEVICE void advance() {  // not h: it is needed only as what the step after it in time started from
+    const unsigned zero = unknown_zero(a.plan);
+    now.place = moved(next.place, zero);
+    now.kind.bits = moved(next.kind.bits, zero);
+#pragma unroll
+    for (int e = 0; e < kElements<S>; ++e) {
+      now.reset[e] = moved(next.reset[e], zero);
+      now.grad[e] = moved(next.grad[e], zero);
+#pragma unroll
+      for (int g = 0; g < 4; ++g) now.gates[e][g] = moved(next.gates[e][g], zero);
+      if (CELL != Cell::lstm) continue;
+      now.grad_c[e] = moved(next.grad_c[e], zero);
+      now.c[e] = moved(next.c[e], zero);
+    }
+  }
 
   // The derivatives of the step's gates from dh, as far as it comes through the product.
   LSTMKERN_DEVICE void compute(int e, const float (&sums)[1], float (&out)[kParts]) {
@@ -130,18 +144,18 @@ struct BackwardPass {
       after[e] = kNone;
       return;
     }
-    float d = widen(now.grad[e]) + through;
+    float d = widen_raw<S>(now.grad[e]) + through;
     if (side.grad_h_n && last) d += widen(side.grad_h_n[own]);
-    h_before[e] = now.anew[e] ? 0 : widen(goes_on ? next.h[e] : side.h0[own]);
+    h_before[e] = now.reset[e] ? 0 : goes_on ? widen_raw<S>(next.h[e]) : widen(side.h0[own]);
     float g[4];
 #pragma unroll
-    for (int k = 0; k < 4; ++k) g[k] = widen(now.gates[e][k]);
+    for (int k = 0; k < 4; ++k) g[k] = widen_raw<S>(now.gates[e][k]);
     if constexpr (CELL == Cell::lstm) {
-      float dc = widen(now.grad_c[e]) + dc_through;
+      float dc = widen_raw<S>(now.grad_c[e]) + dc_through;
       if (side.grad_c_n && last) dc += widen(side.grad_c_n[own]);
-      const float c_before = now.anew[e] ? 0 : widen(goes_on ? next.c[e] : side.c0[own]);
-      cells::lstm_backward(g[0], g[1], g[2], g[3], c_before, tanh(widen(now.c[e])), d, dc, out[0], out[1], out[2],
-                           out[3]);
+      const float c_before = now.reset[e] ? 0 : goes_on ? widen_raw<S>(next.c[e]) : widen(side.c0[own]);
+      cells::lstm_backward(g[0], g[1], g[2], g[3], c_before, tanh(widen_raw<S>(now.c[e])), d, dc, out[0], out[1],
+                           out[2], out[3]);
       carry[e] = dc;
 #pragma unroll
       for (int k = 0; k < 4; ++k) dgates[e][k] = out[k];
@@ -150,7 +164,7 @@ struct BackwardPass {
 #pragma unroll
       for (int k = 0; k < 3; ++k) dgates[e][k + 1] = out[k];
     }
-    after[e] = now.anew[e] ? kApart : kTakes;
+    after[e] = now.reset[e] ? kApart : kTakes;
   }
 
   // The step's results. Padding: zeros, for the products over all rows.

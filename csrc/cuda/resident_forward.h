@@ -40,7 +40,7 @@ struct ForwardPass {
     unsigned place;
     Kinds kind;
     float x[kElements<S>][kProducts];
-    uint8_t anew[kElements<S>];  // it begins with zeros
+    unsigned reset[kElements<S>];  // it begins with zeros
   };
 
   const ResidentForward<S>& a;
@@ -55,7 +55,7 @@ struct ForwardPass {
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
       at[e] = element_of(a.plan, seat, e);
-      length[e] = static_cast<int>(a.mask.lengths && real(e) ? a.mask.lengths[sequence(e)] : a.times.T);
+      length[e] = steps_of(a.mask, real(e), sequence(e), a.times.T);
     }
   }
 
@@ -93,25 +93,35 @@ struct ForwardPass {
 
   LSTMKERN_DEVICE void fetch(int s) {
     const Moment m = a.times.at(seat.d, s);
+    next = {};  // not what it was: that would be one more value to move once the loads are there
     next.place = static_cast<unsigned>(m.place);
-    next.kind = {};
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
       const Kind kind = kind_of(real(e), sequence(e), m, length[e]);
       next.kind.add(e, kind);
       if (kind != kReal) continue;
-      next.anew[e] = a.mask.reset(next.place, sequence(e));
+      if (a.mask.resets.data) next.reset[e] = load_raw(a.mask.resets.at(next.place, sequence(e)));
       const float* const from = side.x_gates.at(next.place, sequence(e)) + at[e].unit;
 #pragma unroll
       for (int g = 0; g < kProducts; ++g) next.x[e][g] = from[g * a.H];
     }
   }
-  LSTMKERN_DEVICE void advance() { now = next; }
+  LSTMKERN_DEVICE void advance() {
+    const unsigned zero = unknown_zero(a.plan);
+    now.place = moved(next.place, zero);
+    now.kind.bits = moved(next.kind.bits, zero);
+#pragma unroll
+    for (int e = 0; e < kElements<S>; ++e) {
+      now.reset[e] = moved(next.reset[e], zero);
+#pragma unroll
+      for (int g = 0; g < kProducts; ++g) now.x[e][g] = moved(next.x[e][g], zero);
+    }
+  }
 
   // The step's gates and state from the sums, biases included; out: what the next step starts from.
   LSTMKERN_DEVICE void compute(int e, const float (&sums)[4], float (&out)[kParts]) {
     if (now.kind.of(e) == kReal) {
-      if (now.anew[e]) h[e] = c[e] = 0;
+      if (now.reset[e]) h[e] = c[e] = 0;
       float (&g)[4] = gates[e];
       const float (&x)[kProducts] = now.x[e];
       if constexpr (CELL == Cell::lstm) {
@@ -132,7 +142,7 @@ struct ForwardPass {
       narrow(h[e], stored);
       h[e] = widen(stored);
     }
-    out[0] = next.kind.of(e) == kReal && next.anew[e] ? 0 : h[e];
+    out[0] = next.kind.of(e) == kReal && next.reset[e] ? 0 : h[e];
   }
 
   // The step's results.

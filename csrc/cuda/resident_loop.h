@@ -53,8 +53,9 @@ int64_t packed_pieces(const Plan& p) {
 // Pass: what a step does with the sums (resident_forward.h, resident_backward.h). Wire: how the state travels. `shared`
 // is the block's dynamic shared memory, as `plan` divides it; KEPT is plan.kept, which the compiler has to know.
 //
-// What others wait for comes first: a step's state is published before its results are stored, and what a step needs
-// from outside is fetched two steps before. No wait for memory is left between a state's arrival and the next one's.
+// What others wait for comes first: a step's state is published before its results are stored. What a step needs from
+// outside is fetched two steps before, and moved a step before; where a packed batch's step is stored is looked up
+// then.
 template <int TILES, int KEPT, class Pass, class Wire>
 LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wire& wire, int steps) {
   using S = typename Pass::Value;
@@ -147,11 +148,12 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
       }
       if (last) continue;
       const int place = x.n * p.stride + x.unit / kTogether<S> * kTogether<S>;
+      Bytes16 pieces[Pass::kParts];  // all, then they go: shuffles do not wait for stores
 #pragma unroll
-      for (int part = 0; part < Pass::kParts; ++part) {
-        const Bytes16 piece = together(out[part], S{});
-        wire.send(x.mine(p, pass.seat), step + 1, place + part * p.row, piece);
-      }
+      for (int part = 0; part < Pass::kParts; ++part) pieces[part] = together(out[part], S{});
+#pragma unroll
+      for (int part = 0; part < Pass::kParts; ++part)
+        wire.send(x.mine(p, pass.seat), step + 1, place + part * p.row, pieces[part]);
     }
     if (!last) wire.publish(step + 1);
 #pragma unroll
@@ -187,8 +189,8 @@ bool for_resident_kind(const Layer& layer, F&& f) {
   }
 }
 
-// A tier of resident weights for Pass<CELL, S>: Body<Pass> says choose(layer, chip, plan), whether and how the layer
-// can run there; workspace(layer, plan, memory); and loop(arguments, memory, call).
+// A tier of resident weights for Pass<CELL, S>: Body<Pass>::choose(layer, chip, plan) says whether and how the layer
+// can run there, Body(layer, plan, memory) takes its part of the workspace, loop(arguments, stream) launches.
 template <template <class> class Body, template <Cell, class> class Pass>
 struct ResidentTier {
   // choose(), which asks the device about a dozen kernels, or what it said the last time.

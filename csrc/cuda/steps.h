@@ -151,10 +151,6 @@ struct Mask {
   LSTMKERN_DEVICE bool anew(const Moment& m, int64_t j) const {
     return resets.data != nullptr && real(m, j) && *resets.at(m.place, j);
   }
-  // That of a step that it takes, as it lies in memory: 0 or 1.
-  LSTMKERN_DEVICE uint8_t reset(int64_t place, int64_t j) const {
-    return resets.data ? *reinterpret_cast<const uint8_t*>(resets.at(place, j)) : uint8_t{0};
-  }
 };
 
 inline Mask mask_of(const Layer& layer) { return {layer.lengths, rows_of<const bool>(layer.resets)}; }

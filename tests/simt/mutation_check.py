@@ -38,6 +38,7 @@ CASES = {  # by tier: a case, its dtype, and what is special about the device or
         (Case("LSTM", T=2, N=2, I=2, H=121), bf16, {}),  # 16 blocks
         (Case("GRU", T=260, N=2, I=1, H=2, ragged="packed"), bf16, {}),  # tables of steps in two launches
         (Case("LSTM", T=3, N=2, I=2, H=5), f32, FAR),
+        (Case("LSTM", T=1, N=2, I=2, H=5), bf16, {}),  # backward without the output
     ],
     "grid": [
         (Case("LSTM", T=4, N=9, I=2, H=20, D=2, ragged="lengths", resets=True), bf16, {"multiprocessors": 1}),
@@ -45,9 +46,18 @@ CASES = {  # by tier: a case, its dtype, and what is special about the device or
         (Case("LSTM", T=5, N=20, I=2, H=40, D=2), f32, {}),  # 6 teams in one launch
     ],
 }
+
+
+def endless(problem):
+    """The problem with lengths beyond 32 bits instead of T, which mean the same on a device."""
+    if problem.lengths is not None:
+        problem.lengths[problem.lengths == problem.case.T] = 2**32
+    return problem
+
+
 PROBLEMS = {
     tier: [
-        (problem := make(case, dtype), options, torch_nn(problem, torch.float64), torch_nn(problem, dtype))
+        (problem := endless(make(case, dtype)), options, torch_nn(problem, torch.float64), torch_nn(problem, dtype))
         for case, dtype, options in cases
     ]
     for tier, cases in CASES.items()

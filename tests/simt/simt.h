@@ -204,6 +204,14 @@ inline void store16(void* p, const Bytes16& v) {
   std::memcpy(p, &v, 16);
 }
 
+inline float load_raw(const float* p) { return *p; }
+template <class S>
+unsigned load_raw(const S* p) {
+  static_assert(sizeof(S) <= 2, "bf16, f16, bool");
+  unsigned v = 0;
+  std::memcpy(&v, p, sizeof(S));
+  return v;
+}
 inline void store_global16(void* p, const Bytes16& v) { store16(p, v); }
 
 inline void async_copy16(void* shared, const void* global) {

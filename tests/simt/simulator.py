@@ -231,12 +231,14 @@ def slots(per, directions):
 
 
 def forward_and_backward(simulator, problem, *, seed=0, needs=(True, True, True), **options):
-    """All results of a problem (layers.py) under the ops' names."""
+    """All results of a problem (layers.py) under the ops' names. Backward of one step is not given the output where the
+    cell can do without: cells do not keep it."""
     mode, batch_first = problem.case.mode, problem.case.batch_first
     results = simulator.layer_forward(*problem.args, mode, batch_first, True, True, seed=seed)
     output, h_n, c_n, cells, gates = results
     grads = [problem.grads.get(f"grad_{k}") for k in ("output", "h_n", "c_n", "cells")]
-    saved = (output, cells, gates, mode, batch_first, needs)
+    kept = None if problem.case.T == 1 and mode in ("LSTM", "GRU") else output
+    saved = (kept, cells, gates, mode, batch_first, needs)
     back = simulator.layer_backward(*grads, *problem.args, *saved, seed=seed + 1, **options)
     out = {"output": output, "h_n": h_n, "c_n": c_n, "cells": cells}
     out |= {"grad_input": back[0], "grad_h0": back[1], "grad_c0": back[2]}
