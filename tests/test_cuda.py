@@ -114,6 +114,7 @@ RESIDENT = [
         (200, 512, 1, None),
     ]
 ]
+RESIDENT += [Case("LSTM", T=40, N=3, I=8, H=H) for H in (48, 200)]  # clusters of which some blocks have no units
 RESIDENT += [Case(mode, T=6, N=17, I=16, H=40, D=2, ragged="lengths", resets=True, empty=9) for mode in ("LSTM", "GRU")]
 
 
@@ -155,6 +156,25 @@ def test_parity_with_fp64(case, dtype):
     check(problem, got, torch_nn(problem, torch.float64), torch_nn(problem, dtype))
     if case.ragged == "lengths":
         assert padding(problem, got["output"]).all_zero()
+
+
+@pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell"])
+def test_cells(name, tier):
+    """One step on every tier: backward is not given the output, which cells do not keep."""
+    exact = getattr(torch.nn, name)(24, 40, dtype=torch.float64)
+    cell = getattr(lstmkern, name)(24, 40, device=DEVICE)
+    cell.load_state_dict(exact.state_dict())
+    exact.load_state_dict(cell.state_dict())  # the same values, rounded
+    results = []
+    x = torch.randn(5, 24)
+    for module, given in ((exact, x.double()), (cell, x.to(DEVICE))):
+        given = given.requires_grad_()
+        state = module(given)
+        state = state if isinstance(state, tuple) else (state,)
+        sum(s.square().sum() for s in state).backward()
+        results.append([*state, given.grad, *(p.grad for p in module.parameters())])
+    for wanted, got in zip(*results, strict=True):
+        assert (got.detach().cpu().double() - wanted).abs().max() <= 1e-5 * wanted.abs().max().clamp(min=1)
 
 
 @pytest.mark.parametrize("name", MODULES)
