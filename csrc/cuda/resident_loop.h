@@ -54,8 +54,7 @@ int64_t packed_pieces(const Plan& p) {
 // is the block's dynamic shared memory, as `plan` divides it; KEPT is plan.kept, which the compiler has to know.
 //
 // What others wait for comes first: a step's state is published before its results are stored. What a step needs from
-// outside is fetched two steps before, and moved a step before; where a packed batch's step is stored is looked up
-// then.
+// device memory is fetched two steps ahead (where a step of a packed batch is stored is looked up at that moment).
 template <int TILES, int KEPT, class Pass, class Wire>
 LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wire& wire, int steps) {
   using S = typename Pass::Value;
@@ -170,7 +169,8 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
 // (which would fall out of the same templates, for twice the time to compile them).
 template <class F>
 bool for_resident_kind(const Layer& layer, F&& f) {
-  if (layer.weights[0].w_hr || layer.H > kMostResidentUnits || rows_of_steps(layer) > kMostRows) return false;
+  if (layer.weights[0].w_hr || layer.H > kMostResidentUnits || layer.N > kMostRows || rows_of_steps(layer) > kMostRows)
+    return false;
   auto with = [&](auto tag) {
     using S = decltype(tag);
     if (layer.cell == Cell::lstm) return f.template run<Cell::lstm, S>();
