@@ -57,6 +57,7 @@ $(FASTAI_VENV)/.ready: requirements-fastai.txt
 	@touch $@
 
 lint: $(READY)
+	@! git grep -nE "^(<{7}|>{7}) "  # what a merge left
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(dir $(PY))clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu')
