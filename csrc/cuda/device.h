@@ -236,6 +236,13 @@ LSTMKERN_DEVICE void wait_flag(const unsigned* flag, unsigned value) {
 
 // --- within a cluster (compute capability 9.0 and later) ---
 
+// A barrier in shared memory that counts the bytes which arrive there. Each phase takes one mbarrier_expect, which says
+// how many bytes are awaited, and as many bytes; either may come first. Phases alternate between parity 0, the first,
+// and 1; mbarrier_wait returns when the phase of that parity is over, at once if it has been.
+struct MBarrier {
+  uint64_t state;
+};
+
 #if LSTMKERN_HOPPER
 LSTMKERN_DEVICE unsigned cluster_rank() {
   unsigned v;
@@ -268,13 +275,7 @@ LSTMKERN_DEVICE Remote remote(const void* shared, unsigned rank) {
   return r;
 }
 
-// A barrier in shared memory that counts the bytes which arrive there. Each phase takes one mbarrier_expect, which says
-// how many bytes are awaited, and as many bytes; either may come first. Phases alternate between parity 0, the first,
-// and 1; mbarrier_wait returns when the phase of that parity is over, at once if it has been.
-struct MBarrier {
-  uint64_t state;
-};
-// Then a sync_cluster, before anyone uses it.
+// Makes a barrier; then a sync_cluster, before anyone uses it.
 LSTMKERN_DEVICE void mbarrier_init(MBarrier* barrier) {
   const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(at) : "memory");
