@@ -19,6 +19,12 @@ PROPERTIES = [
 RATES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
+def cudnn_flags(**changed):
+    """torch's own context of cuDNN's flags, of which only these change: assignments can be forbidden in a process."""
+    names = ("enabled", "benchmark", "deterministic", "allow_tf32")
+    return torch.backends.cudnn.flags(**{**{name: getattr(torch.backends.cudnn, name) for name in names}, **changed})
+
+
 class Gpu:
     """The current CUDA device."""
 
@@ -105,23 +111,19 @@ class Gpu:
     @contextmanager
     def tf32(self, allowed: bool):
         """torch has one switch for products and one for cuDNN, apart by default: inside, both are set."""
-        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-        before = matmul.allow_tf32, cudnn.allow_tf32
-        matmul.allow_tf32 = cudnn.allow_tf32 = allowed
+        matmul = torch.backends.cuda.matmul
+        before, matmul.allow_tf32 = matmul.allow_tf32, allowed
         try:
-            yield
+            with cudnn_flags(allow_tf32=allowed):
+                yield
         finally:
-            matmul.allow_tf32, cudnn.allow_tf32 = before
+            matmul.allow_tf32 = before
 
     @contextmanager
     def peer_enabled(self, enabled: bool):
         """Inside, torch.nn's layers run on cuDNN, or not."""
-        before = torch.backends.cudnn.enabled
-        torch.backends.cudnn.enabled = enabled
-        try:
+        with cudnn_flags(enabled=enabled):
             yield
-        finally:
-            torch.backends.cudnn.enabled = before
 
     def runs(self) -> dict:
         """{tier: (forward, backward)}: how often each tier has run."""
