@@ -130,10 +130,30 @@ def test_limits_fit_the_commands():
 def test_order_of_parts_and_layers():
     names = [part.name for group in parts.groups("bench", "cuda") for part in group]
     assert names.index("peers") > max(i for i, name in enumerate(names) if name.startswith("bench-"))
-    for chosen in (layers.smoke(False), layers.first(False), layers.every(False)):
+    for chosen in (layers.smoke(False), layers.first(False)):
         dtypes = [work.dtype for work in chosen]
         assert "fp32" not in dtypes or dtypes.index("fp32") == len(dtypes) - dtypes.count("fp32")
     every = layers.every(False)
+    assert len(set(every)) == len(every)
+    plain, bf16 = dict.fromkeys(("layers", "directions"), 1), {"cell": "LSTM", "dtype": "bf16"}
+    order = [
+        (layers.MAIN, {**bf16, **plain, "packed": False}),
+        (layers.MAIN, {**plain, "cell": "LSTM", "dtype": "fp16"}),
+        (layers.BATCHES, {**bf16, **plain}),
+        (layers.MAIN, {**bf16, "directions": 2}),
+        (layers.MAIN, {**bf16, "layers": 2}),
+        (layers.MAIN, {**plain, "cell": "GRU", "dtype": "bf16", "packed": False}),
+        (layers.MAIN, {"dtype": "fp32"}),
+        (layers.MAIN, {"packed": True}),
+    ]
+    first = 0
+    for shapes, wanted in order:
+        these = [
+            i for i, w in enumerate(every) if (w.T, w.N, w.I, w.H) in shapes and wanted.items() <= w.record.items()
+        ]
+        assert len(these) >= len(shapes) and min(these) >= first, wanted
+        first = min(these)
+    assert all((w.T, w.N, w.I, w.H) in layers.MAIN for w in every if w.dtype == "fp16")
     assert {1, 256} <= {work.N for work in every if work.H == 512}
     for wanted in ({"packed": True}, {"layers": 2}, {"directions": 2}):
         assert any(all(work.record[k] == v for k, v in wanted.items()) for work in every)
@@ -186,12 +206,13 @@ def test_commit_and_sources(monkeypatch, tmp_path):
 WORK = {"cell": "LSTM", "dtype": "bf16", "T": 5, "N": 3, "I": 8, "H": 16, "layers": 2, "directions": 2, "packed": True}
 BENCH = {
     "kind": "bench", "work": WORK, "backward": True, "taken": True, "peer_path": "stepwise", "share_of_floor": None,
+    "wrong": {},
     "us_per_step": {"cudnn": 10.0, "ours": 5.0}, "time_over_peer": {"cudnn": 1.0, "ours": 0.5},
 }  # fmt: skip
 LINES = [
     {**BENCH, "tier": "cluster"},
     {**BENCH, "tier": "grid", "us_per_step": {"cudnn": 10.0, "ours": 4.0}},
-    {"kind": "bench", "work": WORK, "taken": False, "tier": "grid"},
+    {"kind": "bench", "work": WORK, "taken": False, "tier": "grid", "why": "ran on stepwise"},
     {
         "kind": "smoke",
         "work": WORK,
@@ -205,7 +226,7 @@ LINES = [
     {"kind": "sanitizer", "tool": "racecheck", "tiers": "grid", "status": "errors", "found": ["Race reported"]},
     {"kind": "profile", "tier": "grid", "status": "2 launches"},
     {"kind": "counters", "kernel": "grid_loop", "metrics": {"Duration": ["3", "us"]}},
-    {"kind": "compare", "work": WORK, "backward": False, "us_per_step": {"a": 2.0}, "ratio": {"a": 1.0}},
+    {"kind": "compare", "work": WORK, "backward": False, "us_per_step": {"a": 2.0}, "ratio": {"a": 1.0}, "wrong": {}},
     {"kind": "failure", "what": "layer", "error": "RuntimeError: no"},
     {"kind": "time is up", "left_out": 7},
     {"kind": "part", "name": "bench-grid", "status": "killed at its limit", "seconds": 33.0, "limit": 33},
@@ -226,6 +247,53 @@ def test_tables_of_what_there_is(tmp_path, monkeypatch, capsys):
         "2 launches", "Duration 3 us", "A/B", "RuntimeError: no", "7 left out", "killed at its limit", "no process",
     ]:  # fmt: skip
         assert part in text, part
+
+
+def test_tables_show_what_is_wrong():
+    """A time of a wrong result is no figure; an error that is not a number is the largest; few lines, none too long."""
+    wrong = {**BENCH, "tier": "grid", "wrong": {"ours": float("nan")}}
+    row = tables.bench([wrong])[-1]
+    assert "cudnn 10.00 (1.00)  grid WRONG d=nan [" in row and "5.00" not in row
+    pair = {"us_per_step": {"a": 2.0, "b": 1.0}, "ratio": {"a": 1.0, "b": 0.5}, "wrong": {"b": 0.25}}
+    (row,) = tables.compare([{"kind": "compare", "work": WORK, "backward": False, **pair}])
+    assert row.endswith("a 2.00 (1.00)  b WRONG d=2.5e-01")
+    smoked = {"kind": "smoke", "work": WORK, "tier": "grid", "ran": ["grid", "grid"], "wrong": []}
+    for errors in ({"out": 1.0, "dx": float("nan")}, {"out": float("nan"), "dx": 1.0}):
+        assert "largest error bf16 inf" in tables.smoke([{**smoked, "errors": errors}])[0]
+    many = [{"kind": "failure", "part": "p", "what": "w", "error": "x" * 500}] * 20
+    shown = tables.failures(many)
+    assert len(shown) == tables.LINES + 1 and "5 more" in shown[-1] and max(map(len, shown)) == tables.WIDTH
+
+
+def test_tables_of_layers_not_taken():
+    left = [{"kind": "bench", "work": {**WORK, "N": n}, "taken": False, "tier": "grid", "why": "W"} for n in range(5)]
+    (row,) = tables.bench(left)
+    assert row.startswith("grid: not taken: 5 (LSTM bf16 5,0,8,16 packed") and row.endswith(" W, ...)")
+    assert row.count(" W,") == 3
+    assert tables.bench([]) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("ERROR SUMMARY: 0 errors", False),
+        ("ERROR SUMMARY: 20 errors", True),
+        ("ERROR SUMMARY: 1,000 errors", True),
+        ("RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)", False),
+        ("RACECHECK SUMMARY: 1 hazard displayed (0 errors, 1 warning)", True),
+        ("Invalid __global__ read of size 4 bytes", True),
+    ],
+)
+def test_sanitizer_lines_in_the_table(line, shown):
+    record = {"kind": "sanitizer", "tool": "racecheck", "tiers": "grid", "status": "s", "found": [line]}
+    assert (f"  {line}" in tables.tools([record])) == shown
+
+
+def test_a_record_that_cannot_be_read_costs_its_table_alone():
+    counters = {"kind": "counters", "tier": "grid", "kernel": "k", "metrics": {"Duration": [None, "us"]}}
+    part = {"kind": "part", "name": "ncu-grid", "status": "ok", "seconds": 1.0, "limit": 2}
+    text = "\n".join(tables.everything([{**BENCH, "tier": "grid"}, counters, part, {"no": "kind"}]))
+    assert "no table of tools: TypeError" in text and "grid 5.00 (0.50)" in text and "ncu-grid" in text
 
 
 def test_plot(tmp_path, monkeypatch):

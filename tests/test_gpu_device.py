@@ -123,12 +123,25 @@ def test_waiting_and_timing(gpu):
     assert gpu.alive()
     gpu.replaced["synchronize"].side_effect = RuntimeError("CUDA error: unspecified launch failure")
     assert not gpu.alive()
-    called = []
-    assert gpu.milliseconds(lambda: called.append(1)) == 2.0
-    assert called == [1]
-    gpu.replaced["Event"].assert_called_with(enable_timing=True)
     gpu.delay(100)
     gpu.replaced["_sleep"].assert_called_once_with(100)
+
+
+def test_timing_with_the_host_ahead(gpu):
+    order = []
+    gpu.replaced["_sleep"].side_effect = lambda clocks: order.append(clocks)
+    gpu.replaced["Event"].return_value.record.side_effect = lambda *_: order.append("event")
+    assert gpu.milliseconds(lambda: order.append("call")) == 2.0
+    assert order == [device.AHEAD, "event", "call", "event"]
+    gpu.replaced["Event"].assert_called_with(enable_timing=True)
+
+
+def test_the_clock_is_raised_once(gpu):
+    gpu.warm_up(seconds=0.01)
+    waited = gpu.replaced["synchronize"].call_count
+    assert waited >= 1
+    gpu.warm_up(seconds=0.01)
+    assert gpu.replaced["synchronize"].call_count == waited
 
 
 def test_graphs_and_streams(gpu):

@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import time
+import types
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from benchmarks.gpu import (
     session,
     small,
     smoke,
+    tables,
     tests,
     tools,
 )
@@ -75,6 +77,10 @@ def test_a_wrong_result_is_seen(part, monkeypatch, capsys):
     assert "WRONG (out" in capsys.readouterr().out
     code, found = part(bench, "--tier", "best", "--first")
     assert code == 1 and "WRONG" in capsys.readouterr().out
+    far = [r for r in of_kind(found, "bench") if r["distance"]["ours"] > bench.FAR[r["work"]["dtype"]]]
+    assert far and all(r["wrong"] == dict.fromkeys(["ours", "ours in a graph"], r["distance"]["ours"]) for r in far)
+    text = "\n".join(tables.bench(far))
+    assert text.count("best WRONG d=") == text.count("graph WRONG d=") == len(far)
 
 
 def test_an_error_is_a_line_and_not_the_end(part, monkeypatch, capsys):
@@ -109,15 +115,20 @@ def test_time_that_is_up(part, capsys):
 
 def test_benchmark_lines(part, monkeypatch):
     assert part(facts)[0] == 0
-    code, found = part(bench, "--peers")
+    code, found = part(bench, "--peers", "--compiled")
     assert code == 0
     lines = of_kind(found, "bench")
+    assert all(low <= high for r in lines for low, high in r["quartiles"].values())
+    assert all(r["wrong"] == {} and r["quartiles"].keys() == r["us_per_step"].keys() for r in lines)
     names = ["torch.nn", "torch.nn off", "compiled cell"]
     assert lines and all(sorted(r["us_per_step"]) == sorted(names) for r in lines)
     monkeypatch.setattr(bench.CompiledCell, "forward", lambda self, x: 1 / 0)
     code, found = part(bench, "--peers")
+    assert code == 0  # no compiled cell was asked for
+    before = len(of_kind(found, "bench"))
+    code, found = part(bench, "--peers", "--compiled")
     assert code == 1  # what is missing is said, the others are measured
-    last = of_kind(found, "bench")[len(lines) :]
+    last = of_kind(found, "bench")[before:]
     assert len(last) == len(lines) and all(sorted(r["us_per_step"]) == sorted(names[:2]) for r in last)
 
 
@@ -130,8 +141,52 @@ def test_a_layer_that_the_tier_does_not_take(part, monkeypatch, capsys):
     code, found = part(bench, "--tier", "grid", "--first")
     assert code == 0 and not any(r["taken"] for r in of_kind(found, "bench"))
     assert "not taken: ran on grid/stepwise" in capsys.readouterr().out
+    assert f"grid: not taken: {len(layers.first(True))} (LSTM bf16 5,3,8,16 ran on grid/stepwise, LSTM fp16" in (
+        "\n".join(tables.bench(found))
+    )
     code, found = part(smoke, "--tier", "grid")
     assert code == 0 and "ok on grid/stepwise" in capsys.readouterr().out
+
+
+def test_a_layer_without_a_plan_is_not_run(part, monkeypatch, capsys):
+    def plan(self, tier, mode, dtype, N, H, D, backward):
+        return None if backward and mode == "GRU" else {"blocks": 1}
+
+    real, made = layers.Work.modules, []
+    monkeypatch.setattr("benchmarks.gpu.host.Host.planned", ("best",))
+    monkeypatch.setattr("benchmarks.gpu.host.Host.plan", plan)
+    monkeypatch.setattr(layers.Work, "modules", lambda work, where: made.append(work.cell) or real(work, where))
+    code, found = part(bench, "--tier", "best", "--first")
+    left = [r for r in of_kind(found, "bench") if not r["taken"]]
+    assert code == 0 and set(made) == {"LSTM"}
+    assert [(r["work"]["cell"], r["why"]) for r in left] == [("GRU", "no plan for backward")] * 2
+    assert "GRU  bf16 5,3,8,16" in capsys.readouterr().out
+    assert "best: not taken: 2 (GRU  bf16 5,3,8,16 no plan for backward, GRU" in tables.bench(found)[-1]
+
+
+def test_rounds_of_a_measurement(capsys):
+    """As many as fill the time, at least as many as asked for, in turn."""
+    order, warmed = [], []
+
+    def device_of(ms):
+        return types.SimpleNamespace(
+            warm_up=lambda: warmed.append(len(order)),
+            synchronize=lambda: None,
+            milliseconds=lambda function: function() or ms,
+        )
+
+    def rounds(ms, rehearsal=False):
+        order.clear()
+        run = types.SimpleNamespace(device=device_of(ms), rehearsal=rehearsal)
+        times = bench.measure(run, {"a": lambda: order.append("a"), "b": lambda: order.append("b")})
+        assert "".join(order[4:]) == "ab" * len(times["a"]) and len(times["a"]) == len(times["b"])
+        return len(times["a"])
+
+    assert rounds(500.0) == bench.ROUNDS == 7
+    assert rounds(1.0) == 1e3 * bench.SECONDS / 2 == 60
+    assert rounds(0.0) == bench.MOST and rounds(1.0, rehearsal=True) == 2
+    assert warmed == [0] * 4  # before all else
+    assert bench.quartiles({"a": [1.0, 2.0, 3.0, 4.0, 5.0]}, 10) == {"a": [200.0, 400.0]}
 
 
 def test_variants(part, monkeypatch):
@@ -156,7 +211,11 @@ def test_variants_that_disagree(part, monkeypatch, capsys):
         return lambda: [v * 1.5 if "LSTMKERN_TRIAL" in os.environ else v for v in step()]
 
     monkeypatch.setattr(layers, "step_of", step_of)
-    assert part(compare)[0] == 1
+    code, found = part(compare)
+    lines = of_kind(found, "compare")
+    assert code == 1 and all(r["wrong"] == {"new": pytest.approx(0.5, rel=1e-2)} for r in lines)
+    assert len(lines) == 2 and all(r["quartiles"].keys() == {"old", "new"} for r in lines)
+    assert all(line.endswith("new WRONG d=5.0e-01") and "old WRONG" not in line for line in tables.compare(found))
     assert "new is 5.0e-01 from old" in capsys.readouterr().out
 
 

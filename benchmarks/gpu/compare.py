@@ -69,23 +69,26 @@ def compare(run: session.Session, work: layers.Work, chosen: dict) -> None:
         step = layers.step_of(ours, x, list(ours.parameters()), backward)
         steps = {name: under(settings, step) for name, settings in chosen.items()}
         ran = {name: run.device.ran(variant) for name, variant in steps.items()}
-        first = None
+        first, wrong = None, {}
         for name, variant in steps.items():
             out = [value.double() for value in variant()]
             first = first or out
             distance = max(float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(out, first, strict=True))
             if not distance <= 2 * bench.FAR[work.dtype]:
                 run.failed += 1
+                wrong[name] = distance
                 run.say(f"WRONG {work}: {name} is {distance:.1e} from {next(iter(steps))}")
-        times = bench.measure(run.device, steps, 2 if run.rehearsal else 7)
+        times = bench.measure(run, steps)
         base = next(iter(times.values()))
         us = {name: 1e3 * statistics.median(ms) / work.T for name, ms in times.items()}
         ratio = {n: statistics.median(a / b for a, b in zip(ms, base, strict=True)) for n, ms in times.items()}
+        spread = bench.quartiles(times, work.T)
         run.records.write(
             "compare", work=work.record, backward=backward, variants=chosen, ran=ran, us_per_step=us, ratio=ratio,
-            milliseconds=times,
+            milliseconds=times, quartiles=spread, wrong=wrong,
         )  # fmt: skip
-        cells = [f"{name} {us[name]:.2f} us ({ratio[name]:.2f}) on {ran[name][int(backward)]}" for name in us]
+        within = {name: f"{low:.2f}-{high:.2f}" for name, (low, high) in spread.items()}
+        cells = [f"{n} {us[n]:.2f} us [{within[n]}] ({ratio[n]:.2f}) on {ran[n][int(backward)]}" for n in us]
         run.say(f"{work!s:34} {'f+b' if backward else 'f  '} {', '.join(cells)}")
 
 

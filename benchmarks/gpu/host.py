@@ -20,10 +20,12 @@ class Host:
     name = "cpu"
     torch_device = torch.device("cpu")
     tiers = ("baseline", "best")
+    planned = ()
     tier_variable = "LSTMKERN_CPU_CAPABILITY"  # read when the library is loaded: "best" is no name of it and ignored
     peer = "torch.nn"
     compiler = "eager"  # torch.compile\'s
     has_tf32 = False
+    warm = True
 
     def missing(self) -> str | None:
         return None
@@ -36,6 +38,9 @@ class Host:
 
     def alive(self) -> bool:
         return True
+
+    def warm_up(self, seconds: float = 0.2) -> None:
+        pass
 
     def milliseconds(self, function) -> float:
         start = time.perf_counter()

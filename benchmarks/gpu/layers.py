@@ -139,15 +139,18 @@ def every(rehearsal: bool) -> list[Work]:
     """What the table of tiers is to be decided by, in the order in which time may run out."""
     main, batches, others = (TINY[:1], TINY[1:], []) if rehearsal else (MAIN, BATCHES, OTHERS)
     found = []
-    for dtypes in (("bf16", "fp16"), ("fp32",)):
 
-        def add(shapes, dtypes=dtypes, **special):
-            order = [(cell, dtype, shape) for cell in BOTH for dtype in dtypes for shape in shapes]
-            found.extend(Work(cell, dtype, *shape, **special) for cell, dtype, shape in order)
+    def add(shapes, cells=("LSTM",), dtypes=("bf16",), **special):
+        order = [(cell, dtype, shape) for cell in cells for dtype in dtypes for shape in shapes]
+        found.extend(Work(cell, dtype, *shape, **special) for cell, dtype, shape in order)
 
-        add(main)
-        add(main, packed=True)
-        add(main, layers=2)
-        add(main, directions=2)
-        add(batches + others)
+    add(main, dtypes=("bf16", "fp16"))
+    add(batches)
+    add(main, directions=2)
+    add(main, layers=2)
+    add(main, cells=("GRU",), dtypes=("bf16", "fp16"))
+    add(main, cells=BOTH, dtypes=("fp32",))
+    add(main, cells=BOTH, packed=True)
+    add(others, cells=BOTH)
+    add(batches, cells=("GRU",))
     return found

@@ -7,6 +7,8 @@ By hand: of the file's last run. Needs no torch.
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -14,11 +16,18 @@ from pathlib import Path
 from . import records
 
 COUNTERS = ("Duration", "Compute (SM) Throughput", "DRAM Throughput")
+COUNT = re.compile(r"\b(\d[\d,]*) (?:error|warning|hazard)s?\b")
+WIDTH, LINES = 120, 15  # of what is said of errors; the file has all
 SHORT = {"ours in a graph": "graph"}
 
 
 def of_kind(found: list[dict], kind: str) -> list[dict]:
-    return [record for record in found if record["kind"] == kind]
+    return [record for record in found if record.get("kind") == kind]
+
+
+def few(lines: list[str]) -> list[str]:
+    shown = [line if len(line) <= WIDTH else line[: WIDTH - 3] + "..." for line in lines[:LINES]]
+    return shown + [f"  ... and {len(lines) - LINES} more in the file"] * (len(lines) > LINES)
 
 
 def name_of(work: dict) -> str:
@@ -48,19 +57,23 @@ def smoke(found: list[dict]) -> list[str]:
         worst = {}
         for r in mine:
             dtype = r["work"]["dtype"]
-            worst[dtype] = max(worst.get(dtype, 0.0), *r["errors"].values())
+            errors = [math.inf if math.isnan(error) else error for error in r["errors"].values()]
+            worst[dtype] = max(worst.get(dtype, 0.0), *errors)
         errors = ", ".join(f"{dtype} {error:.1e}" for dtype, error in worst.items())
         counts = f"{len(mine)} layers, {own} on the tier, {len(wrong)} wrong"
         lines.append(f"smoke {tier:8} {counts}; largest error {errors}")
-        lines += [f"  WRONG {name_of(r['work'])}: {', '.join(r['wrong'])}" for r in wrong]
+        lines += few([f"  WRONG {name_of(r['work'])}: {', '.join(r['wrong'])}" for r in wrong])
     return lines
 
 
 def bench(found: list[dict]) -> list[str]:
-    """A line for each layer and pass: microseconds per step (time / the peer's time; share of the floor)."""
+    """A line for each layer and pass: microseconds per step (time / the peer's time; share of the floor); what was far
+    from the peer's result has no figures. A line for each tier with what it did not take."""
     rows: dict[tuple, dict[str, str]] = {}
+    left: dict[str, list[str]] = {}
     for r in of_kind(found, "bench"):
         if not r["taken"]:
+            left.setdefault(r["tier"], []).append(f"{name_of(r['work'])} {r['why']}")
             continue
         backward = r["backward"]
         cells = rows.setdefault((name_of(r["work"]), backward), {"path": r["peer_path"]})
@@ -69,20 +82,24 @@ def bench(found: list[dict]) -> list[str]:
             share = (r["share_of_floor"] or {}).get(name)
             ratio = r["time_over_peer"][name]
             shown = f"{label} {us:.2f} ({ratio:.2f}" + (f"; {100 * share:.0f}%)" if share else ")")
+            if name in r["wrong"]:
+                shown = f"{label} WRONG d={r['wrong'][name]:.1e}"
             cells.setdefault(label, shown)
-    if not rows:
-        return []
-    lines = ["", "microseconds per step (time / cuDNN's time; share of the floor), [cuDNN's path]"]
+    lines = ["", "microseconds per step (time / cuDNN's time; share of the floor), [cuDNN's path]"] if rows else []
     for (work, backward), cells in rows.items():
         path = cells.pop("path")
         lines.append(f"{work:38} {'f+b' if backward else 'f  '} {'  '.join(cells.values())} [{path}]")
+    for tier, layers in left.items():
+        more = ", ..." if len(layers) > 3 else ""
+        lines.append(f"{tier}: not taken: {len(layers)} ({', '.join(layers[:3])}{more})")
     return lines
 
 
 def compare(found: list[dict]) -> list[str]:
     lines = []
     for r in of_kind(found, "compare"):
-        cells = [f"{n} {us:.2f} ({r['ratio'][n]:.2f})" for n, us in r["us_per_step"].items()]
+        good = {n: f"{n} {us:.2f} ({r['ratio'][n]:.2f})" for n, us in r["us_per_step"].items()}
+        cells = [f"{n} WRONG d={r['wrong'][n]:.1e}" if n in r["wrong"] else cell for n, cell in good.items()]
         lines.append(f"A/B {name_of(r['work']):34} {'f+b' if r['backward'] else 'f  '} {'  '.join(cells)}")
     return lines
 
@@ -95,14 +112,20 @@ def tests(found: list[dict]) -> list[str]:
     if slowest:
         lines.append("  slowest: " + ", ".join(f"{r['test']} {r['seconds']:.1f} s" for r in slowest))
     failures = [r for r in mine if r["outcome"].startswith("failed")]
-    return lines + [f"  FAILED {r['test']}: {r.get('error', '')}" for r in failures[:40]]
+    return lines + few([f"  FAILED {r['test']}: {r.get('error', '')}" for r in failures])
+
+
+def says_something(line: str) -> bool:
+    """Of a line that compute-sanitizer wrote: not so if it counts errors, warnings and hazards, and there are none."""
+    counts = COUNT.findall(line)
+    return not counts or any(count.strip("0,") for count in counts)
 
 
 def tools(found: list[dict]) -> list[str]:
     lines = []
     for r in of_kind(found, "sanitizer"):
         lines.append(f"{r['tool']} ({r['tiers']}): {r['status']}")
-        lines += [f"  {line}" for line in r["found"][:8] if "0 errors" not in line]
+        lines += few([f"  {line}" for line in r["found"] if says_something(line)])
     lines += [f"ncu {r['tier']}: {r['status']}" for r in of_kind(found, "profile")]
     for r in of_kind(found, "counters"):
         shown = [f"{n} {' '.join(r['metrics'][n])}" for n in COUNTERS if n in r["metrics"]]
@@ -114,13 +137,26 @@ def parts(found: list[dict]) -> list[str]:
     return [f"{r['name']:16} {r['status']:34} {r['seconds']:6.1f} s of {r['limit']}" for r in of_kind(found, "part")]
 
 
+def failures(found: list[dict]) -> list[str]:
+    mine = of_kind(found, "failure")
+    return few([f"FAILED {r['part']}: {r['what']}: {' '.join(r['error'].splitlines()[:1])}" for r in mine])
+
+
+def out_of_time(found: list[dict]) -> list[str]:
+    return [f"{r['part']}: time was up, {r.get('left_out', 'some')} left out" for r in of_kind(found, "time is up")]
+
+
 def everything(found: list[dict]) -> list[str]:
-    lines = bench(found)
-    for table in (compare, tools, tests, smoke):
-        lines += table(found)
-    lines += [f"FAILED {r['part']}: {r['what']}: {r['error'].splitlines()[0][:200]}" for r in of_kind(found, "failure")]
-    lines += [f"{r['part']}: time was up, {r.get('left_out', 'some')} left out" for r in of_kind(found, "time is up")]
-    return [*lines, "", *machine(found), *parts(found)]
+    """All tables. A record that one of them cannot read costs that table alone."""
+    lines = []
+    for table in (bench, compare, tools, tests, smoke, failures, out_of_time, machine, parts):
+        if table is machine:
+            lines.append("")
+        try:
+            lines += table(found)
+        except Exception as error:
+            lines.append(f"no table of {table.__name__}: {type(error).__name__}: {error} (the file has the records)")
+    return lines
 
 
 def main() -> None:
