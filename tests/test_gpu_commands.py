@@ -68,10 +68,10 @@ def test_parts_that_fail_or_hang_hide_nothing(run):
 
 
 def test_a_part_is_told_its_run_tier_and_time(run):
-    code, _, lines, found = run([[("good", 20, {})], [("told", 40, {"own_time": 30, "tier": "grid"})]])
+    code, named, lines, found = run([[("good", 20, {})], [("told", 40, {"own_time": 30, "tier": "grid"})]])
     assert code == 0 and "every part succeeded" in lines[-1]
     (note,) = [r for r in found if r["kind"] == "note"]
-    assert 0 < note["left"] <= 30 and note["tier"] == "grid" and note["part"] == "told"
+    assert 0 < note["left"] <= named["told"]["limit"] * 30 / 40 and note["tier"] == "grid" and note["part"] == "told"
     assert {r["run"] for r in found} == {note["run"]}
     assert "rehearsal" not in note
 
@@ -87,6 +87,44 @@ def test_no_part_takes_another_s_time(run, monkeypatch):
     assert code == 1
     assert found["good-long"]["status"] == "left out: no time"
     assert found["hang"]["status"] == "killed at its limit"
+
+
+def test_time_that_was_saved_goes_to_later_parts(run, monkeypatch):
+    """Up to twice their limits, and never what the parts after them may need."""
+    monkeypatch.setitem(parts.LIMITS, "first", 300)
+    told = [("told", 40, {"own_time": 30, "tier": "grid"}), ("good", 100, {})]
+    code, found, _, all_found = run([[("good-first", 200, {})], told, [("good-last", 100, {})]])
+    assert code == 0
+    (note,) = [r for r in all_found if r["kind"] == "note"]
+    assert found["told"]["limit"] == 80 and 30 < note["left"] <= 60
+    assert 120 < found["good"]["limit"] <= 300 - 101 - parts.GRACE
+    assert found["good-last"]["limit"] == 200
+    assert found["good-first"]["limit"] == 200  # of the extension, after which there may be a build
+
+
+def test_a_process_that_does_not_die(run, monkeypatch, tmp_path):
+    """A stand-in for `timeout` that does nothing: as if the driver kept the process."""
+    (tmp_path / "bin").mkdir()
+    fake, real, held = tmp_path / "bin" / "timeout", shutil.which("timeout"), tmp_path / "held"
+    fake.write_text(f'#!/bin/sh\ncase "$*" in *part_hang*) echo $$ > {held}; exec sleep 600;; esac\nexec {real} "$@"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(commands, "DEATH", 1)
+    try:
+        code, found, lines, _ = run([[("good", 20, {})], [("hang", 1, {})], [("good-last", 20, {})]])
+    finally:
+        os.kill(int(held.read_text()), signal.SIGKILL)
+    assert code == 1 and found["hang"]["status"] == "does not die" and found["good-last"]["status"] == "ok"
+    assert "FAILED: hang;" in lines[-1]
+
+
+def test_an_extension_that_does_not_die_is_not_built(run, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        commands.Command, "together", lambda self, group, later=0: asked.append(group) or [commands.STUCK]
+    )
+    run([[("good", 20, {})]])
+    assert len(asked) == 1
 
 
 def test_interrupted(run):
@@ -116,12 +154,23 @@ def test_torch_is_asked_where_the_driver_is_silent():
     assert commands.torch_sees_a_gpu() == torch.cuda.is_available()
 
 
+def test_torch_that_does_not_answer(monkeypatch, tmp_path):
+    slow = tmp_path / "python"
+    slow.write_text("#!/bin/sh\nexec sleep 600\n")
+    slow.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(slow))
+    monkeypatch.setattr(commands, "TORCH_PATIENCE", 0.1)
+    assert commands.torch_sees_a_gpu() is False
+
+
 def test_limits_fit_the_commands():
     assert parts.LIMITS == {"first": 220, "check": 200, "bench": 150}
     for command, limit in parts.LIMITS.items():
         assert parts.longest(command) <= limit
         for part in (part for group in parts.groups(command, "cuda") for part in group):
             assert part.own_time <= part.limit - 3 or not part.own_time
+            # What is ended at its limit by others than itself would leave no record.
+            assert part.own_time or part.module not in ("benchmarks.gpu.sanitize", "benchmarks.gpu.profile")
     # A first run that has to build has no time for all, but for the smoke matrix and its first benchmark lines.
     built = sum(max(p.limit for p in group) + parts.GRACE for group in parts.groups("first", "cuda")[:6])
     assert built + parts.BUILD <= 220
@@ -165,7 +214,7 @@ def test_order_of_parts_and_layers():
 
 
 def test_files_of_a_command(tmp_path, monkeypatch):
-    """Few: log, records, and counters of three tiers."""
+    """Where the two go: log and records."""
     monkeypatch.delenv("OUT", raising=False)
     assert records.folder("cpu") == records.ROOT / "build" / "gpu-rehearsal"
     assert records.folder("cuda") == records.ROOT / "benchmarks" / "results"
@@ -198,6 +247,14 @@ def test_commit_and_sources(monkeypatch, tmp_path):
     (tmp_path / "a.txt").write_text("a")
     monkeypatch.setattr(records, "ROOT", tmp_path)
     assert records.commit() == "told"
+    monkeypatch.delenv("LSTMKERN_COMMIT")
+    assert records.commit() is None
+    (tmp_path / "carry").mkdir()
+    (tmp_path / "carry" / "_C.so").touch()
+    for sources, commit in ((records.compiled_digest(), "abc (of carry/about.json)"), ("other", None)):
+        notes = {"_C.so": {"sources": sources, "commit": "abc"}, "_gone.so": {"sources": sources, "commit": "x"}}
+        (tmp_path / "carry" / "about.json").write_text(json.dumps(notes))
+        assert records.commit() == commit
     before = records.digest("*.txt")
     (tmp_path / "a.txt").write_text("b")
     assert records.digest("*.txt") != before

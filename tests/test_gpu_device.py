@@ -5,6 +5,8 @@ import inspect
 import os
 import subprocess
 import sys
+import threading
+import time
 import types
 from unittest import mock
 
@@ -44,7 +46,9 @@ def every_line():
 
     before = sys.gettrace()
     sys.settrace(trace)
+    threading.settrace(trace)
     yield
+    threading.settrace(None)
     sys.settrace(before)
     for name in FILES:
         with open(name, encoding="utf-8") as file:
@@ -233,6 +237,17 @@ def test_facts_of_programs(program, monkeypatch):
     assert found["glibc"].startswith("glibc")
 
 
+def test_a_program_that_does_not_die(program, monkeypatch):
+    program("ncu", "exec sleep 600")
+    monkeypatch.setattr(tools, "PATIENCE", 0.2)
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda self: ended.append(self))
+    ended = []
+    assert "TimeoutExpired" in tools.FACTS["ncu"]()
+    monkeypatch.undo()
+    ended[0].kill()
+    ended[0].wait()
+
+
 def test_number_of_gpus(monkeypatch):
     driver = mock.Mock()
     driver.cuInit.return_value = driver.cuDeviceGetCount.return_value = 0
@@ -271,6 +286,25 @@ def test_what_the_sanitizer_says(program, capsys):
     assert tools.refused(["========= Error: Device not supported"])
 
 
+def test_a_tool_that_does_not_end(program, capsys):
+    """It goes with what it has started, which would otherwise keep the GPU, and its lines."""
+    program("compute-sanitizer", "sleep 600 & echo $!; echo '========= Invalid read'; wait")
+    seen = []
+    code, lines = tools.stream(["compute-sanitizer"], seconds=3, seen=seen.append)
+    assert code is None and seen == lines and lines[1] == "========= Invalid read"
+    for _ in range(100):
+        try:
+            os.kill(int(lines[0]), 0)
+            with open(f"/proc/{lines[0]}/stat") as file:
+                if file.read().split()[2] == "Z":  # waits for whoever is now its parent
+                    break
+        except (ProcessLookupError, FileNotFoundError):
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("what the tool had started still runs")
+
+
 COUNTERS = """==PROF== Connected to process 1
 ==PROF== Disconnected
 "ID","Process ID","Kernel Name","Section Name","Metric Name","Metric Unit","Metric Value"
@@ -283,10 +317,12 @@ COUNTERS = """==PROF== Connected to process 1
 
 def test_profiler(program, tmp_path):
     file = tmp_path / "counters.csv"
-    assert tools.ncu("cluster_loop", 2, 2, file, ["python"]) is None
+    assert tools.ncu("cluster_loop", file, ["python"]) is None
     assert list(tools.counters(file)) == []
     program("ncu", "exit 0")
-    command = tools.ncu("cluster_loop", 2, 2, file, ["python"])
+    command = tools.ncu("cluster_loop", file, ["python"])
+    assert command[command.index("--profile-from-start") + 1] == "off"
+    assert command[command.index("--apply-rules") + 1] == "no"
     assert command[command.index("--clock-control") + 1] == "none"  # the card's clocks are not ours to set
     assert command[-3:] == ["--log-file", str(file), "python"]
     file.write_text(COUNTERS)

@@ -156,6 +156,20 @@ def test_what_may_travel(tree):
     assert build_for.LIMIT == 60 * 2**20
 
 
+def test_check_before_a_machine_is_started(tree, capsys):
+    def refused():
+        with pytest.raises(SystemExit) as end:
+            build_for.main(["--check"])
+        return str(end.value.code)
+
+    assert "no extension" in refused()
+    carried(tree, CUDA)
+    build_for.main(["--check"])
+    assert f"carry/{extension.NAME} is of these sources" in capsys.readouterr().out
+    (tree / "csrc/cuda/grid.cu").write_text("changed")
+    assert f"carry/{extension.NAME} is not of these sources" in refused()
+
+
 FAKE = """#!/bin/sh
 case "$*" in
   *sysconfig*) echo {include};;
@@ -180,6 +194,7 @@ def test_the_steps_of_a_build(tree, tmp_path, monkeypatch, capsys):
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setattr(records, "commit", lambda: "abc+")
     (tree / "csrc" / "old.cu").write_text("goes away")
     for words in ((), ("--archs", "8.0")):
         build_for.main(["--python", str(python), "--torch", "torch==2.11.0", *words])
@@ -192,4 +207,6 @@ def test_the_steps_of_a_build(tree, tmp_path, monkeypatch, capsys):
     about = json.loads((tree / "carry" / "about.json").read_text())["_C.fake.so"]
     assert about["sources"] == records.compiled_digest() and about["python"] == "3.12.1" and about["glibc"] != "unknown"
     assert list((tree / "lstmkern").glob("_C*")) == []  # none among our own sources
-    assert "carry/_C.fake.so: 0.0 MiB" in capsys.readouterr().out
+    *_, size, line = capsys.readouterr().out.splitlines()
+    assert size == "carry/_C.fake.so: 0.0 MiB"
+    assert line == "on the machine with the GPU: LSTMKERN_COMMIT=abc+ make gpu-first PYTHON=python3.12"

@@ -236,7 +236,7 @@ def tool(tmp_path, monkeypatch):
 def test_sanitizer(part, tool, monkeypatch):
     words = ("--tool", "racecheck", "--tiers", "cluster")
     monkeypatch.setattr(tools.shutil, "which", lambda name: None)
-    monkeypatch.setattr(tools, "stream", lambda command: (0, ["layers ran"]))
+    monkeypatch.setattr(tools, "stream", lambda command, *more: (0, ["layers ran"]))
     code, found = part(sanitize, *words, device="cuda")
     assert code == 0 and "no compute-sanitizer here" in found[-1]["status"]
     monkeypatch.undo()
@@ -247,14 +247,31 @@ def test_sanitizer(part, tool, monkeypatch):
     [
         ("echo '========= ERROR SUMMARY: 0 errors'", 0, "clean"),
         ("echo '========= Error: Race reported'; exit 9", 1, "errors (exit code 9)"),
+        ("echo '========= Warning: Race reported between'; echo '========= RACECHECK SUMMARY: 1'", 1, "1 reports"),
+        ("echo '========= Invalid read'; exec sleep 600", 1, "not finished; 1 reports"),
+        ("echo '========= Invalid read'; echo time is up; exit 9", 1, "not finished; 1 reports"),
         ("echo '========= Error: Device not supported'; exit 1", 0, "not checked: compute-sanitizer is refused"),
     ],
-    ids=["clean", "errors", "refused"],
+    ids=["clean", "errors", "warning", "hangs", "time is up", "refused"],
 )
 def test_what_a_sanitizer_finds(part, tool, script, expected, status):
     tool("compute-sanitizer", f'[ "$1" = --help ] || {{ {script}; }}')
-    code, found = part(sanitize, "--tool", "racecheck", "--tiers", "cluster", device="cuda")
+    until = time.time() + 4 if "sleep" in script else None
+    code, found = part(sanitize, "--tool", "racecheck", "--tiers", "cluster", device="cuda", until=until)
     assert code == expected and found[-1]["status"].startswith(status)
+    assert [r["report"] for r in of_kind(found, "sanitizer report")] == found[-1]["found"]  # each as it came
+    assert len(found) == script.count("=========") + 1
+
+
+def test_layers_under_a_sanitizer_end_before_it_is_ended(part, tool, monkeypatch):
+    """So that it still can print its summary."""
+    tool("compute-sanitizer", f'[ "$1" = --help ] || echo "told ${records.PART}"')
+    until = time.time() + 100
+    lines, real = [], tools.stream
+    monkeypatch.setattr(tools, "stream", lambda *words: (0, lines.extend(real(*words)[1]) or []))
+    part(sanitize, "--tool", "memcheck", "--tiers", "cluster", device="cuda", until=until)
+    told = json.loads(lines[0].removeprefix("told "))
+    assert told["until"] == pytest.approx(until - sanitize.EARLIER, abs=1) and told["run"] == "r"
 
 
 WROTE = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\\n"0","grid_loop","Duration","us","3"'
@@ -263,22 +280,30 @@ WROTE = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\\n"0","gr
 @pytest.mark.parametrize(
     ("script", "expected", "status"),
     [
-        (f"printf '{WROTE}\\n' > \"$file\"", 0, "1 launches in"),
+        (f"printf '{WROTE}\\n' > \"$file\"", 0, "1 launches"),
+        (f"printf '{WROTE.replace('grid', 'cluster')}\\n' > \"$file\"", 1, "1 launches, none of grid"),
+        (f"printf '{WROTE}\\n' > \"$file\"; exec sleep 600", 1, "not finished; 1 launches"),
         ("echo '==ERROR== ERR_NVGPUCTRPERM'; exit 1", 0, "no counters: ncu is refused"),
         ("exit 0", 1, "0 launches"),
     ],
-    ids=["counters", "refused", "nothing"],
+    ids=["counters", "another tier", "hangs", "refused", "nothing"],
 )
-def test_profiler(part, tool, capsys, script, expected, status):
+def test_profiler(part, tool, capsys, tmp_path, monkeypatch, script, expected, status):
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    (tmp_path / "out").mkdir()
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
     tool("ncu", f'while [ "$1" != --log-file ]; do shift; done; file=$2; {script}')
-    code, found = part(profile, "--tier", "grid", device="cuda")
+    until = time.time() + 4 if "sleep" in script else None
+    code, found = part(profile, "--tiers", "grid", device="cuda", until=until)
     assert code == expected and found[-1]["status"].startswith(status)
+    assert len(of_kind(found, "counters")) == script.count("Duration")
+    assert list((tmp_path / "out").iterdir()) == []  # the file stays under build/
     assert ("Duration: 3 us" in capsys.readouterr().out) == (script.startswith("printf"))
 
 
 def test_without_a_profiler(part, monkeypatch):
-    monkeypatch.setattr(tools, "stream", lambda command: (0, ["the layer ran"]))
-    code, found = part(profile, "--tier", "best")
+    monkeypatch.setattr(tools, "stream", lambda command, **more: (0, ["the layer ran"]))
+    code, found = part(profile, "--tiers", "best")
     assert code == 0 and "no ncu for a CPU" in found[-1]["status"]
 
 
@@ -288,19 +313,79 @@ def test_small_layers(part, capsys):
     assert part(small, "--tiers", "best", "--profile")[0] == 0
 
 
+def test_small_layers_must_run_on_their_tier(part, monkeypatch, capsys):
+    counts, ran = {"cluster": [5, 5], "stepwise": [0, 0]}, []
+
+    def run_layer(where, case, dtype):
+        tier = os.environ[where.tier_variable]
+        ran.append((tier, case))
+        for i in (0, 1):
+            counts["stepwise" if case.P or missed == case and i else tier][i] += 1
+
+    monkeypatch.setattr(small, "run_layer", run_layer)
+    monkeypatch.setattr("benchmarks.gpu.host.Host.runs", lambda self: {t: tuple(n) for t, n in counts.items()})
+    missed = None
+    assert part(small, "--tiers", "cluster,stepwise")[0] == 0
+    missed = small.CASES[1]
+    code, found = part(small, "--tiers", "cluster")
+    assert code == 1 and "cluster ran 4 layers forward and 2 backward, not 4" in of_kind(found, "failure")[-1]["error"]
+    for tier in small.RESIDENT:
+        assert {case.H for case in small.cases_of(tier, "cuda")} == {7, 17, 40, 48, 250}
+        assert {case.H for case in small.cases_of(tier, "cpu")} == {7, 17, 40}
+    assert small.cases_of("stepwise", "cuda") == small.CASES
+
+
+def test_small_layers_without_time(part):
+    code, found = part(small, "--tiers", "cluster,stepwise", until=time.time() - 1)
+    assert code == 1 and [r["left_out"] for r in of_kind(found, "time is up")] == [3]
+
+
+def test_only_the_second_step_is_profiled(monkeypatch):
+    from benchmarks.gpu import host
+
+    said = []
+    monkeypatch.setattr(torch.cuda.profiler, "start", lambda: said.append("start"))
+    monkeypatch.setattr(torch.cuda.profiler, "stop", lambda: said.append("stop"))
+    monkeypatch.setattr(host.Host, "synchronize", lambda self: said.append("step"))
+    small.profile(host.Host(), "best")
+    assert said == ["step", "step"]
+    said.clear()
+    monkeypatch.setattr(host.Host, "name", "cuda")
+    small.profile(host.Host(), "best")
+    assert said == ["step", "start", "step", "stop"]
+
+
+def test_facts_that_others_need_come_first(part, monkeypatch):
+    """And what one program says is kept before the next is asked."""
+    kept = []
+
+    def ask(name):
+        kept.append(of_kind(records.read(json.loads(os.environ[records.PART])["path"]), "program"))
+        return f"{name} 1.0"
+
+    monkeypatch.setattr(tools, "FACTS", {name: lambda name=name: ask(name) for name in ("a", "b", "c")})
+    monkeypatch.setattr(session.Session, "plan", lambda self, tier, work: {"forward": {"blocks": 2}})
+    code, found = part(facts)
+    kinds = list(dict.fromkeys(r["kind"] for r in found))
+    assert code == 0 and kinds == ["header", "peaks", "plan", "program"]
+    assert [len(before) for before in kept] == [0, 1, 2] and found[-1]["said"] == "c 1.0"
+
+
 def test_pytest_command(monkeypatch):
     monkeypatch.setattr(tests.importlib.util, "find_spec", lambda name: True)
     words = " ".join(tests.command("cuda", "cuda and not long"))
     assert "-n 6" in words and "--timeout 30 --timeout-method thread" in words and "-m cuda and not long" in words
     monkeypatch.setattr(tests.importlib.util, "find_spec", lambda name: None)
-    assert "--timeout" not in tests.command("cuda", "cuda")
+    assert "-p xdist.plugin" in words and "-p pytest_timeout" in words
+    plain = tests.command("cuda", "cuda")
+    assert "--timeout" not in plain and "xdist.plugin" not in plain and "pytest_timeout" not in plain
     ran = []
     monkeypatch.setattr(os, "execv", lambda *words: ran.append(words))
     monkeypatch.setattr(os, "chdir", lambda folder: None)
-    for name in ("LSTMKERN_TEST_DEVICE", "OMP_NUM_THREADS"):
+    for name in ("LSTMKERN_TEST_DEVICE", "OMP_NUM_THREADS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD"):
         monkeypatch.setenv(name, os.environ.get(name, "1"))
     tests.main(["--device", "cpu"])
-    assert ran[0][1][-1] == "tests/test_cuda.py"
+    assert ran[0][1][-1] == "tests/test_cuda.py" and os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] == "1"
 
 
 def test_session_without_a_gpu(monkeypatch):

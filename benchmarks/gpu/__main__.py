@@ -18,7 +18,10 @@ import time
 
 from . import extension, parts, records, tables, tools
 
-STATUS = {0: "ok", 124: "killed at its limit", 137: "killed at its limit", -9: "killed at its limit"}
+TORCH_PATIENCE = 60  # seconds for torch to say whether there is a GPU
+DEATH = 5  # seconds that a process may take to go after the signal that it cannot refuse: a driver can keep it
+STUCK = -1000  # in place of an exit code: it did not go
+STATUS = {0: "ok", STUCK: "does not die", **dict.fromkeys((124, 137, -9), "killed at its limit")}
 
 
 class Command:
@@ -60,11 +63,19 @@ class Command:
         for line in process.stdout:
             self.say(f"[{name}] {line.rstrip()}")
 
-    def together(self, group: list[parts.Part]) -> list[int | None]:
+    def limit(self, part: parts.Part, later: float) -> int:
+        """Seconds that a part gets: its limit, at most twice that where the parts before it have saved time, and less
+        where little is left. later: what the groups after it may take."""
+        if self.device == "cpu":
+            return parts.REHEARSAL
+        left = int(self.left()) - parts.GRACE
+        return min(left, max(part.limit, min(2 * part.limit, left - later)))
+
+    def together(self, group: list[parts.Part], later: float = float("inf")) -> list[int | None]:
         """Runs the parts side by side; their exit codes, None for one that there was no time for."""
         begun, codes = [], []
         for part in group:
-            limit = parts.REHEARSAL if self.device == "cpu" else min(part.limit, int(self.left()) - parts.GRACE)
+            limit = self.limit(part, later)
             if limit < part.limit / 2:
                 begun.append((part, limit, None, None, 0.0))
                 continue
@@ -78,7 +89,10 @@ class Command:
                 self.ended(part, None, 0.0, limit)
                 codes.append(None)
                 continue
-            code = process.wait()
+            try:
+                code = process.wait(max(0.0, start + limit + parts.GRACE + DEATH - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                code = STUCK
             seconds = time.monotonic() - start
             reader.join(1)  # a process that outlived the part may hold the pipe
             self.running.remove(process)
@@ -100,7 +114,7 @@ class Command:
         (part,) = group
         (code,) = self.together(group)
         # A negative code: it crashed as it was loaded.
-        if code == extension.TO_BUILD or (code is not None and code < 0):
+        if code == extension.TO_BUILD or (code is not None and STUCK < code < 0):
             built = parts.Part("build", parts.BUILD, part.module, ("--build",))
             (code,) = self.together([built])
             if code == 0:
@@ -113,10 +127,11 @@ class Command:
         code = self.extension_ready(first)
         if code == extension.NO_GPU:  # a GPU, but not for this torch
             return extension.NO_GPU
-        for group in rest:  # also where it did not load in its time: the next process may be faster, or say why
-            chosen = [part for part in group if not only or any(part.name.startswith(name) for name in only)]
-            if chosen:
-                self.together(chosen)
+        # Also where it did not load in its time: the next process may be faster, or say why.
+        chosen = [[p for p in group if not only or any(p.name.startswith(name) for name in only)] for group in rest]
+        chosen = [group for group in chosen if group]
+        for i, group in enumerate(chosen):
+            self.together(group, parts.seconds(chosen[i + 1 :]))
         return self.end()
 
     def end(self) -> int:
@@ -140,7 +155,12 @@ class Command:
 
 def torch_sees_a_gpu() -> bool:
     asked = [sys.executable, "-c", "import sys, torch; sys.exit(not torch.cuda.is_available())"]
-    return subprocess.run(asked, stderr=subprocess.DEVNULL).returncode == 0
+    process = subprocess.Popen(asked, stderr=subprocess.DEVNULL)
+    try:
+        return process.wait(TORCH_PATIENCE) == 0
+    except subprocess.TimeoutExpired:  # subprocess.run() would then wait for its end
+        process.kill()
+        return False
 
 
 def interrupted(number: int, frame: object) -> None:

@@ -5,6 +5,10 @@
 For a machine with a GPU whose time is dear. Needs the toolkit (nvcc) of that torch's CUDA version, but no GPU. The
 environment is kept under build/extension/; the stripped extension goes to carry/, with a note of the sources that it is
 from (about.json), and must be small enough to travel. `make gpu-first` uses it there if it loads.
+
+    python -m benchmarks.gpu.build_for --check
+
+To run before that machine is started: exit code 1 if what is in carry/ is not of the sources that are here now.
 """
 
 from __future__ import annotations
@@ -115,19 +119,33 @@ def carry(library: Path, about: dict, limit: int = LIMIT) -> Path:
     if size > limit:
         fail(f"{folder.name}/ would have {size / 2**20:.1f} MiB, more than the {limit / 2**20:.0f} that may travel.")
     shutil.copy2(library, folder / library.name)
-    note = folder / "about.json"
-    notes = json.loads(note.read_text()) if note.exists() else {}
-    notes = {name: old for name, old in notes.items() if (folder / name).exists()}
-    note.write_text(json.dumps({**notes, library.name: about}, indent=1) + "\n")
+    notes = {**records.carried(), library.name: about}
+    (folder / "about.json").write_text(json.dumps(notes, indent=1) + "\n")
     return folder / library.name
+
+
+def check() -> None:
+    """Whether carry/ is of these sources; to be known before a machine is started for it."""
+    notes, now = records.carried(), records.compiled_digest()
+    if not notes:
+        fail("carry/ has no extension: `make gpu-build-for` first.")
+    old = [name for name, about in notes.items() if about["sources"] != now]
+    if old:
+        fail(f"carry/{old[0]} is not of these sources: `make gpu-build-for` again, or remove it.")
+    for name, about in notes.items():
+        print(f"carry/{name} is of these sources; Python {about.get('python')}, torch {about.get('torch')}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--python", required=True, help="the other machine's Python, as found here")
-    parser.add_argument("--torch", required=True, help="what pip is to install: torch==2.11.0")
+    parser.add_argument("--python", default="", help="the other machine's Python, as found here")
+    parser.add_argument("--torch", default="", help="what pip is to install: torch==2.11.0")
     parser.add_argument("--archs", default=os.environ.get("TORCH_CUDA_ARCH_LIST") or "9.0a")
+    parser.add_argument("--check", action="store_true", help="only whether carry/ is of these sources")
     options = parser.parse_args(arguments)
+    if options.check:
+        check()
+        return
     if not re.match(r"torch\b", options.torch):
         fail(f"TORCH is what pip installs, torch==2.11.0, say, and not {options.torch!r}.")
     if not shutil.which("nvcc") and not os.environ.get("CUDA_HOME"):
@@ -146,6 +164,8 @@ def main(arguments: list[str] | None = None) -> None:
     path = carry(library, about)
     print(f"loads and runs on the CPU under Python {about['python']}, torch {about['torch']}; GLIBC {about['glibc']}")
     print(f"{path.relative_to(records.ROOT)}: {path.stat().st_size / 2**20:.1f} MiB")
+    python = Path(options.python).name
+    print(f"on the machine with the GPU: LSTMKERN_COMMIT={commit or 'unknown'} make gpu-first PYTHON={python}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python -m benchmarks.gpu.facts
 
 The plans depend on the chip at hand (a cluster of 16 blocks needs 16 multiprocessors of one unit of the chip), so they
-are facts of it; so are the rates, which the floors are computed from.
+are facts of it; so are the rates, which the floors are computed from. What later parts depend on comes first; programs
+that may keep silent come last, each with its own record.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ def short(plan) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     run = session.Session("facts", session.arguments(__doc__).parse_args(arguments))
-    programs = {name: run.case(name, lambda ask=ask: ask()) for name, ask in tools.FACTS.items()}
-    for name, text in programs.items():
-        run.say(f"{name}: {text}")
-    run.records.write("programs", **programs)
     for name, value in run.device.facts().items():
         run.say(f"{name}: {value}")
-    run.case("plans", lambda: plans(run))
     peaks = run.case("peaks", run.device.peaks)
     if peaks:
         run.records.write("peaks", **peaks)
         rates = ", ".join(f"{name} {peaks[name] / 1e12:.0f} TFLOP/s" for name in layers.DTYPES)
         run.say(f"copy {peaks['bandwidth'] / 1e12:.2f} TB/s, {rates}")
+    run.case("plans", lambda: plans(run))
+    for name, ask in tools.FACTS.items():
+        said = run.case(name, ask)
+        run.records.write("program", name=name, said=said)
+        run.say(f"{name}: {said}")
     run.finish()
 
 

@@ -1,54 +1,56 @@
-"""Part: ncu on a tier's kernel, a launch of each pass.
+"""Part: ncu on the tiers' kernels, the launches of one training step each.
 
-    python -m benchmarks.gpu.profile --tier cluster
+    python -m benchmarks.gpu.profile --tiers cluster,grid,stepwise
 
-All counters go to a file, some to a table. Needs no torch itself.
+One process for all: torch takes seconds to load under ncu. All counters go to the records, some to a table; the file
+that ncu writes stays under build/. Needs no torch itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 
 from . import records, tools
 
-# kernel, launches to skip, launches to look at: a forward and a backward one of the second training step (small.py; a
-# stepwise pass has a launch for each of its 8 time steps)
-KERNELS = {
-    "cluster": ("cluster_loop", 2, 2),
-    "grid": ("grid_loop", 2, 2),
-    "stepwise": ("cell_(forward|backward)", 23, 2),
-}
+KERNELS = {"cluster": "cluster_loop", "grid": "grid_loop", "stepwise": "cell_(forward|backward)"}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--tier", required=True)
+    parser.add_argument("--tiers", required=True)
     options = parser.parse_args(arguments)
     kept = records.Records.of_this_process("profile", options.device)
-    program = [sys.executable, "-m", "benchmarks.gpu.small", "--device", options.device, "--tiers", options.tier]
+    program = [sys.executable, "-m", "benchmarks.gpu.small", "--device", options.device, "--tiers", options.tiers]
     program.append("--profile")
-    file = kept.path.with_name(f"{kept.path.stem}-ncu-{options.tier}.csv")
-    kernel, skip, count = KERNELS.get(options.tier, ("none", 0, 1))
-    command = tools.ncu(kernel, skip, count, file, program) if options.device == "cuda" else None
-    code, lines = tools.stream(command or program)
+    file = records.ROOT / "build" / "ncu" / f"{re.sub('[^0-9A-Za-z]+', '-', kept.run)}.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    kernels = {tier: KERNELS[tier] for tier in options.tiers.split(",") if tier in KERNELS}
+    command = tools.ncu("|".join(kernels.values()), file, program) if options.device == "cuda" else None
+    code, lines = tools.stream(command or program, seconds=records.seconds_left())
     launches = list(tools.counters(file)) if command else []
+    missing = [tier for tier, kernel in kernels.items() if not any(re.search(kernel, n["kernel"]) for n in launches)]
     if command is None:
-        status = f"no counters: no ncu {'here' if options.device == 'cuda' else 'for a CPU'}; the layer ran without it"
+        status = f"no counters: no ncu {'here' if options.device == 'cuda' else 'for a CPU'}; the layers ran without it"
     elif not launches and (refusal := tools.refused(lines + tools.lines_of(file))):
         status, code = f"no counters: ncu is refused: {refusal}", 0
     else:
-        status = f"{len(launches)} launches in {file.name}"
-        code = code or (0 if launches else 1)
+        status = f"{len(launches)} launches" + (f", none of {', '.join(missing)}" if missing else "")
+    if code is None:
+        status, code = f"not finished; {status}", 1
+    elif "is refused" not in status and command and missing:
+        code = code or 1
     for launch in launches:
-        kept.write("counters", tier=options.tier, **launch)
+        tier = next((tier for tier, kernel in kernels.items() if re.search(kernel, launch["kernel"])), None)
+        kept.write("counters", tier=tier, **launch)
         print(launch["kernel"])
         for name in tools.METRICS:
             if name in launch["metrics"]:
                 print(f"  {name}: {' '.join(launch['metrics'][name])}", flush=True)
-    kept.write("profile", tier=options.tier, status=status, launches=len(launches), code=code)
-    print(f"ncu, {options.tier}: {status}", flush=True)
+    kept.write("profile", tier=options.tiers, status=status, launches=len(launches), code=code)
+    print(f"ncu, {options.tiers}: {status}", flush=True)
     sys.exit(1 if code else 0)
 
 

@@ -39,7 +39,8 @@ def compiled_digest() -> str:
 
 
 def commit() -> str | None:
-    """HEAD ("+" with changes), else what LSTMKERN_COMMIT says: a copy of the tree on another machine has no git."""
+    """HEAD ("+" with changes), else what LSTMKERN_COMMIT says, else that of a carried extension of these sources: a
+    copy of the tree on another machine has no git."""
     git = ["git", "-C", str(ROOT)]
     try:
         if not (ROOT / ".git").exists():
@@ -48,7 +49,20 @@ def commit() -> str | None:
         changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", ".", ":(exclude)benchmarks/results"])
         return head + ("+" if changed.returncode else "")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("LSTMKERN_COMMIT")
+        return os.environ.get("LSTMKERN_COMMIT") or carried_commit()
+
+
+def carried() -> dict:
+    """What build_for.py has noted of the extensions in carry/, by their names."""
+    note = ROOT / "carry" / "about.json"
+    notes = json.loads(note.read_text()) if note.exists() else {}
+    return {name: about for name, about in notes.items() if (note.parent / name).exists()}
+
+
+def carried_commit() -> str | None:
+    """Of the same compiled sources; the Python files may be of another commit, so it says where it is from."""
+    same = [about for about in carried().values() if about["sources"] == compiled_digest() and about.get("commit")]
+    return f"{same[0]['commit']} (of carry/about.json)" if same else None
 
 
 def rounded(value):

@@ -3,11 +3,13 @@
     python -m benchmarks.gpu.small --tiers cluster,grid
     python -m benchmarks.gpu.small --tiers grid --profile
 
-With --profile: two training steps of one layer, of a size that the tier is made for.
+With --profile: two training steps of one layer, of a size that the tier is made for. It fails when a tier did not run
+all that it takes: other tiers would have run it, and nothing would be known of this one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -27,7 +29,12 @@ CASES = [
     Case("RNN_TANH", T=3, N=3, I=3, H=5, ragged="packed", D=2),
     Case("RNN_RELU", T=30, N=9, I=3, H=5),
 ]
-PROFILED = {"cluster": (64, 64, 512, 512), "grid": (64, 16, 768, 768), "stepwise": (8, 64, 512, 512)}  # T, N, I, H
+RESIDENT = ("cluster", "grid")
+LARGER = [  # for them on a GPU: blocks without units; weights in shared memory, a larger cluster
+    Case("LSTM", T=12, N=3, I=5, H=48),
+    Case("LSTM", T=6, N=17, I=5, H=250),
+]
+PROFILED = {"cluster": (64, 64, 512, 512), "grid": (64, 16, 768, 768), "stepwise": (2, 64, 512, 512)}  # T, N, I, H
 
 
 def run_layer(where, case: Case, dtype: torch.dtype) -> None:
@@ -46,13 +53,46 @@ def run_layer(where, case: Case, dtype: torch.dtype) -> None:
 
 
 def profile(where, tier: str) -> None:
-    """The first step warms up; ncu skips its launches."""
+    """The first step warms up; ncu looks at the second."""
     T, N, features, H = PROFILED.get(tier, (8, 4, 16, 16))
     module = lstmkern.LSTM(features, H, device=where.torch_device, dtype=torch.bfloat16)
     x = torch.randn(T, N, features, device=where.torch_device, dtype=torch.bfloat16, requires_grad=True)
-    for _ in range(2):
-        module(x)[0].float().square().sum().backward()
-        where.synchronize()
+    for looked_at in (False, where.name == "cuda"):
+        with torch.cuda.profiler.profile() if looked_at else contextlib.nullcontext():
+            module(x)[0].float().square().sum().backward()
+            where.synchronize()
+
+
+def cases_of(tier: str, device: str) -> list[Case]:
+    if tier not in RESIDENT:
+        return CASES
+    return [case for case in CASES if case.mode in ("LSTM", "GRU")] + (LARGER if device == "cuda" else [])
+
+
+def check_runs(where, tier: str, before: dict, wanted: int) -> None:
+    """That the tier itself has run so many layers, forward and backward."""
+    after = where.runs()
+    if tier not in after or (tier in RESIDENT and not where.resident_tiers()):  # the CPU, an older GPU
+        return
+    grown = [now - old for now, old in zip(after[tier], before.get(tier, (0, 0)), strict=True)]
+    if min(grown) < wanted:
+        raise RuntimeError(f"{tier} ran {grown[0]} layers forward and {grown[1]} backward, not {wanted}")
+
+
+def run_tier(run, tier: str) -> bool:
+    """False: the time was up."""
+    before, wanted = run.device.runs(), 0
+    cases = cases_of(tier, run.device.name)
+    for i, case in enumerate(cases):
+        if run.out_of_time(tier=tier, left_out=len(cases) - i):
+            return False
+        for dtype in (torch.bfloat16, torch.float32):
+            run.case(f"{tier} {case} {dtype}", lambda dtype=dtype, case=case: run_layer(run.device, case, dtype))
+            wanted += tier not in RESIDENT or not case.P  # resident tiers leave projections to the stepwise one
+    run.device.synchronize()
+    run.say(f"{len(cases)} layers in two dtypes on {tier}: {run.device.runs()}")
+    run.case(f"runs of {tier}", lambda: check_runs(run.device, tier, before, wanted))
+    return True
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,13 +104,9 @@ def main(arguments: list[str] | None = None) -> None:
         if options.profile:
             ran = run.device.ran(lambda tier=tier: run.case(f"{tier}", lambda: profile(run.device, tier)))
             run.say(f"two steps on {tier}: ran on {ran}")
-            continue
-        cases = [case for case in CASES if tier not in ("cluster", "grid") or case.mode in ("LSTM", "GRU")]
-        for case in cases:
-            for dtype in (torch.bfloat16, torch.float32):
-                run.case(f"{tier} {case} {dtype}", lambda case=case, dtype=dtype: run_layer(run.device, case, dtype))
-        run.device.synchronize()
-        run.say(f"{len(cases)} layers in two dtypes on {tier}: {run.device.runs()}")
+        elif not run_tier(run, tier):
+            run.failed += 1
+            break
     run.finish()
 
 

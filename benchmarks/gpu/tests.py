@@ -3,7 +3,8 @@
     python -m benchmarks.gpu.tests --marked "cuda and not long"
 
 A test that takes longer than 30 seconds ends its process with a traceback (pytest-timeout); outcomes.py keeps every
-outcome at once, and lets what has not begun when the time is up be skipped, so that pytest's own summary is there.
+outcome at once, and lets what has not begun when the time is up be skipped, so that pytest's own summary is there. No
+other plugin is loaded, whatever the machine has.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ def command(device: str, marked: str) -> list[str]:
     words = [sys.executable, "-m", "pytest", "-vv", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
     words += ["-p", "benchmarks.gpu.outcomes", "-m", marked]
     if importlib.util.find_spec("xdist"):
-        words += ["-n", "6" if device == "cuda" else "2"]
+        words += ["-p", "xdist.plugin", "-n", "6" if device == "cuda" else "2"]
     if importlib.util.find_spec("pytest_timeout"):
         seconds = 30 if device == "cuda" else 300
-        words += ["--timeout", str(seconds), "--timeout-method", "thread"]
+        words += ["-p", "pytest_timeout", "--timeout", str(seconds), "--timeout-method", "thread"]
         words += ["-o", f"faulthandler_timeout={seconds - 5}"]  # the traceback, which the former's end keeps to itself
     return [*words, "tests/test_cuda.py"]
 
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--marked", default="cuda")
     options = parser.parse_args(arguments)
     words = command(options.device, options.marked)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     os.environ.update(LSTMKERN_TEST_DEVICE=options.device, OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "2"))
     os.chdir(records.ROOT)
     sys.stdout.flush()

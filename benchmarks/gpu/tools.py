@@ -6,13 +6,17 @@ ncu is told to leave its clocks alone.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import ctypes
 import functools
 import os
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 REFUSALS = [  # what the tools say where the driver or the machine does not let them in
@@ -23,7 +27,7 @@ REPORTS = (  # how a report of compute-sanitizer begins
     "Invalid", "Error:", "Warning:", "Barrier", "Potential", "Race", "Uninitialized", "Program hit",
     "Target application", "ERROR SUMMARY", "RACECHECK SUMMARY",
 )  # fmt: skip
-PATIENCE = 10  # seconds for a question to a program
+PATIENCE = 3  # seconds for a question to a program
 ERRORS = 9  # compute-sanitizer's exit code for what it found
 SECTIONS = ["SpeedOfLight", "MemoryWorkloadAnalysis", "WarpStateStats", "SchedulerStats", "LaunchStats", "Occupancy"]
 METRICS = [  # of the table; the file has all
@@ -36,10 +40,15 @@ METRICS = [  # of the table; the file has all
 def ask(*command: str) -> str:
     """What a program says, or why it says nothing."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
+    except OSError as error:
         return f"not to be had ({type(error).__name__})"
-    return (done.stdout.strip() or done.stderr.strip()).replace("\n", " | ")
+    try:
+        said, complained = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired as error:
+        process.kill()  # and no wait: one that is stuck in the driver does not go
+        return f"not to be had ({type(error).__name__})"
+    return (said.strip() or complained.strip()).replace("\n", " | ")
 
 
 def gpus() -> int:
@@ -79,25 +88,54 @@ def sanitizer(tool: str, program: list[str], port: int) -> list[str] | None:
     return command + ([option, "kernel_substring=lstmkern"] if option else []) + program
 
 
-def ncu(kernel: str, skip: int, count: int, file: Path, program: list[str]) -> list[str] | None:
-    """The command that profiles `count` launches of a kernel after the first `skip`; None where there is no ncu."""
+def ncu(kernels: str, file: Path, program: list[str]) -> list[str] | None:
+    """The command that profiles the launches of kernels between cudaProfilerStart and cudaProfilerStop; None where
+    there is no ncu. Its rules would only explain the counters."""
     if not shutil.which("ncu"):
         return None
-    command = ["ncu", "--clock-control", "none", "--target-processes", "all", "--kernel-name", f"regex:{kernel}"]
-    command += ["--launch-skip", str(skip), "--launch-count", str(count), "--csv", "--page", "details"]
+    command = ["ncu", "--clock-control", "none", "--target-processes", "all", "--kernel-name", f"regex:{kernels}"]
+    command += ["--profile-from-start", "off", "--apply-rules", "no", "--csv", "--page", "details"]
     command += [word for section in SECTIONS for word in ("--section", section)]
     return [*command, "--force-overwrite", "--log-file", str(file), *program]
 
 
-def stream(command: list[str], environment: dict | None = None) -> tuple[int, list[str]]:
-    """Runs a command and shows each of its lines at once; its exit code and its lines."""
-    lines = []
+def kill(process: int) -> None:
+    """Ends a process and those that it has started: it is of our own group, so that the group's end is its end, too."""
+    for children in Path(f"/proc/{process}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in children.read_text().split():
+                kill(int(child))
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+
+
+def stream(
+    command: list[str],
+    environment: dict | None = None,
+    seconds: float = float("inf"),
+    seen: Callable[[str], object] = lambda line: None,
+) -> tuple[int | None, list[str]]:
+    """Runs a command, shows each of its lines at once and calls seen() with it; its exit code and its lines. None: it
+    was ended after so many seconds."""
+    lines, until = [], time.monotonic() + seconds
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
-    with subprocess.Popen(command, env={**os.environ, **(environment or {})}, **options) as process:
+    process = subprocess.Popen(command, env={**os.environ, **(environment or {})}, **options)
+
+    def read() -> None:
         for line in process.stdout:
             lines.append(line.rstrip())
             print(lines[-1], flush=True)
-    return process.returncode, lines
+            seen(lines[-1])
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        code = process.wait(None if seconds == float("inf") else max(0.0, seconds))
+    except subprocess.TimeoutExpired:
+        kill(process.pid)
+        code = None
+    reader.join(None if seconds == float("inf") else max(1.0, until - time.monotonic()))
+    return code, list(lines)
 
 
 def refused(lines: list[str]) -> str | None:
