@@ -25,6 +25,8 @@ def series(found: list[dict], dtype: str) -> dict[str, dict[str, float]]:
         if record["taken"] and record["backward"] and work["cell"] == "LSTM" and work["dtype"] == dtype and plain:
             shape = f"{work['T']},{work['N']},{work['H']}"
             for name, us in record["us_per_step"].items():
+                if name in record.get("wrong", {}):
+                    continue
                 label = tables.SHORT.get(name, record["tier"] if name == "ours" else name)
                 who.setdefault(label, {}).setdefault(shape, us)
     return who
