@@ -3,7 +3,7 @@
 __main__.py     runs a command's parts, one after the other or side by side, and prints the table of what there is
 parts.py        the parts of each command and their limits
 records.py      the JSON-lines file that every part appends to
-extension.py    the compiled extension: the one at hand, the carried one, or one built on the spot
+extension.py    the compiled extension: loads the local or the carried one, or builds one
 build_for.py    builds an extension for another Python and torch (`make gpu-build-for`)
 device.py       everything in Python that only a GPU can do (tools.py: programs); host.py: the same names on the CPU
 layers.py       the layers that are run: shapes, references, floors, what cuDNN does with them

@@ -137,6 +137,8 @@ class Command:
     def end(self) -> int:
         for line in tables.everything(records.read(self.records.path, self.records.run)):
             self.say(line)
+            if line.startswith(tables.NO_TABLE):
+                self.failed.append("tables")
         failed = f"FAILED: {' '.join(dict.fromkeys(self.failed))}" if self.failed else "every part succeeded"
         self.say(f"gpu-{self.name}: {failed}; {time.monotonic() - self.start:.0f} s; {self.records.path}")
         return 1 if self.failed else 0

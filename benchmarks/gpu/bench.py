@@ -1,8 +1,9 @@
-"""Part: layers on one tier beside torch.nn on cuDNN, in turn A B A B, timed by CUDA events; every line at once.
+"""Part: layers on one tier compared with torch.nn on cuDNN, interleaved A B A B, timed by CUDA events.
+Prints each line at once.
 
     python -m benchmarks.gpu.bench --tier cluster             # what the table of tiers is decided by
     python -m benchmarks.gpu.bench --tier cluster --first     # three shapes, bf16 and fp16
-    python -m benchmarks.gpu.bench --peers                    # cuDNN beside torch.nn without it
+    python -m benchmarks.gpu.bench --peers                    # cuDNN compared with torch.nn without it
     python -m benchmarks.gpu.bench --peers --compiled         # and a compiled cell, which takes long to compile
 
 The figure is the median over rounds, its quartiles in brackets; a ratio is the median of the rounds' ratios to cuDNN.

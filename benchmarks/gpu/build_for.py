@@ -105,7 +105,7 @@ def compile_in_copy(python: Path, archs: str) -> Path:
 
 
 def needed_glibc(library: Path) -> str:
-    """The newest GLIBC version that the library asks for."""
+    """The newest GLIBC version that the library requires."""
     versions = set(re.findall(rb"GLIBC_(\d+)\.(\d+)", library.read_bytes()))
     return "{}.{}".format(*max((int(a), int(b)) for a, b in versions)) if versions else "unknown"
 

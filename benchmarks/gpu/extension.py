@@ -1,4 +1,4 @@
-"""Part: an extension that is of these sources and loads: the one at hand, the carried one, or one built on the spot.
+"""Part: an extension that was built from these sources and loads: the local one, the carried one, or a new build.
 
     python -m benchmarks.gpu.extension            # exit code 0: it loads; 2: no GPU; 3: it has to be built
     python -m benchmarks.gpu.extension --build

@@ -2,7 +2,7 @@
 
     python -m benchmarks.gpu.facts
 
-The plans depend on the chip at hand (a cluster of 16 blocks needs 16 multiprocessors of one unit of the chip), so they
+The plans depend on the individual chip (a cluster of 16 blocks needs 16 multiprocessors of one unit of it), so they
 are facts of it; so are the rates, which the floors are computed from. What later parts depend on comes first; programs
 that may keep silent come last, each with its own record.
 """

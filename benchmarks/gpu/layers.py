@@ -73,7 +73,7 @@ class Work:
         return max(need["bytes"] / peaks["bandwidth"], need["operations"] / peaks[self.dtype])
 
     def cudnn_path(self, backward: bool) -> str:
-        """Which of cuDNN's kernels torch asks for on compute capability 8.0 and up (get_algo in torch's RNN.cpp)."""
+        """Which of cuDNN's kernels torch selects on compute capability 8.0 and up (get_algo in torch's RNN.cpp)."""
         small = 128 if backward else 192
         if self.packed:
             return "stepwise"

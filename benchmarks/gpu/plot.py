@@ -1,6 +1,7 @@
 """A picture of a file of results: `python -m benchmarks.gpu.plot benchmarks/results/gpu-bench.jsonl`.
 
-Writes a PNG beside the file: microseconds per step of everyone, LSTM, forward and backward, the file's last run.
+Writes a PNG of the same name: microseconds per step of every implementation, LSTM, forward and backward, from the
+file's last run.
 """
 
 from __future__ import annotations

@@ -146,8 +146,11 @@ def out_of_time(found: list[dict]) -> list[str]:
     return [f"{r['part']}: time was up, {r.get('left_out', 'some')} left out" for r in of_kind(found, "time is up")]
 
 
+NO_TABLE = "no table of"
+
+
 def everything(found: list[dict]) -> list[str]:
-    """All tables. A record that one of them cannot read costs that table alone."""
+    """All tables. A record that one of them cannot read costs that table alone: a line says so (NO_TABLE)."""
     lines = []
     for table in (bench, compare, tools, tests, smoke, failures, out_of_time, machine, parts):
         if table is machine:
@@ -155,7 +158,7 @@ def everything(found: list[dict]) -> list[str]:
         try:
             lines += table(found)
         except Exception as error:
-            lines.append(f"no table of {table.__name__}: {type(error).__name__}: {error} (the file has the records)")
+            lines.append(f"{NO_TABLE} {table.__name__}: {type(error).__name__}: {error} (the file has the records)")
     return lines
 
 

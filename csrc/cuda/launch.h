@@ -70,7 +70,7 @@ void launch(const char* name, void (*kernel)(P...), const Launch& how, const A&.
 // --- what the device can hold ---
 
 struct Chip {
-  int device, major, multiprocessors;
+  int device, multiprocessors;
   size_t shared_per_block;
 };
 
@@ -82,7 +82,7 @@ inline Chip chip() {
     check(cudaDeviceGetAttribute(&value, what, device), "device attribute");
     return value;
   };
-  return {device, ask(cudaDevAttrComputeCapabilityMajor), ask(cudaDevAttrMultiProcessorCount),
+  return {device, ask(cudaDevAttrMultiProcessorCount),
           static_cast<size_t>(ask(cudaDevAttrMaxSharedMemoryPerBlockOptin))};
 }
 

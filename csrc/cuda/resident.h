@@ -211,6 +211,27 @@ LSTMKERN_DEVICE float moved(float v, unsigned zero) {
 }
 LSTMKERN_DEVICE unsigned unknown_zero(const Plan& p) { return static_cast<unsigned>(p.batches) >> 31; }
 
+// What both passes fetch of a step.
+template <class S>
+struct StepAhead {
+  unsigned place = 0;
+  Kinds kind;
+  unsigned reset[kElements<S>] = {};  // the step begins with zeros
+
+  // For pair e of a thread, once `place` is known. Whether the sequence takes the step.
+  LSTMKERN_DEVICE bool fetch(int e, Kind is, const Mask& mask, int sequence) {
+    kind.add(e, is);
+    if (is == kReal && mask.resets.data) reset[e] = load_raw(mask.resets.at(place, sequence));
+    return is == kReal;
+  }
+  LSTMKERN_DEVICE void take(const StepAhead& next, unsigned zero) {
+    place = moved(next.place, zero);
+    kind.bits = moved(next.kind.bits, zero);
+#pragma unroll
+    for (int e = 0; e < kElements<S>; ++e) reset[e] = moved(next.reset[e], zero);
+  }
+};
+
 // The vector that starts at `from`, in shared memory.
 template <int V>
 LSTMKERN_DEVICE void load_vector(float (&to)[V], const float* from) {

@@ -38,11 +38,8 @@ struct BackwardPass {
 
   // What is fetched of a step, all as it is stored: nothing is computed from it until the step needs it. h and c
   // are the step's own; as those that it started from, the step before in time brings its.
-  struct Fetched {
-    unsigned place;
-    Kinds kind;
+  struct Fetched : StepAhead<S> {
     Raw<S> gates[kElements<S>][4], grad[kElements<S>], grad_c[kElements<S>], h[kElements<S>], c[kElements<S>];
-    unsigned reset[kElements<S>];  // it begins with zeros
   };
 
   const ResidentBackward<S>& a;
@@ -97,10 +94,7 @@ struct BackwardPass {
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
       const unsigned place = next.place, j = sequence(e), unit = at[e].unit;
-      const Kind kind = kind_of(real(e), sequence(e), m, length[e]);
-      next.kind.add(e, kind);
-      if (kind != kReal) continue;
-      if (a.mask.resets.data) next.reset[e] = load_raw(a.mask.resets.at(next.place, sequence(e)));
+      if (!next.fetch(e, kind_of(real(e), sequence(e), m, length[e]), a.mask, sequence(e))) continue;
       if (side.grad_output.data) next.grad[e] = load_raw(side.grad_output.at(place, j) + unit);
       if (side.output.data) next.h[e] = load_raw(side.output.at(place, j) + unit);  // one step has none
       const S* const saved = side.gates.at(place, j) + unit;
@@ -114,11 +108,9 @@ struct BackwardPass {
   }
   LSTMKERN_DEVICE void advance() {  // not h: it is needed only as what the step after it in time started from
     const unsigned zero = unknown_zero(a.plan);
-    now.place = moved(next.place, zero);
-    now.kind.bits = moved(next.kind.bits, zero);
+    now.take(next, zero);
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
-      now.reset[e] = moved(next.reset[e], zero);
       now.grad[e] = moved(next.grad[e], zero);
 #pragma unroll
       for (int g = 0; g < 4; ++g) now.gates[e][g] = moved(next.gates[e][g], zero);

@@ -36,11 +36,8 @@ struct ForwardPass {
 
   // What is fetched of a step. Nothing is computed from it until the step needs it: a load is waited for where its
   // value is first used.
-  struct Fetched {
-    unsigned place;
-    Kinds kind;
+  struct Fetched : StepAhead<S> {
     float x[kElements<S>][kProducts];
-    unsigned reset[kElements<S>];  // it begins with zeros
   };
 
   const ResidentForward<S>& a;
@@ -97,10 +94,7 @@ struct ForwardPass {
     next.place = static_cast<unsigned>(m.place);
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
-      const Kind kind = kind_of(real(e), sequence(e), m, length[e]);
-      next.kind.add(e, kind);
-      if (kind != kReal) continue;
-      if (a.mask.resets.data) next.reset[e] = load_raw(a.mask.resets.at(next.place, sequence(e)));
+      if (!next.fetch(e, kind_of(real(e), sequence(e), m, length[e]), a.mask, sequence(e))) continue;
       const float* const from = side.x_gates.at(next.place, sequence(e)) + at[e].unit;
 #pragma unroll
       for (int g = 0; g < kProducts; ++g) next.x[e][g] = from[g * a.H];
@@ -108,11 +102,9 @@ struct ForwardPass {
   }
   LSTMKERN_DEVICE void advance() {
     const unsigned zero = unknown_zero(a.plan);
-    now.place = moved(next.place, zero);
-    now.kind.bits = moved(next.kind.bits, zero);
+    now.take(next, zero);
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
-      now.reset[e] = moved(next.reset[e], zero);
 #pragma unroll
       for (int g = 0; g < kProducts; ++g) now.x[e][g] = moved(next.x[e][g], zero);
     }

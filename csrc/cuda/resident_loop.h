@@ -203,11 +203,11 @@ struct ResidentTier {
       bool possible;
       Plan plan;
     };
-    static thread_local Answer last = {{-1, 0, 0, 0}, 0, 0, 0, false, {}};
+    static thread_local Answer last = {{-1, 0, 0}, 0, 0, 0, false, {}};
     const Chip now = chip();
     if (last.chip.device != now.device || last.N != layer.N || last.H != layer.H || last.D != layer.D) {
       last = {now, layer.N, layer.H, layer.D, false, {}};
-      last.possible = now.major >= 9 && Body<Pass<CELL, S>>::choose(layer, now, last.plan);
+      last.possible = Body<Pass<CELL, S>>::choose(layer, now, last.plan);
     }
     plan = last.plan;
     return last.possible;

@@ -398,11 +398,11 @@ void launch(const char* name, void (*kernel)(P...), const Launch& how, const A&.
 }
 
 struct Chip {
-  int device, major, multiprocessors;
+  int device, multiprocessors;
   size_t shared_per_block;
 };
 inline Chip chip() {
-  return {simt::device().number, 9, int(simt::device().multiprocessors), simt::device().shared_per_block};
+  return {simt::device().number, int(simt::device().multiprocessors), simt::device().shared_per_block};
 }
 
 template <class... P>
