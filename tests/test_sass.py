@@ -225,7 +225,7 @@ def test_loops_are_tight(tier, record_property):
     for name, loop in loops.items():
         steps = loop["kept"] and loop["shared"]
         assert steps, f"{name}: the k-loops were not found"
-    # What is fetched ahead is not used at once, nor copied: what still is are the loads where a sequence begins or ends,
+    # What is fetched ahead is not used at once, nor copied; the loads where a sequence begins or ends are,
     # at most 9 of 26. A plain copy in advance() (resident_forward.h) makes it 11 of 26 and more, 4 of 8 forward.
     late = {n: (x["loads_waited_for"], x["loads_of_values"]) for n, x in loops.items()}
     assert all(5 * waited <= 2 * loads for waited, loads in late.values()), late
