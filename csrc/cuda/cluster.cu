@@ -69,7 +69,7 @@ cluster_loop(typename Pass::Arguments a) {
   const int team = static_cast<int>(block_index().x) / a.plan.blocks;
   Pass pass(a, seat_of(a.plan, team, static_cast<int>(cluster_rank()), a.times.N));
   const ClusterWire<typename Pass::Value> wire(a.plan, shared, pass.seat.sequences);
-  if (pass.seat.rank >= wire.owners) {  // nobody sends to it, and what it sends nobody would wait for
+  if (pass.seat.rank >= wire.owners) {  // no block sends to it or waits for it
     sync_cluster();
     return;
   }

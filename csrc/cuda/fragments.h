@@ -17,7 +17,7 @@ namespace lstmkern {
 namespace cuda {
 
 // kSums: sums per lane for 8 sequences; kClocks: of a multiprocessor for a step of depth and 8 sequences, about;
-// kFromShared: how many times as long a step of depth takes whose fragments lie in shared memory.
+// kFromShared: how many times as long a step of depth takes whose fragments are in shared memory.
 template <class S>
 struct Tile {
   static constexpr int kUnits = 16, kDepth = 32, kPieces = 2, kSums = 4, kClocks = 4, kFromShared = 2;

@@ -66,7 +66,7 @@ constexpr int kept_size(int tiles, int size) {
   return ((tiles < 4 ? Pass::kKept : Pass::kKept * 3 / 4) + (1 << size) - 1) >> size;
 }
 
-// A unit's partial sums of all products lie together: one, or a vector of four.
+// A unit's partial sums of all products are stored together: one, or a vector of four.
 template <class Pass>
 constexpr int kVector = Pass::kProducts == 1 ? 1 : 4;
 
@@ -162,7 +162,7 @@ LSTMKERN_DEVICE Element element_of(const Plan& p, const Seat& seat, int e) {
   return {i / p.units, seat.rank * p.units + i % p.units};
 }
 
-// Steps of a sequence, within what the layer has: lengths on the device are nobody's but the kernel's to check.
+// Steps of a sequence, within what the layer has: the host does not see lengths on the device, so kernels clamp them.
 LSTMKERN_DEVICE int steps_of(const Mask& mask, bool exists, int sequence, int64_t T) {
   if (mask.lengths == nullptr || !exists) return static_cast<int>(T);
   const int64_t length = mask.lengths[sequence];

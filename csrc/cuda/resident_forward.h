@@ -46,7 +46,7 @@ struct ForwardPass {
   Element at[kElements<S>];
   int length[kElements<S>];
   Fetched now, next;
-  float h[kElements<S>], c[kElements<S>], gates[kElements<S>][4];  // the state; the gates of the step at hand
+  float h[kElements<S>], c[kElements<S>], gates[kElements<S>][4];  // the state; the gates of the current step
 
   LSTMKERN_DEVICE ForwardPass(const ResidentForward<S>& a, const Seat& seat) : a(a), side(a.side[seat.d]), seat(seat) {
 #pragma unroll

@@ -81,7 +81,7 @@ void* workspace(const cuda::Choice& choice) {
 
 size_t size_of(int64_t dtype) { return dtype == 0 ? 4 : dtype == 1 ? 8 : 2; }
 
-// What an array is on the device: as with the caller, or in pieces that lie further apart.
+// What an array is on the device: as with the caller, or in pieces that are further apart.
 struct Pieces {
   int64_t count, bytes, stride;  // of all; of a piece, from one to the next
   static Pieces one(int64_t bytes) { return {1, bytes, bytes}; }

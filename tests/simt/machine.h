@@ -103,7 +103,7 @@ struct Warp {
   void* out[32];
 };
 
-// A barrier that counts bytes: phases that are over, and what the one at hand still needs. Bytes may come before they
+// A barrier that counts bytes: phases that are over, and what the current one still needs. Bytes may come before they
 // are awaited, within the 20 bits that the hardware counts.
 struct Transactions {
   uint64_t phase = 0;

@@ -69,7 +69,7 @@ tile_product(float* out, const S* a, const S* b) {
   for (unsigned r = 0; r < 4; ++r) out[(group + r / 2 * 8) * 8 + member * 2 + r % 2] = d[r];
 }
 
-// Four matrices at once, as they lie in memory, [4, 8, 8] of 16 bits.
+// Four matrices at once, as they are stored, [4, 8, 8] of 16 bits.
 LSTMKERN_KERNEL(32) load_four(unsigned* out, const unsigned* in) {
   LSTMKERN_SHARED(unsigned, shared, 128);
   for (unsigned i = thread_rank(); i < 128; i += 32) shared[i] = in[i];

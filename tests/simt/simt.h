@@ -77,7 +77,7 @@ uint64_t launches();  // so far
 
 // Memory with guard zones on both sides and poison inside. check_guards() throws if a zone was written to.
 void* allocate(size_t bytes, const char* name);
-// The same for pieces that begin `stride` bytes apart. What lies between costs addresses, but no memory.
+// The same for pieces that begin `stride` bytes apart. The space between them costs addresses, but no memory.
 void* allocate_pieces(size_t pieces, size_t bytes, size_t stride, const char* name);
 void free_all();
 void check_guards();

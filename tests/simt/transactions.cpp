@@ -71,7 +71,7 @@ void store_async16(void* to, const void* value, void* barrier, unsigned rank, Pl
     fail("store_async16: the other block may not have started (sync_cluster first), at " + text(place));
   Block* other = c->blocks[rank].get();
   if (other->done == other->fibers.size()) fail("store_async16: that block has ended, at " + text(place));
-  // Both lie where they would in the sender's own memory.
+  // Both have the same place as in the sender's own memory.
   Flight f{other, place_in(b, to, "store_async16", place), place_in(b, barrier, "store_async16", place), {}, place};
   std::memcpy(f.value, value, 16);
   machine->flights.push_back(f);
