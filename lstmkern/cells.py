@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from .functional import both_states, run_cell
+from .leaf import KernelModule
 
 _WITHOUT_BIAS = ("weight_ih", "weight_hh")
 _WITH_BIAS = (*_WITHOUT_BIAS, "bias_ih", "bias_hh")
 
 
-class _Cell(torch.nn.RNNCellBase):
+class _Cell(KernelModule, torch.nn.RNNCellBase):
     """A cell is a layer with one step."""
 
     def _step(self, mode: str, input: Tensor, h: Tensor | None, c: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -50,11 +51,8 @@ def _check_rank(name: str, input: Tensor) -> None:
         raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
 
 
-class LSTMCell(_Cell):
+class LSTMCell(_Cell, torch.nn.LSTMCell):
     """torch.nn.LSTMCell(input_size, hidden_size, bias=True, device=None, dtype=None); formulas at lstmkern.LSTM."""
-
-    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """input [N, I] or [I], hx (h, c) each [N, H] or [H], zeros if None; returns the next (h, c)."""
@@ -76,33 +74,16 @@ class _SingleStateCell(_Cell):
         return self._step(mode, input, hx, None)[0]
 
 
-class GRUCell(_SingleStateCell):
+class GRUCell(_SingleStateCell, torch.nn.GRUCell):
     """torch.nn.GRUCell(input_size, hidden_size, bias=True, device=None, dtype=None); formulas at lstmkern.GRU."""
-
-    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """input [N, I] or [I], hx [N, H] or [H], zeros if None; returns the next h."""
         return self._next("GRUCell", "GRU", input, hx)
 
 
-class RNNCell(_SingleStateCell):
+class RNNCell(_SingleStateCell, torch.nn.RNNCell):
     """torch.nn.RNNCell(input_size, hidden_size, bias=True, nonlinearity="tanh", device=None, dtype=None)."""
-
-    __constants__ = [*torch.nn.RNNCellBase.__constants__, "nonlinearity"]
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        nonlinearity: str = "tanh",
-        device=None,
-        dtype=None,
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
-        self.nonlinearity = nonlinearity
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """input [N, I] or [I], hx [N, H] or [H], zeros if None; returns the next h."""

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import cells, modules
+from .leaf import KernelModule
 
 CLASSES = {
     nn.LSTM: modules.LSTM,
@@ -46,7 +47,7 @@ def replace_modules(model: nn.Module) -> Report:
     report = Report()
     for name, module in _modules(model):
         base = next((b for b in CLASSES if isinstance(module, b)), None)
-        if base is None:
+        if base is None or isinstance(module, KernelModule):
             continue
         parametrized = _is_plainly_parametrized(module, base)
         if type(module) is not base and not parametrized:
@@ -60,14 +61,24 @@ def replace_modules(model: nn.Module) -> Report:
     return report
 
 
-def restore_modules(model: nn.Module) -> Report:
-    """Undoes replace_modules(model): what it turned into lstmkern's modules becomes torch.nn's again, in place."""
+def restore_modules(model: nn.Module, *, every: bool = False) -> Report:
+    """Undoes replace_modules(model): what it turned into lstmkern's modules becomes torch.nn's again, in place.
+
+    With every=True so do the modules that were made as lstmkern's, which tools that know torch.nn's classes alone
+    (torch.ao.quantization) then find; subclasses of lstmkern's are left alone and reported.
+    """
     report = Report()
     for name, module in _modules(model):
-        if module.__dict__.pop(_MARK, False):
-            base, ours = next((b, o) for b, o in CLASSES.items() if isinstance(module, o))
-            _change_class(module, base, type(module) is not ours)
+        marked = module.__dict__.pop(_MARK, False)
+        if not (marked or (every and isinstance(module, KernelModule))):
+            continue
+        base, ours = next((b, o) for b, o in CLASSES.items() if isinstance(module, o))
+        parametrized = _is_plainly_parametrized(module, ours)
+        if type(module) is ours or parametrized:
+            _change_class(module, base, parametrized)
             report.swapped.append((name, _label(ours), _label(base)))
+        else:
+            report.skipped.append((name, _label(type(module)), f"a subclass of {_label(ours)} may compute its own"))
     return report
 
 

@@ -4,17 +4,40 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from . import dynamo
 from .functional import both_states, run_stack
+from .leaf import KernelModule
 
 
-class RecurrentModule(torch.nn.RNNBase):
+class RecurrentModule(KernelModule, torch.nn.RNNBase):
     """What LSTM, GRU and RNN share. Weights are read as attributes at every call, so whatever stands in for a parameter
     (a parametrization, a dropped-out copy, the tensors of torch.func.functional_call) is what the kernels see."""
 
-    # torch.nn.RNNBase keeps a second list of its weights for cuDNN; here it is only ever derived.
-    _flat_weights = property(lambda self: [getattr(self, name, None) for name in self._flat_weights_names])
+    # Tensors that stand in for parameters of these names since _flat_weights was assigned.
+    _assigned_weights: dict[str, Tensor] = {}  # noqa: RUF012 (replaced, never changed)
 
-    def _init_flat_weights(self) -> None: ...
+    @property
+    def _flat_weights(self) -> list[Tensor | None]:
+        """All weights in the order of _flat_weights_names; torch.nn keeps this list for cuDNN, here it is derived.
+
+        Tensors of a list that is assigned take the place of the parameters, as in torch.nn, until a parameter is set
+        or the module is moved.
+        """
+        return [self._assigned_weights.get(n, getattr(self, n, None)) for n in self._flat_weights_names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, weights: list[Tensor | None]) -> None:
+        named = zip(self._flat_weights_names, weights, strict=True)
+        parameters = self._parameters
+        self._assigned_weights = {n: w for n, w in named if n in parameters and w is not parameters[n]}
+
+    def _init_flat_weights(self) -> None:
+        self._assigned_weights = {}
+
+    def __setattr__(self, name: str, value) -> None:
+        super().__setattr__(name, value)
+        if self._assigned_weights and name in self._flat_weights_names:
+            self._assigned_weights = {}
 
     def _update_flat_weights(self) -> None: ...
 
@@ -27,6 +50,8 @@ class RecurrentModule(torch.nn.RNNBase):
     def _layers(self) -> list[list[Tensor]]:
         """The weights, one list per layer, its directions one after the other."""
         parameters, names = self._parameters, self._all_weights
+        if self._assigned_weights:
+            parameters = {**parameters, **self._assigned_weights}
         if self.bidirectional:
             names = [forward + reverse for forward, reverse in zip(names[::2], names[1::2], strict=True)]
         return [[parameters[n] if n in parameters else getattr(self, n) for n in layer] for layer in names]
@@ -146,7 +171,7 @@ def _check_mask(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int,
         raise ValueError(f"{name}: Expected size {shape}, got {list(tensor.shape)}")
 
 
-class LSTM(RecurrentModule):
+class LSTM(RecurrentModule, torch.nn.LSTM):
     """torch.nn.LSTM: the same arguments, parameters and results, and four things more.
 
     LSTM(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
@@ -160,9 +185,6 @@ class LSTM(RecurrentModule):
 
     (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000; the projection is Sak et al. 2014.)
     """
-
-    def __init__(self, *args, **kwargs) -> None:
-        super().__init__("LSTM", *args, **kwargs)
 
     def forward(
         self,
@@ -216,7 +238,7 @@ class _SingleState(RecurrentModule):
         return self._run(input, hx, None, lengths, resets, False)[:2]
 
 
-class GRU(_SingleState):
+class GRU(_SingleState, torch.nn.GRU):
     """torch.nn.GRU: the same arguments, parameters and results; lengths and resets as for lstmkern.LSTM.
 
     GRU(input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
@@ -232,13 +254,8 @@ class GRU(_SingleState):
     (Cho et al. 2014, with the reset gate after the product, as torch.nn and cuDNN have it.)
     """
 
-    def __init__(self, *args, **kwargs) -> None:
-        if "proj_size" in kwargs:
-            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-        super().__init__("GRU", *args, **kwargs)
 
-
-class RNN(_SingleState):
+class RNN(_SingleState, torch.nn.RNN):
     """torch.nn.RNN: the same arguments, parameters and results; lengths and resets as for lstmkern.LSTM.
 
     RNN(input_size, hidden_size, num_layers=1, nonlinearity="tanh", bias=True, batch_first=False, dropout=0.0,
@@ -247,15 +264,5 @@ class RNN(_SingleState):
     Per layer and direction h_t = tanh(x_t w_ih^T + b_ih + h_{t-1} w_hh^T + b_hh), or relu of it (Elman 1990).
     """
 
-    def __init__(self, *args, **kwargs) -> None:
-        if "proj_size" in kwargs:
-            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-        if len(args) > 3:
-            self.nonlinearity = args[3]
-            args = args[:3] + args[4:]
-        else:
-            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        modes = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
-        if self.nonlinearity not in modes:
-            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
-        super().__init__(modes[self.nonlinearity], *args, **kwargs)
+
+dynamo.let_through(RecurrentModule)

@@ -120,11 +120,62 @@ def test_factory_arguments():
     assert output.shape == (3, 2, 5) and output.device.type == "meta" and h_n.shape == (1, 2, 5)
 
 
-def test_what_it_is_an_instance_of():
-    """RNNBase, which fastai and others look for; not nn.LSTM, which torch.compile refuses."""
-    for name in ("LSTM", "GRU", "RNN"):
-        module = getattr(lstmkern, name)(4, 5)
-        assert isinstance(module, nn.RNNBase) and not isinstance(module, getattr(nn, name))
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
+def test_what_it_is_an_instance_of(name):
+    """torch.nn's own class: client libraries branch on it. replace_modules() gives the same."""
+    ours, theirs = getattr(lstmkern, name), getattr(nn, name)
+    swapped = nn.ModuleList([theirs(4, 5)])
+    lstmkern.replace_modules(swapped)
+    for module in (ours(4, 5), swapped[0]):
+        assert isinstance(module, theirs) and type(module) is ours
+        assert isinstance(module, nn.RNNBase if hasattr(nn, name + "Cell") else nn.RNNCellBase)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
+def test_helpers_that_subclasses_call(name):
+    """A subclass with a forward of its own checks its arguments by these."""
+    results = []
+    for module in (
+        getattr(nn, name)(3, 4, 2, bidirectional=True),
+        getattr(lstmkern, name)(3, 4, 2, bidirectional=True),
+    ):
+        x, h, order = torch.ones(2, 5, 3), torch.arange(80.0).view(4, 5, 4), torch.tensor([4, 2, 0, 1, 3])
+        hx, sizes = ((h, h), "get_expected_cell_size") if name == "LSTM" else (h, "get_expected_hidden_size")
+        module.check_forward_args(x, hx, None)
+        with pytest.raises(RuntimeError, match="Expected hidden"):
+            module.check_forward_args(x[:, :4], hx, None)
+        permuted = module.permute_hidden(hx, order)
+        results.append((getattr(module, sizes)(x, None), permuted[0].tolist(), permuted[-1].tolist()))
+    assert results[0] == results[1]
+
+
+def test_flat_weights_may_be_assigned(pair):
+    """Old recipes for weight dropout and pruning assign the list that torch.nn keeps beside the parameters."""
+    theirs, ours = pair("lstm", 4, 5, 2)
+    x = torch.randn(3, 2, 4)
+
+    def both():
+        torch.testing.assert_close(ours(x)[0], theirs(x)[0])
+        return ours(x)[0]
+
+    first = both()
+    for module in (theirs, ours):
+        module._flat_weights = [getattr(module, n) for n in module._flat_weights_names]
+    assert torch.equal(both(), first)
+    for module in (theirs, ours):  # other tensors stand in for the parameters
+        module._flat_weights = [2 * w.detach() for w in module._flat_weights]
+    doubled = both()
+    assert not torch.equal(doubled, first)
+    assert torch.equal(copy.deepcopy(ours)(x)[0], doubled)
+    for module in (theirs, ours):  # until one is set again
+        module.weight_hh_l1 = nn.Parameter(torch.zeros(20, 5))
+    set_again = both()
+    for module in (theirs, ours):  # or all are moved
+        module._flat_weights = [2 * w.detach() for w in module._flat_weights]
+        module.double().float()
+    assert torch.equal(both(), set_again)
+    with pytest.raises(ValueError):
+        ours._flat_weights = []
 
 
 # ---- calls ----
@@ -227,7 +278,8 @@ def roundtrips(module):
     torch.save(module, buffer)
     buffer.seek(0)
     yield copy.deepcopy(module)
-    yield pickle.loads(pickle.dumps(module))
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        yield pickle.loads(pickle.dumps(module, protocol))
     yield torch.load(buffer, weights_only=False)
 
 
