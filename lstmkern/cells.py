@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .functional import both_states, run_cell
+from .onnx import refuse_torchscript
 
 _WITHOUT_BIAS = ("weight_ih", "weight_hh")
 _WITH_BIAS = (*_WITHOUT_BIAS, "bias_ih", "bias_hh")
@@ -11,6 +12,8 @@ _WITH_BIAS = (*_WITHOUT_BIAS, "bias_ih", "bias_hh")
 
 class _Cell(torch.nn.RNNCellBase):
     """A cell is a layer with one step."""
+
+    _slow_forward = __prepare_scriptable__ = refuse_torchscript  # what torch.jit calls to trace and to compile
 
     def _step(self, mode: str, input: Tensor, h: Tensor | None, c: Tensor | None) -> tuple[Tensor, Tensor]:
         """The next (h, c), both [N, H], or [H] if input is [I]."""

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .functional import both_states, run_stack
+from .onnx import refuse_torchscript
 
 
 class RecurrentModule(torch.nn.RNNBase):
@@ -17,6 +18,8 @@ class RecurrentModule(torch.nn.RNNBase):
     def _init_flat_weights(self) -> None: ...
 
     def _update_flat_weights(self) -> None: ...
+
+    _slow_forward = __prepare_scriptable__ = refuse_torchscript  # what torch.jit calls to trace and to compile
 
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels read the weights where they lie."""
