@@ -137,16 +137,20 @@ def _through_dispatcher(tensors) -> bool:
     )
 
 
+def count_directions(weights) -> int:
+    """1 or 2, from a layer's weights."""
+    return 2 if len(weights) > 5 or (len(weights) == 4 and weights[2].dim() == 2) else 1  # without biases two have four
+
+
 def zero_states(mode, input, weights, batch_sizes, batch_first) -> tuple[Tensor, Tensor | None]:
     """What h0 and c0 (None unless LSTM) are if not given; arguments as for layer_forward()."""
-    per = len(weights)
-    directions = 2 if per > 5 or (per == 4 and weights[2].dim() == 2) else 1  # without biases two directions have four
+    directions = count_directions(weights)
     N = int(batch_sizes[0]) if batch_sizes is not None else input.size(0 if batch_first else -2)
     sizes = (N,) if input.dim() == 2 and batch_sizes is None else (directions, N)
     h0 = input.new_zeros(*sizes, weights[1].size(-1))
     if mode != "LSTM":
         return h0, None
-    projected = per // directions % 2 == 1
+    projected = len(weights) // directions % 2 == 1
     return h0, input.new_zeros(*sizes, weights[-1].size(-1)) if projected else h0
 
 
@@ -166,10 +170,11 @@ def layer_forward(input, h0, c0, weights, batch_sizes, lengths, resets, mode, ba
     """
     tensors = (input, h0, c0, *weights)
     if _through_dispatcher(tensors):
+        if torch.onnx.is_in_onnx_export():
+            ragged = (batch_sizes, lengths, resets)
+            return onnx.layer(input, h0, c0, weights, count_directions(weights), *ragged, mode, batch_first, cells)
         if h0 is None:
             h0, c0 = zero_states(mode, input, weights, batch_sizes, batch_first)
-        if torch.onnx.is_in_onnx_export():
-            return onnx.layer(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, cells)
         results = forward_op(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
     elif needs_grad(tensors):
         results = LayerFunction.apply(input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights)

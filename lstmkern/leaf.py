@@ -1,8 +1,10 @@
-"""What lstmkern's layers and cells tell torch's tools that look at modules: torch.fx and torch.ao.quantization."""
+"""What lstmkern's layers and cells tell torch's tools that look at modules: torch.fx, torch.jit, torch.ao.quantization."""
 
 import warnings
 
 import torch
+
+from .onnx import refuse_torchscript
 
 
 class ModuleName(str):
@@ -22,6 +24,8 @@ class ModuleName(str):
 
 class KernelModule(torch.nn.Module):
     """What every layer and cell of lstmkern has in common as a module."""
+
+    _slow_forward = __prepare_scriptable__ = refuse_torchscript  # what torch.jit calls to trace and to compile
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)

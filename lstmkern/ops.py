@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 
-from . import reference
+from . import onnx, reference
 from .functional import (
     LayerBackward,
     LayerFunction,
@@ -153,6 +153,7 @@ def _backward_autograd(
 _library = torch.library.Library("lstmkern", "FRAGMENT")
 _library.impl("layer_forward", _forward_autograd, "Autograd")
 _library.impl("layer_backward", _backward_autograd, "Autograd")
+_library.impl("layer_forward", onnx.refuse_torchscript, "Tracer")  # torch.jit.trace of functional's layers
 
 
 # ---- vmap ----
