@@ -1,4 +1,4 @@
-"""What lstmkern's layers and cells tell torch's tools that look at modules: torch.fx, torch.jit, torch.ao.quantization."""
+"""What lstmkern's modules tell the parts of torch that look at modules: torch.fx, torch.jit, torch.ao.quantization."""
 
 import warnings
 

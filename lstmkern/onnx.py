@@ -89,6 +89,6 @@ def refuse_torchscript(*args, **kwargs):
     """Raises NotImplementedError: what runs in place of a module or an op while TorchScript traces or compiles it."""
     raise NotImplementedError(
         "lstmkern does not support TorchScript (torch.onnx.export(dynamo=False), torch.jit.trace, torch.jit.script): "
-        "use torch.onnx.export(dynamo=True) or torch.export, or call lstmkern.restore_modules() first to export "
-        "torch.nn's modules"
+        "use torch.onnx.export(dynamo=True) or torch.export, or call lstmkern.restore_modules(model, every=True) first "
+        "to export torch.nn's modules"
     )
