@@ -7,9 +7,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from lstmkern.__main__ import main
 from lstmkern.bench import goals, measure, report, roofline
 from lstmkern.bench.cases import COLUMNS, SHAPES, Case, Contest, goal, modules_for, step_of
+from lstmkern.command import main
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import torch
 
 import lstmkern
 from lstmkern import _extension, verify
-from lstmkern.__main__ import main
+from lstmkern.command import main
 from lstmkern.lm import report
 from lstmkern.lm.data import human_numbers
 

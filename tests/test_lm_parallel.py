@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lstmkern
-from lstmkern.__main__ import main
+from lstmkern.command import main
 from lstmkern.lm.data import human_numbers, make_batches, make_corpus
 from lstmkern.lm.train import Config, Run, fit, train_pass
 
@@ -80,7 +80,7 @@ def test_two_processes_train_like_one(here):
 COUNTS_THREADS = """
 import os, sys
 from torch import distributed
-from lstmkern.__main__ import main
+from lstmkern.command import main
 
 def threads():
     names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]
