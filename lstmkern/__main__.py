@@ -2,7 +2,7 @@
 
 import sys
 
-from .command import main
+from .command import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())

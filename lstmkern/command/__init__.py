@@ -15,6 +15,7 @@ from ..lm import distributed
 from ..lm.errors import InputError, Interrupted
 from . import machine, texts, training
 from .options import Parser, program
+from .waiting import sleep_while_waiting
 
 
 def make_parser() -> Parser:
@@ -26,13 +27,15 @@ def make_parser() -> Parser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line ``argv``.
+def main(argv: Sequence[str], *, own_process: bool = False) -> int:
+    """Run the command line ``argv``. With ``own_process``, that is what this process is for: it may start again.
 
     Returns the exit code: 0, 1 for a failed check or write, 2 for bad input, 130 after Ctrl-C.
     """
     try:
         args = make_parser().parse_args(argv)
+        if own_process and args.trains:
+            sleep_while_waiting(args.threads)
         if getattr(args, "threads", None):
             torch.set_num_threads(args.threads)
         return args.function(args)
@@ -47,3 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except (Interrupted, KeyboardInterrupt):
         return 130
+
+
+def start() -> int:
+    """Run this process's own command line; see main."""
+    return main(sys.argv[1:], own_process=True)

@@ -25,12 +25,13 @@ def program() -> str:
 def add_command(commands: Any, name: str, function: Callable[[argparse.Namespace], int], text: str) -> Parser:
     """The parser of a new command ``name``, which runs ``function`` and whose help is ``text``."""
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    parser.set_defaults(function=function)
+    parser.set_defaults(function=function, trains=False)
     return parser
 
 
 def add_session(parser: Parser, name: str) -> None:
-    """Options of the commands that train: threads, and where the results go."""
+    """Make ``parser`` that of a command that trains, with options for threads and where the results go."""
+    parser.set_defaults(trains=True)
     parser.add_argument("--threads", type=count, help="CPU threads; 1 is best beside other work (default: torch's)")
     parser.add_argument("--out", help=f"directory for the results (default: runs/{name}-<next free number>)")
     parser.add_argument("--force", action="store_true", help="write into --out even if it already holds files")
