@@ -63,7 +63,7 @@ def command() -> str:
     if spec is not None:
         return " ".join(["python -m", spec.name.removesuffix(".__main__"), *sys.argv[1:]])
     script = os.path.basename(sys.argv[0])
-    return " ".join([*(["python"] if script.endswith(".py") else []), script, *sys.argv[1:]])
+    return " ".join([*([] if script == "lstmkern" else ["python"]), script, *sys.argv[1:]])
 
 
 def context(threads: int | Sequence[int]) -> dict:
