@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from lstmkern.__main__ import main
+from lstmkern.command import main
 
 TEXT = "".join(f"def f{n}(x):\n    return x + {n}\n\n\n" for n in range(80))
 CHARACTERS = ["--model", "char-gru", "--text", "text.txt", "--batch-size", "8", "--hidden", "8", "--epochs", "1"]

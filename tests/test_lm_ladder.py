@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import lstmkern
-from lstmkern.__main__ import main
+from lstmkern.command import main
 from lstmkern.lm import LMModel1, LMModel2, LMModel3, LMModel4, LMModel5, climb
 from lstmkern.lm.ladder import LSTMCellChunked, LSTMCellOfFour
 from lstmkern.lm.train import Config, config_of

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import lstmkern
-from lstmkern.__main__ import main
+from lstmkern.command import main
 from lstmkern.lm.data import human_numbers, make_batches, make_corpus
 from lstmkern.lm.train import Config, Run, fit, train_pass
 
@@ -40,9 +40,7 @@ def torchrun(processes, *args, run=("-m", "lstmkern")):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *run]
-    return subprocess.run(
-        [sys.executable, *command, *args], capture_output=True, text=True, env=environment, timeout=200
-    )
+    return subprocess.run([sys.executable, *command, *args], capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.slow
@@ -80,7 +78,7 @@ def test_two_processes_train_like_one(here):
 COUNTS_THREADS = """
 import os, sys
 from torch import distributed
-from lstmkern.__main__ import main
+from lstmkern.command import main
 
 def threads():
     names = [open(f"/proc/self/task/{task}/comm").read() for task in os.listdir("/proc/self/task")]

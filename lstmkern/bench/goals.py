@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typing import TYPE_CHECKING
 
 from . import report
 from .cases import SHAPES, Case, Contest, goal
-from .measure import Pairs, quiet
+from .measure import Pairs, now, quiet
 from .roofline import Roofline, survey
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 QUICK_SECONDS, FULL_SECONDS = 165, 600
 # What torch.nn needs of ours, roughly, to divide the time; no result depends on it.
@@ -75,13 +75,15 @@ def run_goals(
     cases: Sequence[Case],
     threads: Sequence[int],
     seconds: float,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = now,
 ) -> dict:
     """Measure ``cases`` with each number of ``threads`` in about ``seconds``.
 
     Cheap cases come first. Each gets a part of the remaining time that grows with its work; one whose single round
     would not fit any more is left out. Returns {"roofline": [...], "peaks": [...], "cases": [...], "left_out": [...]}.
     """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     table = [(count, case) for count in threads for case in cases]
 
     def estimate(line: tuple[int, Case]) -> float:

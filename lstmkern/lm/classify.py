@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -26,6 +26,9 @@ from .generate import encode_prompt
 from .pretrained import Pretrained, encoder_of, new_encoder
 from .train import Config, one_cycle
 from .vocabulary import Vocabulary, vocabulary_from
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 FORMAT = "lstmkern text classifier, version 1"
 RATE = 2e-2  # the head's learning rate in the first stage

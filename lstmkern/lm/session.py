@@ -15,16 +15,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from . import distributed
 from .checkpoint import Checkpoint, restore_run, save_checkpoint
 from .dataset import Dataset, load_dataset
-from .errors import InputError
+from .errors import InputError, Interrupted
 from .pretrained import MODEL, Pretrained, put_weights, save_encoder
 from .report import EpochTable, TensorBoard, perplexity, write_metrics, write_plot
 from .train import Config, Run, check_device, fit
 
 CHECKPOINT = "checkpoint.pt"
-
-
-class Interrupted(Exception):
-    """Ctrl-C at a moment where the training state is complete."""
 
 
 class InterruptGuard:

@@ -1,0 +1,80 @@
+"""generate and classify: the commands that write texts and sort them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ..lm.checkpoint import load_checkpoint, model_from
+from ..lm.classify import classify_session, load_classifier, most_likely
+from ..lm.errors import InputError
+from ..lm.generate import encode_prompt, generate
+from ..lm.pretrained import load_pretrained
+from . import options
+from .libraries import make_console
+from .training import DEMO_PROMPT
+
+
+def add_commands(commands: Any) -> None:
+    gen = options.add_command(commands, "generate", run_generate, "Continue a prompt with a trained model.")
+    gen.add_argument("--checkpoint", required=True)
+    gen.add_argument("--prompt", required=True, help=f'such as "{DEMO_PROMPT}"')
+    gen.add_argument(
+        "--length", type=options.count, default=40, help="words, characters or subwords to write (default: 40)"
+    )
+    gen.add_argument(
+        "--temperature", type=options.nonnegative, default=0.0, help="0 takes the likeliest word (default: 0)"
+    )
+    gen.add_argument(
+        "--seed", type=options.seed, default=0, help="of the words drawn at temperatures above 0 (default: 0)"
+    )
+
+    sort = options.add_command(
+        commands,
+        "classify",
+        run_classify,
+        "Train a classifier of texts on the encoder of an AWD-LSTM, or ask a trained one.",
+    )
+    sort.add_argument("--encoder", metavar="FILE", help="encoder.pt or checkpoint.pt of `train --model awd-lstm`")
+    sort.add_argument(
+        "--text",
+        metavar="DIR",
+        help="folder with one folder of texts per class (default: docstrings, which package do they come from)",
+    )
+    sort.add_argument("--classes", type=options.count, default=20, help="use only the largest classes (default: 20)")
+    sort.add_argument("--epochs", type=options.count, default=6, help="after all layers are unfrozen (default: 6)")
+    sort.add_argument("--seed", type=options.seed, default=0)
+    sort.add_argument("--checkpoint", help="a trained classifier")
+    sort.add_argument("--prompt", help="the text that it is to classify")
+    options.add_session(sort, "classify")
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    checkpoint = load_checkpoint(args.checkpoint)
+    model = model_from(checkpoint)
+    encode_prompt(args.prompt, checkpoint.vocab, model.window)  # before a word is written
+    text = generate(model, checkpoint.vocab, args.prompt, args.length, args.temperature, args.seed)
+    print(args.prompt, text, sep=checkpoint.vocab.separator)
+    return 0
+
+
+def run_classify(args: argparse.Namespace) -> int:
+    if args.prompt is not None:
+        if args.checkpoint is None or args.encoder is not None:
+            raise InputError("--prompt asks a trained classifier: give its --checkpoint")
+        for name, probability in most_likely(load_classifier(args.checkpoint), args.prompt):
+            print(f"{probability:6.1%}  {name}")
+        return 0
+    if args.encoder is None or args.checkpoint is not None:
+        raise InputError(
+            "to train a classifier give --encoder, a file of an AWD-LSTM; to ask one, --checkpoint and --prompt"
+        )
+    console = make_console(args)
+    from ..lm.session import output_directory
+
+    text = str(Path(args.text).resolve()) if args.text else None
+    place = output_directory(args.out, "classify", args.force)
+    out = classify_session(console, load_pretrained(args.encoder), text, args.epochs, args.classes, args.seed, place)
+    console.print(f"results are in {out}", soft_wrap=True)
+    return 0
