@@ -17,6 +17,7 @@ from matplotlib.colors import to_rgb  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from benchmarks import growth, growth_plots  # noqa: E402
+from benchmarks.gpu import plot as gpu_plot  # noqa: E402
 from lstmkern import pictures  # noqa: E402
 
 RESULTS = Path(lstmkern.__file__).parent.parent / "benchmarks" / "results"
@@ -61,10 +62,12 @@ def check_layout(figure: Figure):
     drawn, page = figure.get_tightbbox(), figure.bbox_inches
     assert min(drawn.x0, drawn.y0) > -0.02 and drawn.x1 < page.x1 + 0.02 and drawn.y1 < page.y1 + 0.02
     for axes in figure.axes:
-        assert axes.get_xlabel() and axes.get_ylabel()
+        assert axes.get_ylabel() and any(a.get_xlabel() for a in axes.get_shared_x_axes().get_siblings(axes))
         for axis in (axes.xaxis, axes.yaxis):
+            if axis is axes.xaxis and not axes.get_xlabel():
+                continue  # the plot below has them
             shown = ticks(axis)
-            assert len(shown) >= (1 if "epochs" in axes.get_xlabel() else 2)
+            assert len(shown) >= (1 if axes.get_xlabel() == "epochs trained" else 2)
             assert not any("^" in text or "×" in text for _, text in shown)
             texts = {text for _, text in shown}
             places = [t.get_window_extent() for t in axis.get_ticklabels() if t.get_text() in texts]
@@ -275,6 +278,30 @@ def test_growth_of_few_values(committed):
     for figure in growth_plots.figures(few, committed).values():
         figure.draw_without_rendering()
         assert all(line.get_marker() in ("o", "s") for axes in figure.axes for line in axes.get_lines()[:4])
+
+
+def test_gpu_results():
+    """A plot for each dtype that has results, the same marker for an implementation in all of them."""
+    work = {"cell": "LSTM", "T": 64, "N": 8, "directions": 1, "layers": 1, "packed": False}
+    found = [
+        {"kind": "bench", "taken": True, "backward": True, "tier": tier, "us_per_step": {"cudnn": us, "ours": us / 2}}
+        | {"work": {**work, "dtype": dtype, "I": H, "H": H}}
+        for dtype, tiers in (("bf16", ("stepwise", "grid")), ("fp32", ("grid",)))
+        for tier in tiers
+        for H, us in ((128, 3.0), (1024, 250.0))
+    ]
+    header = {"kind": "header", "facts": {"name": "a GPU"}, "torch": "2.11", "python": "3.12", "commit": "abc"}
+    header |= {"extension": {"cuda": "13.0", "cuda_archs": []}, "sources": {"all": "def"}}
+    figure = gpu_plot.figure_of([header, *found])
+    check_layout(figure)
+    assert "a GPU" in figure._suptitle.get_text() and "commit abc" in figure._suptitle.get_text()
+    assert [axes.get_ylabel().split(",")[0] for axes in figure.axes] == ["bf16", "fp32"]
+    assert [text for _, text in ticks(figure.axes[1].xaxis)] == ["64,8,128,128", "64,8,1024,1024"]
+    looks = [[(line.get_label(), line.get_marker(), line.get_color()) for line in axes.lines] for axes in figure.axes]
+    assert looks[0] == looks[1] and len({marker for _, marker, _ in looks[0]}) == 3
+    points = {line.get_label(): list(line.get_ydata()) for line in figure.axes[1].lines}
+    assert points == {"cudnn": [3.0, 250.0], "stepwise": [], "grid": [1.5, 125.0]}
+    assert gpu_plot.figure_of([header]).axes == []
 
 
 @pytest.mark.parametrize(
