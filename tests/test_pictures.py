@@ -198,6 +198,17 @@ def test_ladder(drawn):
     assert [line.get_linestyle() for line in lines[:2]] == ["-", "--"]
 
 
+def test_ladder_of_several_seeds(drawn):
+    """Every run is the median of its model's, and they need not be of the same seed."""
+    runs = [Run(config_of("lm1", seed=seed), 30, 10) for seed in (3, 4)]
+    for run in runs:
+        run.history[:] = runs_of("lm1", 2)[0].history
+    for chosen in (runs[:1], runs):
+        climb._plot(Path("ladder.png"), chosen)
+    titles = [figure.axes[0].get_title() for figure in drawn]
+    assert titles[0].endswith("64 hidden units, seed 3") and titles[1].endswith("each run the median of its seeds")
+
+
 def test_ladder_of_one_epoch(drawn):
     climb._plot(Path("ladder.png"), runs_of("lm1", 1, [OURS]))
     check_layout(drawn[0])

@@ -92,8 +92,9 @@ def _plot(path: Path, runs: list[Run]) -> None:
         (line,) = axes.plot(epochs, [result.accuracy for result in run.history], markersize=4, label=label)
         book = {"color": line.get_color(), "marker": line.get_marker(), "markersize": 11, "fillstyle": "none"}
         axes.plot(epochs[-1:], [row["expected"]] * bool(epochs), linestyle="none", **book)
-    config = runs[0].config
-    axes.set_title(f"LMModel1 to 7 on HUMAN_NUMBERS, {config.hidden} hidden units, seed {config.seed}")
+    seeds = {run.config.seed for run in runs}
+    seed = f"seed {seeds.pop()}" if len(seeds) == 1 else "each run the median of its seeds"
+    axes.set_title(f"LMModel1 to 7 on HUMAN_NUMBERS, {runs[0].config.hidden} hidden units, {seed}")
     axes.set_ylabel("accuracy on the validation text")
     pictures.whole_epochs(axes, max(run.epoch for run in runs))
     axes.grid(alpha=0.3)
