@@ -1,5 +1,6 @@
 """The pictures: what can be seen in them, what their labels and titles say, and that nothing covers anything."""
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -339,7 +340,7 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path):
 
     class Broken(Figure):
         def savefig(self, *args, **kwargs):
-            raise OSError("full disk")
+            raise OSError(errno.ENOSPC, "full disk")
 
     with pytest.raises(OSError, match="full disk"):
         pictures.save(Broken(), path)
