@@ -17,6 +17,8 @@ from rich.progress import track
 from lstmkern.bench.cases import Case, Contest
 from lstmkern.bench.measure import quiet
 
+THREADS = 1  # that a call is measured with
+
 
 def _resident(field: str) -> int:
     """VmRSS or VmHWM of this process, in bytes."""
@@ -28,7 +30,7 @@ def _resident(field: str) -> int:
 
 def memory_of(case: Case, ours: bool) -> dict[str, int]:
     """{"peak", "saved"} bytes of one call in this process, which must not have run another case before."""
-    with quiet(1):
+    with quiet(THREADS):
         tiny = Contest(replace(case, T=1, N=1, I=4, H=4))  # what the first call brings into memory is mostly code
         (tiny.ours if ours else tiny.theirs)()
         contest = Contest(case)

@@ -1,4 +1,4 @@
-"""benchmarks/: its files run and leave complete results; peers, memory, plots, the README and the guard."""
+"""benchmarks/: its files run and leave complete results; peers, memory, the README and the guard."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import torch
 from clocks import printed_under, with_own_clock
 
 import lstmkern
-from benchmarks import bench_models, bounds, growth, guard, hotspots, memory, peers, readme
+from benchmarks import bench_models, bounds, guard, hotspots, memory, peers, readme
 from lstmkern.bench import report
 from lstmkern.bench.cases import Case, modules_for
 
@@ -104,23 +104,6 @@ def test_training_takes_no_more_memory_than_nn_lstm(size):
     cases = [Case(cell, T, N, H, H, train=True) for cell in ("LSTM", "GRU")]
     found = memory.measure_memory(cases) or pytest.skip("needs Linux's /proc/self/clear_refs")
     assert max(case["ours"]["peak"] for case in found) <= found[0]["torch"]["peak"]
-
-
-def test_plots_of_growth(tmp_path):
-    """Both figures from results with and without memory; sizes and cells as the real ones."""
-    line = {"shape": "4,2,8,8,1", "ratio": 1.5, "share": 0.5, "ours_ms": 1.0, "peer_ms": 2.0}
-    results = [
-        {**line, "size": size, "value": value, "cell": cell, "train": train}
-        for size, value, case, _ in growth.points({"T": (growth.CURVES["T"][0], (4, 8))}, 2)
-        for cell, train in [(case.cell, case.train)]
-    ]
-    assert len(results) == 2 * 4 + 2 * 4
-    growth.plot(results, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["growth-time.png"]
-    for result in results[:8]:
-        result["memory"] = {"ours": {"peak": 2**20, "saved": 0}, "torch": {"peak": 2**21, "saved": 5}}
-    growth.plot(results, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["growth-memory.png", "growth-time.png"]
 
 
 @pytest.mark.parametrize("name", [p for p in peers.PEERS if p != "torch without oneDNN"])

@@ -363,7 +363,7 @@ def test_plot(tmp_path, monkeypatch):
         plot.main()
     work = {**WORK, "layers": 1, "directions": 1, "packed": False}
     kept.write(**{**BENCH, "work": work, "tier": "grid"})
-    assert plot.series(records.read(kept.path), "bf16") == {"cudnn": {"5,3,16": 10.0}, "grid": {"5,3,16": 5.0}}
+    assert plot.series(records.read(kept.path), "bf16") == {"cudnn": {"5,3,8,16": 10.0}, "grid": {"5,3,8,16": 5.0}}
     plot.main()
     assert (tmp_path / "gpu-bench.png").stat().st_size > 1000
 

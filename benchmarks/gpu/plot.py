@@ -6,15 +6,16 @@ file's last run.
 
 from __future__ import annotations
 
+import itertools
 import sys
+import textwrap
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
+
+from lstmkern import pictures
 
 from . import layers, records, tables
-
-matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
 
 
 def series(found: list[dict], dtype: str) -> dict[str, dict[str, float]]:
@@ -24,7 +25,7 @@ def series(found: list[dict], dtype: str) -> dict[str, dict[str, float]]:
         work = record["work"]
         plain = not work["packed"] and work["layers"] == work["directions"] == 1
         if record["taken"] and record["backward"] and work["cell"] == "LSTM" and work["dtype"] == dtype and plain:
-            shape = f"{work['T']},{work['N']},{work['H']}"
+            shape = f"{work['T']},{work['N']},{work['I']},{work['H']}"
             for name, us in record["us_per_step"].items():
                 if name in record.get("wrong", {}):
                     continue
@@ -33,23 +34,34 @@ def series(found: list[dict], dtype: str) -> dict[str, dict[str, float]]:
     return who
 
 
-def plot(found: list[dict], path: Path) -> None:
-    figure, axes = pyplot.subplots(1, len(layers.DTYPES), figsize=(18, 5), sharey=True)
-    for axis, dtype in zip(axes, layers.DTYPES, strict=True):
-        who = series(found, dtype)
-        shapes = list(dict.fromkeys(shape for times in who.values() for shape in times))
-        for k, (name, times) in enumerate(who.items()):
-            at = [i + 0.8 * k / len(who) for i, shape in enumerate(shapes) if shape in times]
-            axis.bar(at, [times[shape] for shape in shapes if shape in times], 0.8 / len(who), label=name)
-        axis.set_xticks(range(len(shapes)), shapes, rotation=45, ha="right")
-        rehearsal = " (CPU REHEARSAL)" if any("rehearsal" in record for record in found) else ""
-        axis.set_title(f"LSTM {dtype}, forward + backward, T,N,H{rehearsal}")
-        if who:
-            axis.legend()
-    axes[0].set_ylabel("microseconds per step")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+def figure_of(found: list[dict]) -> Figure:
+    """A plot for each dtype that was measured; in it a column for each shape and a marker for each implementation."""
+    measured = {dtype: who for dtype in layers.DTYPES if (who := series(found, dtype))}
+    names = list(dict.fromkeys(name for who in measured.values() for name in who))
+    shapes = list(dict.fromkeys(shape for who in measured.values() for times in who.values() for shape in times))
+    figure = Figure(figsize=(10, 2.5 + 2.8 * len(measured)), layout="constrained")
+    figure.suptitle("\n".join(["LSTM, forward and backward, one dense layer", *map(_wrap, tables.machine(found))]))
+    if not measured:
+        return figure
+    rows = figure.subplots(len(measured), sharex=True, sharey=True, squeeze=False)[:, 0]
+    looks = dict(zip(names, itertools.cycle(pictures.SEVEN), strict=False))
+    for axes, (dtype, who) in zip(rows, measured.items(), strict=True):
+        for k, name in enumerate(names):
+            times = who.get(name, {})
+            at = [shapes.index(shape) + 0.7 * ((k + 0.5) / len(names) - 0.5) for shape in times]
+            look = {**looks[name], "linestyle": "none"}
+            axes.plot(at, list(times.values()), label=name, markersize=7, **look)
+        axes.set_ylabel(f"{dtype}, microseconds per step")
+        axes.set_xticks(range(len(shapes)), shapes, rotation=45, ha="right", rotation_mode="anchor")
+        axes.grid(axis="y", alpha=0.3)
+    pictures.plain_log(rows[0])
+    rows[-1].set_xlabel("T, N, I, H")
+    figure.legend(handles=rows[0].get_lines(), loc="outside lower center", ncols=7)
+    return figure
+
+
+def _wrap(line: str) -> str:
+    return textwrap.fill(line, 110)
 
 
 def main() -> None:
@@ -57,7 +69,8 @@ def main() -> None:
     found = records.read(path)
     if not found:
         sys.exit(f"no results in {path}")
-    plot([record for record in found if record["run"] == found[-1]["run"]], path.with_suffix(".png"))
+    last = [record for record in found if record["run"] == found[-1]["run"]]
+    pictures.save(figure_of(last), path.with_suffix(".png"))
     print(path.with_suffix(".png"))
 
 

@@ -78,16 +78,25 @@ def _write(path: Path, runs: list[Run]) -> None:
 
 
 def _plot(path: Path, runs: list[Run]) -> None:
-    from matplotlib.figure import Figure  # takes most of a second to import
+    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    from .. import pictures
+
+    figure = Figure(figsize=(9, 4.8), layout="constrained")
     axes = figure.subplots()
-    for k, run in enumerate(runs):
+    axes.set_prop_cycle(pictures.SEVEN)
+    for run in runs:
         epochs = [result.epoch + 1 for result in run.history]
-        axes.plot(epochs, [result.accuracy for result in run.history], f"C{k}", label=_row(run)["model"])
-        axes.plot(epochs[-1], EXPECTED[run.config.model], f"C{k}o", fillstyle="none")
-    axes.set(xlabel="epoch", ylabel="validation accuracy", title="the ladder on HUMAN_NUMBERS (circles: the book)")
+        row = _row(run)
+        label = f"{row['model']}: {row['accuracy']:.2f} (book {row['expected']:.2f})"
+        (line,) = axes.plot(epochs, [result.accuracy for result in run.history], markersize=4, label=label)
+        book = {"color": line.get_color(), "marker": line.get_marker(), "markersize": 11, "fillstyle": "none"}
+        axes.plot(epochs[-1:], [row["expected"]] * bool(epochs), linestyle="none", **book)
+    seeds = {run.config.seed for run in runs}
+    seed = f"seed {seeds.pop()}" if len(seeds) == 1 else "each run the median of its seeds"
+    axes.set_title(f"LMModel1 to 7 on HUMAN_NUMBERS, {runs[0].config.hidden} hidden units, {seed}")
+    axes.set_ylabel("accuracy on the validation text")
+    pictures.whole_epochs(axes, max(run.epoch for run in runs))
     axes.grid(alpha=0.3)
-    axes.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    figure.legend(loc="outside right upper", title="accuracy after the last epoch\n(large open marker: the book's)")
+    pictures.save(figure, path)

@@ -13,6 +13,7 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from .checkpoint import atomic_path
 from .errors import InputError
@@ -109,25 +110,55 @@ def write_metrics(path: str | Path, runs: Sequence[Run]) -> None:
             writer.writerows({"kernels": run.kernels, **asdict(result)} for result in run.history)
 
 
-def write_plot(path: str | Path, runs: Sequence[Run]) -> None:
-    """Draw the losses and the accuracy of ``runs`` over the epochs into a PNG file."""
-    from matplotlib.figure import Figure  # takes most of a second to import
+def _title(run: Run) -> str:
+    """The model, the recurrent layers that it really has, and how it is trained."""
+    config, layers = run.config, [module for module in run.model.modules() if isinstance(module, nn.RNNBase)]
+    if layers:
+        count, kind = sum(layer.num_layers for layer in layers), layers[0].mode.split("_")[0]  # "RNN_TANH"
+        widths = list(dict.fromkeys(layer.hidden_size for layer in layers))
+        if len(widths) > 1:
+            widths = [layer.hidden_size for layer in layers]
+        what = f"{count} {kind} layer{'s' if count > 1 else ''} of {', '.join(map(str, widths))} units"
+    else:
+        what = f"recurrence written in Python, {config.hidden} units"
+    return (
+        f"{config.name}: {what}, seed {config.seed}\n"
+        f"batches of {config.batch_size} x {config.seq_len} tokens, peak learning rate {config.lr:g}, {config.dtype}, "
+        f"{run.device.type}, torch {torch.__version__}"
+    )
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    config = runs[0].config
-    figure.suptitle(f"{config.name}, {config.hidden} hidden, {config.layers} layers, seed {config.seed}")
+
+def write_plot(path: str | Path, runs: Sequence[Run]) -> None:
+    """Draw the losses and the accuracy of one or two ``runs`` over the epochs into a PNG file."""
+    from matplotlib.figure import Figure
+
+    from .. import pictures
+
+    # The second run's lines are thin and dashed, on the first one's: where they coincide both are visible.
+    styles = (
+        {"linestyle": "-", "linewidth": 3, "marker": "o", "markersize": 6},
+        {"linestyle": "--", "linewidth": 1.5, "marker": "D", "markersize": 4},
+    )
+    training, validation = (pictures.BLUE, pictures.LIGHT_BLUE), (pictures.ORANGE, "black")
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure.suptitle(_title(runs[0]), fontsize="medium")
     loss, accuracy = figure.subplots(1, 2)
-    for run, style in zip(runs, ("-", "--"), strict=False):
-        epochs = [result.epoch for result in run.history]
-        loss.plot(epochs, [r.train_loss for r in run.history], "C0" + style, label=f"training, {run.kernels}")
-        loss.plot(epochs, [r.valid_loss for r in run.history], "C1" + style, label=f"validation, {run.kernels}")
-        accuracy.plot(epochs, [r.accuracy for r in run.history], "C2" + style, label=run.kernels)
-    for axes, label in ((loss, "cross entropy per token"), (accuracy, "validation accuracy")):
-        axes.set(xlabel="epoch", ylabel=label)
+    for k, (run, style) in enumerate(zip(runs, styles, strict=False)):
+        epochs = [result.epoch + 1 for result in run.history]
+        for axes, name, field, colours in (
+            (loss, "training", "train_loss", training),
+            (loss, "validation", "valid_loss", validation),
+            (accuracy, "validation", "accuracy", validation),
+        ):
+            values = [getattr(result, field) for result in run.history]
+            look = {"color": colours[k], "markeredgecolor": colours[0], **style}
+            axes.plot(epochs, values, label=f"{name}, {run.kernels}", **look)
+    for axes, label in ((loss, "cross entropy per token (nats)"), (accuracy, "accuracy on the validation text")):
+        pictures.whole_epochs(axes, runs[0].epoch)
+        axes.set_ylabel(label)
         axes.grid(alpha=0.3)
-        axes.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    figure.legend(handles=loss.get_lines(), loc="outside lower center", ncols=4)
+    pictures.save(figure, path)
 
 
 class TensorBoard:
