@@ -132,5 +132,5 @@ def machine_line(about: dict) -> str:
     caches = ", ".join(f"{level} {size // 1024} KiB" for level, size in machine["caches"].items())
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {about['capability']} ({caches}); torch {versions['torch']}, "
-        f"lstmkern {versions['lstmkern']} at {(about['commit'] or 'an installed package')[:9]}"
+        f"lstmkern {versions['lstmkern']} at {about['commit'][:9] if about['commit'] else 'an installed package'}"
     )
