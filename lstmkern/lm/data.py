@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .corpora import read_file
 from .errors import InputError
 from .vocabulary import Vocabulary, Words
 
@@ -92,12 +93,7 @@ def load_corpus(directory: str | Path | None = None) -> Corpus:
         raise InputError(f"no such data directory: {directory}")
     lines = []
     for name in ("train.txt", "valid.txt"):
-        try:
-            lines += (directory / name).read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise InputError(f"{directory / name} is not UTF-8 text") from None
-        except OSError as error:
-            raise InputError(f"cannot read {directory / name}: {error.strerror}") from None
+        lines += read_file(directory / name).splitlines()
     return make_corpus(lines)
 
 

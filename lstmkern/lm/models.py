@@ -25,6 +25,7 @@ class Recipe:
     to every one. alpha and beta: the factors of AR and TAR. stateful: whether it carries a state, so that batches must
     continue each other. recurrent: whether it has a recurrent layer, so that there is something to compare; compare:
     whether that is done unless told otherwise. defaults: what of a Config is another than the class's default.
+    least_steps: how many steps of the optimizer it takes to learn words; a small text gets as many epochs.
     """
 
     make: Callable[[int, Config, Any], nn.Module]
@@ -36,6 +37,7 @@ class Recipe:
     stateful: bool = True
     recurrent: bool = True
     compare: bool = False
+    least_steps: int = 0
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
