@@ -13,7 +13,6 @@ from ..lm.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint
 from ..lm.errors import InputError
 from ..lm.generate import generate
 from ..lm.models import CELLS, RECIPES
-from ..lm.output import Output
 from ..lm.pretrained import MODEL, load_pretrained
 from ..lm.train import DTYPES, OURS, PEER, Config, config_of
 from . import options
@@ -132,7 +131,7 @@ def add_commands(commands: Any) -> None:
 def run_train(args: argparse.Namespace) -> int:
     console = make_console(args, "matplotlib")
     from ..lm.report import comparison_table
-    from ..lm.session import train_session
+    from ..lm.session import output_directory, train_session
 
     given = {field.name: getattr(args, field.name) for field in fields(Config) if hasattr(args, field.name)}
     for name in ("data", "text"):
@@ -156,11 +155,11 @@ def run_train(args: argparse.Namespace) -> int:
             raise InputError(f"model {config.model} has no recurrent layer: there is nothing to compare")
         kernels = [OURS, PEER] if compare else [OURS]
     if resume and args.out is None and resume.path.name == CHECKPOINT:
-        output = Output(resume.path.parent, config.name, force=True)  # go on where the session was interrupted
+        where, force = resume.path.parent, True  # go on where the session was interrupted
     else:
-        output = Output(args.out, config.name, args.force)
+        where, force = args.out, args.force
     choose = resume is None and "epochs" not in given
-    with output as place:
+    with output_directory(where, config.name, force) as place:
         runs, out, _ = train_session(
             console, config, kernels, place, resume, pretrained, args.tensorboard, choose_epochs=choose
         )
@@ -196,10 +195,10 @@ def _resumed(resume: Checkpoint, given: dict, compare: bool | None) -> tuple[Con
 def run_demo(args: argparse.Namespace) -> int:
     console = make_console(args, "matplotlib")
     from ..lm.report import comparison_table
-    from ..lm.session import train_session
+    from ..lm.session import output_directory, train_session
 
     pairs = []
-    with Output(args.out, "demo", args.force) as place:
+    with output_directory(args.out, "demo", args.force) as place:
         for model in ("lm6", "lm7"):
             config = Config(model=model, cell=args.cell, epochs=args.epochs, seed=args.seed)
             runs, _, data = train_session(console, config, [OURS, PEER], functools.partial(place.directory, model))
@@ -217,8 +216,9 @@ def run_ladder(args: argparse.Namespace) -> int:
     console = make_console(args, "matplotlib")
     distributed.refuse("ladder")
     from ..lm.climb import climb
+    from ..lm.session import output_directory
 
-    with Output(args.out, "ladder", args.force) as place:
+    with output_directory(args.out, "ladder", args.force) as place:
         out = climb(console, range(args.seed, args.seed + args.seeds), place)
     console.print(f"table and plot are in {out}", soft_wrap=True)
     return 0

@@ -77,11 +77,12 @@ def _below_the_book(runs: list[Run]) -> str:
         return ""
     (low, high), (torch_low, torch_high) = SPREAD[name]
     which = f"at seed {run.config.seed}" if len(runs) == 1 else f"at the median of {len(runs)} seeds"
-    advice = "; --seeds 3 shows the median of three" if len(runs) == 1 else ""
+    advice = ". --seeds 3 shows the median of three." if len(runs) == 1 else "."
     return (
         f"{_title(name)} {which} is {missing:.2f} below the book because its accuracy depends on the seed: {low:.2f} "
-        f"to {high:.2f} for seeds 0 to 4, and {torch_low:.2f} to {torch_high:.2f} on torch.nn from the same weights. It "
-        f"is trained on the numbers up to 8,000, which it then knows almost by heart, and validated on those above{advice}."
+        f"to {high:.2f} for seeds 0 to 4, and {torch_low:.2f} to {torch_high:.2f} on torch.nn from the same weights. "
+        f"It is trained on the numbers up to 8,000, which it then knows almost by heart, and validated on those above"
+        f"{advice}"
     )
 
 

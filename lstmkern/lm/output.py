@@ -11,7 +11,7 @@ from . import distributed
 from .errors import Failed, InputError, Interrupted
 
 
-class Output:
+class output_directory:
     """A directory for results, which calling this makes; ``with`` says what it holds if the session ends early.
 
     Without ``given`` that is runs/<name>-<n> with the next free number, otherwise ``given``, which must not hold
@@ -109,7 +109,7 @@ class Output:
             return f"{self.path} holds {', '.join(files)}"
         return f"{self.path} is as it was" if self._before else "nothing was kept"
 
-    def __enter__(self) -> Output:
+    def __enter__(self) -> output_directory:
         return self
 
     def __exit__(self, kind, error, _) -> None:

@@ -16,6 +16,7 @@ from . import distributed
 from .checkpoint import CHECKPOINT, Checkpoint, restore_run, save_checkpoint
 from .dataset import Dataset, load_dataset
 from .errors import InputError, Interrupted
+from .output import output_directory as output_directory  # for the commands
 from .pretrained import ENCODER_FILE, MODEL, Pretrained, put_weights, save_encoder
 from .progress import Bar, working
 from .report import EpochTable, TensorBoard, perplexity, write_metrics, write_plot
@@ -110,7 +111,7 @@ def _train(
         elif pretrained:
             put_weights(run.model.encoder, data.vocab, pretrained)
     board = TensorBoard() if tensorboard else None
-    out = place() if distributed.first() else Path()
+    out = place()
 
     epoch = runs[0].epoch % config.epochs
     per_epoch, vocab = len(data.train.epoch(epoch)) + len(data.valid), data.vocab
