@@ -8,9 +8,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 VERSION = "0.1.0"
+OLDEST_TORCH = (2, 11)  # as pyproject.toml requires
+ROOT = Path(__file__).resolve().parent
 
 # For A100 and its kin, for H100, and as PTX for what came later (that of 9.0a would run on no other chip).
 CUDA_ARCHS = "8.0+PTX;9.0a"
@@ -30,72 +33,85 @@ def cuda_toolkit():
     return next((os.path.realpath(p) for p in found if p and Path(p, "include", "cuda_runtime.h").is_file()), None)
 
 
-try:
-    import torch
+class WithoutTorch(build_ext):
+    """Source distributions and metadata need no torch. What is compiled does."""
 
+    def run(self):
+        sys.exit(
+            "lstmkern is compiled against your torch: install torch first, then run "
+            "`pip install --no-build-isolation .` (with isolation pip hides the installed torch)."
+        )
+
+
+def check(torch, toolkit, wish):
+    """Exit with a sentence if this torch, toolkit or compiler cannot make what is wished for."""
+    # A development version such as 2.11.0a0+git1234 counts as the release that it leads to.
+    if tuple(map(int, re.match(r"(\d+)\.(\d+)", torch.__version__).groups())) < OLDEST_TORCH:
+        sys.exit(
+            f"lstmkern needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer, and torch {torch.__version__} is "
+            "installed: install a newer torch, then run `pip install --no-build-isolation .` again."
+        )
+    if wish == "1" and not toolkit:
+        sys.exit(
+            f"LSTMKERN_CUDA=1, but torch {torch.__version__} is built without CUDA."
+            if not torch.version.cuda
+            else "LSTMKERN_CUDA=1, but no CUDA toolkit was found: set CUDA_HOME to the folder with "
+            "include/cuda_runtime.h."
+        )
+    if not shutil.which(os.environ.get("CXX", "c++")) and not shutil.which("g++"):
+        sys.exit(
+            "lstmkern needs a C++ compiler: install g++ (or set CXX) and run `pip install --no-build-isolation .` "
+            "again."
+        )
+
+
+def files(*patterns):
+    return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
+
+
+def extension():
+    """(the extension module, the command that compiles it)."""
+    sources = ["csrc/module.cpp", "csrc/eager.cpp", "csrc/ops.cpp", "csrc/results.cpp", *files("csrc/cpu/*.cpp")]
+    try:
+        import torch
+    except ImportError:
+        return Extension("lstmkern._C", sources), WithoutTorch
     # The toolkit must be known before torch's helpers are imported: they look for it then, beside the nvcc on PATH.
     toolkit = cuda_toolkit() if torch.version.cuda else None
+    wish = os.environ.get("LSTMKERN_CUDA", "")
+    check(torch, toolkit, wish)
     if toolkit:
         os.environ["CUDA_HOME"] = toolkit
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
-except ImportError:
-    sys.exit(
-        "lstmkern is compiled against your torch: install torch first, then run "
-        "`pip install --no-build-isolation .` (with isolation pip hides the installed torch)."
+
+    # The CUDA part is built where it can be, whether or not a GPU is in sight. LSTMKERN_CUDA=0 forbids it, 1 insists.
+    with_cuda = bool(toolkit) and wish != "0"
+    macros = [("LSTMKERN_VERSION", f'"{VERSION}"')]
+    # No -march: each kernel file names its own instruction set. No -std: torch chooses. CFLAGS may name another -O.
+    # -g0: Python's own flags ask for debugging information, which makes the library five times as large and slower to
+    # compile.
+    level = [] if "-O" in os.environ.get("CFLAGS", "") else ["-O2"]
+    flags = {"cxx": [*level, "-g0", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"]}
+    if os.environ.get("LSTMKERN_SANITIZE"):  # for `make test-asan`
+        flags["cxx"] += ["-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    if with_cuda:
+        archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHS)  # without it torch asks the GPU, if any
+        sources += files("csrc/cuda/*.cpp", "csrc/cuda/*.cu")
+        macros += [
+            ("LSTMKERN_CUDA_VERSION", f'"{torch.version.cuda}"'),
+            ("LSTMKERN_CUDA_ARCHS", '"' + ";".join(archs.replace(",", " ").replace(";", " ").split()) + '"'),
+        ]
+        flags["nvcc"] = ["-O3", "-Xcompiler", "-fvisibility=hidden"]
+    module = (CUDAExtension if with_cuda else CppExtension)(
+        "lstmkern._C",
+        sources,
+        depends=files("csrc/**/*.h", "csrc/**/*.inl"),
+        define_macros=macros,
+        extra_compile_args=flags,
+        extra_link_args=["-fopenmp"],
     )
+    return module, BuildExtension
 
-# The CUDA part is built where it can be, whether or not a GPU is in sight. LSTMKERN_CUDA=0 forbids it, 1 insists.
-wish = os.environ.get("LSTMKERN_CUDA", "")
-with_cuda = bool(toolkit) and wish != "0"
-if wish == "1" and not with_cuda:
-    sys.exit(
-        f"LSTMKERN_CUDA=1, but torch {torch.__version__} is built without CUDA."
-        if not torch.version.cuda
-        else "LSTMKERN_CUDA=1, but no CUDA toolkit was found: set CUDA_HOME to the folder with include/cuda_runtime.h."
-    )
 
-if not shutil.which(os.environ.get("CXX", "c++")) and not shutil.which("g++"):
-    sys.exit(
-        "lstmkern needs a C++ compiler: install g++ (or set CXX) and run `pip install --no-build-isolation .` again."
-    )
-
-ROOT = Path(__file__).resolve().parent
-
-sources = [
-    "csrc/module.cpp",
-    "csrc/eager.cpp",
-    "csrc/ops.cpp",
-    "csrc/results.cpp",
-    *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp")),
-]
-headers = sorted(str(p.relative_to(ROOT)) for suffix in ("h", "inl") for p in ROOT.glob(f"csrc/**/*.{suffix}"))
-macros = [("LSTMKERN_VERSION", f'"{VERSION}"')]
-# No -march: each kernel file names its own instruction set. No -std: torch chooses. CFLAGS may name another -O. -g0:
-# Python's own flags ask for debugging information, which makes the library five times as large and slower to compile.
-level = [] if "-O" in os.environ.get("CFLAGS", "") else ["-O2"]
-flags = {"cxx": [*level, "-g0", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"]}
-if os.environ.get("LSTMKERN_SANITIZE"):  # for `make test-asan`
-    flags["cxx"] += ["-O1", "-fno-omit-frame-pointer", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-if with_cuda:
-    archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHS)  # without it torch asks the GPU, if there is one
-    sources += sorted(str(p.relative_to(ROOT)) for s in ("cpp", "cu") for p in ROOT.glob(f"csrc/cuda/*.{s}"))
-    macros += [
-        ("LSTMKERN_CUDA_VERSION", f'"{torch.version.cuda}"'),
-        ("LSTMKERN_CUDA_ARCHS", '"' + ";".join(archs.replace(",", " ").replace(";", " ").split()) + '"'),
-    ]
-    flags["nvcc"] = ["-O3", "-Xcompiler", "-fvisibility=hidden"]
-
-setup(
-    version=VERSION,
-    ext_modules=[
-        (CUDAExtension if with_cuda else CppExtension)(
-            "lstmkern._C",
-            sources,
-            depends=headers,
-            define_macros=macros,
-            extra_compile_args=flags,
-            extra_link_args=["-fopenmp"],
-        )
-    ],
-    cmdclass={"build_ext": BuildExtension},
-)
+module, command = extension()
+setup(version=VERSION, ext_modules=[module], cmdclass={"build_ext": command})

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +27,7 @@ from lstmkern import _extension
 from lstmkern.bench import report
 from lstmkern.bench.cases import GATES, MIDDLE, SHAPES, Case, Contest, goal
 from lstmkern.bench.goals import cases_for, parse_shape
-from lstmkern.bench.measure import Pairs, quiet
+from lstmkern.bench.measure import Pairs, now, quiet
 from lstmkern.bench.roofline import Roofline, cache_sizes, fma_rate, read_rate
 
 SLICE = 5e-3  # seconds of one measurement of a rate or a product
@@ -317,7 +316,7 @@ Shares of the peak of fused multiply-adds, measured in the same rounds; medians.
 """
 
 
-def run(console, cases: Sequence[Case], threads: int, seconds: float, clock=time.monotonic) -> dict:
+def run(console, cases: Sequence[Case], threads: int, seconds: float, clock=now) -> dict:
     """{"cases": [...], "streaming": [...]}: turns of all cases, over and over for ``seconds``, three times at least."""
     with quiet(threads):
         roofline = Roofline.measure(threads)

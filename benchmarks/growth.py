@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from rich.progress import track
 from benchmarks.memory import measure_memory
 from lstmkern.bench import goals, report, roofline
 from lstmkern.bench.cases import Case
-from lstmkern.bench.measure import quiet
+from lstmkern.bench.measure import now, quiet
 
 CURVES = {  # name: (the case around which one size varies, the values of that size)
     "T": (Case("LSTM", 0, 16, 128, 128), (16, 64, 256, 1024, 4096)),
@@ -60,9 +59,9 @@ def points(curves: dict, threads: int) -> list[tuple[str, int, Case, int]]:
 
 def measure_time(work: Sequence[tuple[str, int, Case, int]], seconds: float) -> list[dict]:
     """goals.measure_case of every point, in about ``seconds``."""
-    rooflines, found, start = {}, [], time.monotonic()
+    rooflines, found, start = {}, [], now()
     for k, (size, value, case, threads) in enumerate(track(work, "time", transient=True)):
-        share = max(seconds - (time.monotonic() - start), 0) / (len(work) - k)
+        share = max(seconds - (now() - start), 0) / (len(work) - k)
         with quiet(threads):
             if threads not in rooflines:
                 rooflines[threads] = roofline.Roofline.measure(threads)

@@ -1,15 +1,27 @@
 """Loads the compiled part; importing it registers torch.ops.lstmkern.*."""
 
+import importlib
+
 import torch  # noqa: F401 (its libraries must be loaded before ours)
 
-try:
-    from lstmkern import _C
-except ImportError as error:
-    raise ImportError(
-        f"lstmkern's compiled part does not load ({error}): build it for this Python and torch with "
-        "`pip install --no-build-isolation .` in lstmkern's source folder."
-    ) from error
 
+def load():
+    try:
+        return importlib.import_module("lstmkern._C")
+    except ModuleNotFoundError as error:
+        if error.name != "lstmkern._C":
+            raise
+    except ImportError as error:
+        raise ImportError(
+            f"lstmkern's compiled part does not load ({error}): build it for this Python and torch with "
+            "`pip install --no-build-isolation .` in lstmkern's source folder."
+        ) from error
+    from . import _clone
+
+    return _clone.load()
+
+
+_C = load()
 build_info = _C.build_info
 cpu_capability = _C.cpu_capability
 cpu_peak = _C.cpu_peak

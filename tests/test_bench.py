@@ -1,10 +1,12 @@
 """The suite measures what it says: work counted by hand, ratios of pairs, complete result files."""
 
+import itertools
 import json
 import statistics
 
 import pytest
 import torch
+from clocks import printed_under, with_own_clock
 from rich.console import Console
 
 from lstmkern.bench import goals, measure, report, roofline
@@ -193,12 +195,30 @@ def test_floor_by_hand():
     assert twice == pytest.approx(2 * 19.2 + 3 * once / limits.read_rate(3 * once))
 
 
-def test_measured_rates():
-    fp32, fp64 = (max(roofline.fma_rate(rate, 1) for _ in range(3)) for rate in ("fp32", "fp64"))
-    assert 1e9 < fp64 < fp32 < 1e13
-    assert fp32 / fp64 == pytest.approx(2, rel=0.6)
+@with_own_clock
+def test_measured_rates(tmp_path):
+    """Every loop runs once a millisecond: the rates are the operations and bytes of a loop, times 1000."""
+    program = """
+import itertools
+import json
+from lstmkern.bench.roofline import RATES, fma_rate, read_rate, supported
+rates = {c: {rate: fma_rate(rate, 1, c) for rate in RATES} for c in supported()}
+print(json.dumps({"rates": rates, "read": read_rate(2**16, 1)}))
+"""
+    found = printed_under("ticks", tmp_path, program)
+    vector_bytes = {"baseline": 16, "avx2": 32, "avx512": 64}
+    for capability, rates in found["rates"].items():
+        lanes = vector_bytes[capability] // 4
+        assert rates["fp32"] == pytest.approx(1e3 * 2 * 12 * lanes)  # twelve chains of a multiplication and an addition
+        assert rates["fp64"] == pytest.approx(1e3 * 2 * 12 * lanes / 2)
+        assert rates["bf16"] in (0, pytest.approx(1e3 * 4 * 12 * 16))
+        assert rates["amx"] in (0, pytest.approx(1e3 * 4 * 2 * 16 * 16 * 32))
+    assert found["read"] == pytest.approx(1e3 * 2**16, rel=0.02)  # whole blocks of registers
+
+
+def test_rates_of_this_machine():
+    assert roofline.fma_rate("fp32", 1) > 0
     assert roofline.fma_rate("no such rate", 1) == 0
-    assert roofline.read_rate(2**16, 1, 0.005) > 1e9
     assert roofline.supported()[-1] == roofline._extension.cpu_capability()
 
 
@@ -207,7 +227,12 @@ def test_measured_rates():
 TINY = ["--shape", "2,2,4,4", "1,1,4,4,2", "--threads", "1", "--seconds", "60"]
 
 
-def test_command_end_to_end(tmp_path, capsys):
+def test_command_end_to_end(tmp_path, capsys, monkeypatch):
+    """On a clock that goes 1/256 s further whenever it is read: each block is one call and takes that."""
+    reads = itertools.count()
+    monkeypatch.setattr(measure, "clock", lambda: next(reads) / 256)
+    monkeypatch.setattr(roofline, "fma_rate", lambda *args, **more: 1e9)
+    monkeypatch.setattr(roofline, "read_rate", lambda *args, **more: 1e9)
     out = tmp_path / "deep" / "er"
     assert main(["bench", "--quick", *TINY, "--dtype", "fp32", "bf16", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
@@ -227,9 +252,10 @@ def test_command_end_to_end(tmp_path, capsys):
         (s, d) for s in ("2,2,4,4,1", "1,1,4,4,2") for d in ("fp32", "bf16")
     }
     for case in cases:
-        assert case["ratio_low"] <= case["ratio"] <= case["ratio_high"]
+        assert case["ratio_low"] == case["ratio"] == case["ratio_high"] == 1
+        assert case["ours_ms"] == case["peer_ms"] == pytest.approx(1000 / 256, rel=1e-4)
         assert case["rounds"] >= 3
-        assert 0 < case["share"] < 1.5
+        assert case["share"] > 0
         assert case["gflops"] > 0
 
 

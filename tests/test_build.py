@@ -1,13 +1,17 @@
-"""Without torch, without a compiler, without the compiled part: one sentence that says what to do."""
+"""Without torch, with an old one, without a compiler, without the compiled part: one sentence that says what to do."""
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 from pathlib import Path
 
 import pytest
+
+import lstmkern
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,12 +27,50 @@ def one_sentence(text: str) -> str:
     return lines[0]
 
 
-def test_build_without_torch(tmp_path):
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('no torch')")
-    result = run("setup.py", "build_ext", "--build-lib", tmp_path / "out", PYTHONPATH=str(tmp_path))
-    assert result.returncode != 0
-    assert "install torch first" in one_sentence(result.stderr)
+@pytest.fixture
+def no_torch(tmp_path):
+    """PYTHONPATH of a Python without torch."""
+    (tmp_path / "without" / "torch").mkdir(parents=True)
+    (tmp_path / "without" / "torch" / "__init__.py").write_text("raise ImportError('no torch')")
+    return str(tmp_path / "without")
+
+
+def test_build_without_torch(tmp_path, no_torch):
+    for command in ("build_ext", "build"):
+        result = run("setup.py", "-q", command, "--build-lib", tmp_path / "out", PYTHONPATH=no_torch)
+        assert result.returncode != 0
+        assert "install torch first" in result.stderr.strip().splitlines()[-1]
+        assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "accepted"),
+    [
+        ("2.10.1", False),
+        ("2.10.0a0+git12ab", False),
+        ("1.13.0", False),
+        ("2.11.0", True),
+        ("2.11.0a0+git12ab", True),
+        ("2.13.0+cpu", True),
+        ("3.0.0.dev20270101+cu130", True),
+    ],
+)
+def test_an_old_torch_is_refused(tmp_path, version, accepted):
+    """Before anything is compiled, and for metadata, too: pip would go on to replace torch."""
+    (tmp_path / "torch" / "utils").mkdir(parents=True)
+    (tmp_path / "torch" / "__init__.py").write_text(
+        f"__version__ = {version!r}\nclass version: cuda = None"  # all that is read of it
+    )
+    (tmp_path / "torch" / "utils" / "cpp_extension.py").write_text(
+        "from setuptools import Extension\nfrom setuptools.command.build_ext import build_ext as BuildExtension\n"
+        "CUDAExtension = None\ndef CppExtension(name, sources, **more): return Extension(name, sources)"
+    )
+    result = run("setup.py", "--version", PYTHONPATH=str(tmp_path))
+    if accepted:
+        assert (result.returncode, result.stdout.strip()) == (0, lstmkern.__version__), result.stderr
+    else:
+        assert result.returncode != 0
+        assert f"needs torch 2.11 or newer, and torch {version} is installed" in one_sentence(result.stderr)
 
 
 def test_build_without_a_compiler(tmp_path):
@@ -38,17 +80,73 @@ def test_build_without_a_compiler(tmp_path):
     assert "needs a C++ compiler" in one_sentence(result.stderr)
 
 
-def test_import_without_the_compiled_part(tmp_path):
-    shutil.copytree(ROOT / "lstmkern", tmp_path / "lstmkern", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\ntry: import lstmkern\nexcept ImportError as e: print(e)"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert "pip install --no-build-isolation ." in one_sentence(result.stdout)
+@pytest.fixture
+def clone(tmp_path):
+    """clone(): what `import lstmkern` says in a copy of the sources without a compiled part: its file, or the error.
+    Files in site/ are installed."""
+    source = tmp_path / "clone"
+    shutil.copytree(ROOT / "lstmkern", source / "lstmkern", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    (source / "csrc").mkdir()
+    (source / "setup.py").touch()
+    (source / "csrc" / "some.cpp").touch()
+    (tmp_path / "site").mkdir()
+
+    def say():
+        code = "try:\n    import lstmkern\n    print(lstmkern._C.__file__, lstmkern.__file__)\n"
+        code += "except ImportError as e:\n    print(e)"
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(tmp_path / "site")])}
+        command = [sys.executable, "-c", code]
+        return subprocess.run(command, capture_output=True, text=True, cwd=source, env=environment).stdout
+
+    return say
+
+
+def install(site, built_from):
+    """What pip leaves in ``site``: the package, of which only the compiled part matters, and who it is."""
+    (library,) = (ROOT / "lstmkern").glob(f"_C{sysconfig.get_config_var('EXT_SUFFIX')}")
+    (site / "lstmkern").mkdir()
+    (site / "lstmkern" / library.name).write_bytes(library.read_bytes())
+    (site / "lstmkern-0.1.0.dist-info").mkdir()
+    (site / "lstmkern-0.1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: lstmkern\nVersion: 0.1.0\n"
+    )
+    if built_from:
+        about = {"url": built_from.as_uri(), "dir_info": {}}
+        (site / "lstmkern-0.1.0.dist-info" / "direct_url.json").write_text(json.dumps(about))
+    return site / "lstmkern" / library.name
+
+
+def test_a_clone_uses_what_was_installed_from_it(tmp_path, clone):
+    library = install(tmp_path / "site", tmp_path / "clone")
+    assert clone().split() == [str(library), str(tmp_path / "clone" / "lstmkern" / "__init__.py")]
+    newer = library.stat().st_mtime + 1
+    os.utime(tmp_path / "clone" / "csrc" / "some.cpp", (newer, newer))
+    said = one_sentence(clone())
+    assert "not built from them as they are now" in said and "pip install --no-build-isolation -e ." in said
+
+
+@pytest.mark.parametrize("built_from", ["elsewhere", None])
+def test_a_clone_uses_nothing_else_that_is_installed(tmp_path, clone, built_from):
+    install(tmp_path / "site", built_from and tmp_path / built_from)
+    assert f"the sources in {tmp_path / 'clone'} hide the installed lstmkern" in one_sentence(clone())
+
+
+def test_import_without_the_compiled_part(clone):
+    assert "pip install --no-build-isolation ." in one_sentence(clone())
+
+
+def test_a_compiled_part_that_does_not_load(tmp_path, clone):
+    (tmp_path / "clone" / "lstmkern" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").write_text("no library")
+    said = one_sentence(clone())
+    assert "does not load (" in said and "build it for this Python and torch" in said
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="compared with what git knows")
-def test_source_distribution_is_whole(tmp_path):
+@pytest.mark.parametrize("torch", ["with torch", "without torch"])
+def test_source_distribution_is_whole(tmp_path, no_torch, torch):
     """With the CUDA kernels, wherever it is made."""
-    result = run("setup.py", "-q", "egg_info", "-e", tmp_path, "sdist", "--formats=tar", "-d", tmp_path)
+    environment = {"PYTHONPATH": no_torch} if torch == "without torch" else {}
+    result = run("setup.py", "-q", "egg_info", "-e", tmp_path, "sdist", "--formats=tar", "-d", tmp_path, **environment)
     assert result.returncode == 0, result.stderr
     (archive,) = tmp_path.glob("*.tar")
     with tarfile.open(archive) as tar:

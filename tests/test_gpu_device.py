@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
+from clocks import end_time_at
 
 import lstmkern
 from benchmarks.gpu import device, host, records, tools
@@ -286,13 +287,14 @@ def test_what_the_sanitizer_says(program, capsys):
     assert tools.refused(["========= Error: Device not supported"])
 
 
-def test_a_tool_that_does_not_end(program, capsys):
+def test_a_tool_that_does_not_end(program, tmp_path, monkeypatch):
     """It goes with what it has started, which would otherwise keep the GPU, and its lines."""
-    program("compute-sanitizer", "sleep 600 & echo $!; echo '========= Invalid read'; wait")
+    program("compute-sanitizer", f"sleep 3600 & echo $!; echo '========= Invalid read'; touch {tmp_path}/mark; wait")
+    end_time_at(monkeypatch, tmp_path / "mark")
     seen = []
-    code, lines = tools.stream(["compute-sanitizer"], seconds=3, seen=seen.append)
+    code, lines = tools.stream(["compute-sanitizer"], seconds=600, seen=seen.append)
     assert code is None and seen == lines and lines[1] == "========= Invalid read"
-    for _ in range(100):
+    for _ in range(6000):  # it goes when it gets a core
         try:
             os.kill(int(lines[0]), 0)
             with open(f"/proc/{lines[0]}/stat") as file:

@@ -9,6 +9,7 @@ import types
 
 import pytest
 import torch
+from clocks import end_time_at
 from cuda_reference import torch_nn
 from simt import layers as cases
 
@@ -226,7 +227,7 @@ def tool(tmp_path, monkeypatch):
     folder.mkdir()
 
     def write(name, script):
-        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).write_text(f"#!/bin/sh\n{script.replace('touch mark', f'touch {tmp_path}/mark')}\n")
         (folder / name).chmod(0o755)
 
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
@@ -248,15 +249,16 @@ def test_sanitizer(part, tool, monkeypatch):
         ("echo '========= ERROR SUMMARY: 0 errors'", 0, "clean"),
         ("echo '========= Error: Race reported'; exit 9", 1, "errors (exit code 9)"),
         ("echo '========= Warning: Race reported between'; echo '========= RACECHECK SUMMARY: 1'", 1, "1 reports"),
-        ("echo '========= Invalid read'; exec sleep 600", 1, "not finished; 1 reports"),
+        ("echo '========= Invalid read'; touch mark; exec sleep 600", 1, "not finished; 1 reports"),
         ("echo '========= Invalid read'; echo time is up; exit 9", 1, "not finished; 1 reports"),
         ("echo '========= Error: Device not supported'; exit 1", 0, "not checked: compute-sanitizer is refused"),
     ],
     ids=["clean", "errors", "warning", "hangs", "time is up", "refused"],
 )
-def test_what_a_sanitizer_finds(part, tool, script, expected, status):
+def test_what_a_sanitizer_finds(part, tool, tmp_path, monkeypatch, script, expected, status):
+    end_time_at(monkeypatch, tmp_path / "mark")
     tool("compute-sanitizer", f'[ "$1" = --help ] || {{ {script}; }}')
-    until = time.time() + 4 if "sleep" in script else None
+    until = time.time() + 600 if "sleep" in script else None
     code, found = part(sanitize, "--tool", "racecheck", "--tiers", "cluster", device="cuda", until=until)
     assert code == expected and found[-1]["status"].startswith(status)
     assert [r["report"] for r in of_kind(found, "sanitizer report")] == found[-1]["found"]  # each as it came
@@ -266,12 +268,13 @@ def test_what_a_sanitizer_finds(part, tool, script, expected, status):
 def test_layers_under_a_sanitizer_end_before_it_is_ended(part, tool, monkeypatch):
     """So that it still can print its summary."""
     tool("compute-sanitizer", f'[ "$1" = --help ] || echo "told ${records.PART}"')
-    until = time.time() + 100
+    until = 1e9 + 100
+    monkeypatch.setattr(time, "time", lambda: 1e9)
     lines, real = [], tools.stream
     monkeypatch.setattr(tools, "stream", lambda *words: (0, lines.extend(real(*words)[1]) or []))
     part(sanitize, "--tool", "memcheck", "--tiers", "cluster", device="cuda", until=until)
     told = json.loads(lines[0].removeprefix("told "))
-    assert told["until"] == pytest.approx(until - sanitize.EARLIER, abs=1) and told["run"] == "r"
+    assert told["until"] == until - sanitize.EARLIER and told["run"] == "r"
 
 
 WROTE = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\\n"0","grid_loop","Duration","us","3"'
@@ -282,7 +285,7 @@ WROTE = '"ID","Kernel Name","Metric Name","Metric Unit","Metric Value"\\n"0","gr
     [
         (f"printf '{WROTE}\\n' > \"$file\"", 0, "1 launches"),
         (f"printf '{WROTE.replace('grid', 'cluster')}\\n' > \"$file\"", 1, "1 launches, none of grid"),
-        (f"printf '{WROTE}\\n' > \"$file\"; exec sleep 600", 1, "not finished; 1 launches"),
+        (f"printf '{WROTE}\\n' > \"$file\"; touch mark; exec sleep 600", 1, "not finished; 1 launches"),
         ("echo '==ERROR== ERR_NVGPUCTRPERM'; exit 1", 0, "no counters: ncu is refused"),
         ("exit 0", 1, "0 launches"),
     ],
@@ -293,7 +296,8 @@ def test_profiler(part, tool, capsys, tmp_path, monkeypatch, script, expected, s
     (tmp_path / "out").mkdir()
     monkeypatch.setenv("OUT", str(tmp_path / "out"))
     tool("ncu", f'while [ "$1" != --log-file ]; do shift; done; file=$2; {script}')
-    until = time.time() + 4 if "sleep" in script else None
+    until = time.time() + 600 if "sleep" in script else None
+    end_time_at(monkeypatch, tmp_path / "mark")
     code, found = part(profile, "--tiers", "grid", device="cuda", until=until)
     assert code == expected and found[-1]["status"].startswith(status)
     assert len(of_kind(found, "counters")) == script.count("Duration")

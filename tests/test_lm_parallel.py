@@ -40,9 +40,7 @@ def torchrun(processes, *args, run=("-m", "lstmkern")):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *run]
-    return subprocess.run(
-        [sys.executable, *command, *args], capture_output=True, text=True, env=environment, timeout=200
-    )
+    return subprocess.run([sys.executable, *command, *args], capture_output=True, text=True, env=environment)
 
 
 @pytest.mark.slow

@@ -189,11 +189,11 @@ threading.Thread(target=grow, daemon=True).start()
 for _ in range(5):
     child = os.fork()
     if child == 0:
-        signal.alarm(30)
+        signal.alarm(600)
         infer(20000)
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
 os._exit(0)
 """
-    run = subprocess.run([sys.executable, "-c", program], env={**os.environ, "LD_PRELOAD": str(slow)}, timeout=100)
+    run = subprocess.run([sys.executable, "-c", program], env={**os.environ, "LD_PRELOAD": str(slow)}, timeout=3600)
     assert run.returncode == 0

@@ -178,7 +178,7 @@ def run_apart(work, load=False, **environment):
             env={**os.environ, "PYTHONPATH": path, **environment},
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=1800,
         )
     assert done.returncode == 0, done.stderr
 

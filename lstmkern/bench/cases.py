@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import modules
+from .measure import now
 
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.bfloat16, "fp16": torch.float16}
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -179,9 +179,9 @@ class Contest:
         """
 
         def seconds(run):
-            start = time.perf_counter()
+            start = now()
             run()
-            return time.perf_counter() - start
+            return now() - start
 
         ours, theirs = (min(seconds(run) for _ in range(3)) * self.case.T / self._few for run in self._short)
         return ours, theirs

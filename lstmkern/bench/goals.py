@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import report
 from .cases import SHAPES, Case, Contest, goal
-from .measure import Pairs, quiet
+from .measure import Pairs, now, quiet
 from .roofline import Roofline, survey
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def run_goals(
     cases: Sequence[Case],
     threads: Sequence[int],
     seconds: float,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = now,
 ) -> dict:
     """Measure ``cases`` with each number of ``threads`` in about ``seconds``.
 

@@ -1,0 +1,60 @@
+"""The compiled part for Python that was started in a clone.
+
+There the clone's lstmkern/ is imported, which `pip install .` leaves without a compiled part. The installed package has
+one: it is taken if it was built from this clone and nothing that is compiled has changed since.
+"""
+
+import json
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import distributions
+from importlib.util import module_from_spec
+from pathlib import Path
+from types import ModuleType
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+NAME = "lstmkern._C"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load() -> ModuleType:
+    """The installed package's compiled part.
+
+    Raises:
+        ImportError: there is none, it is not of these sources, or it does not load.
+    """
+    found = installed()
+    if found is None:
+        raise ImportError(
+            "lstmkern has no compiled part for this Python: run `pip install --no-build-isolation .` in lstmkern's "
+            "source folder."
+        )
+    spec, built_from = found
+    if not is_current(spec, built_from):
+        raise ImportError(
+            f"the sources in {ROOT} hide the installed lstmkern, which was not built from them as they are now: start "
+            "Python in another folder to use it, or run `pip install --no-build-isolation -e .` here to use these "
+            "sources."
+        )
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules[NAME] = sys.modules["lstmkern"]._C = module
+    return module
+
+
+def installed() -> tuple[ModuleSpec, Path | None] | None:
+    """(compiled part, folder it was built from or None if pip did not note it) of a package other than this one."""
+    for distribution in distributions(name="lstmkern"):
+        package = Path(distribution.locate_file("lstmkern")).resolve()
+        if package != ROOT / "lstmkern" and (spec := PathFinder.find_spec(NAME, [str(package)])):
+            url = urlsplit(json.loads(distribution.read_text("direct_url.json") or "{}").get("url", ""))
+            return spec, Path(url2pathname(url.path)).resolve() if url.scheme == "file" else None
+    return None
+
+
+def is_current(spec: ModuleSpec, built_from: Path | None) -> bool:
+    """Whether the compiled part was built from this folder, after the last change to what it is compiled from."""
+    built = Path(spec.origin).stat().st_mtime
+    sources = [ROOT / "setup.py", *(ROOT / "csrc").rglob("*")]
+    return built_from == ROOT and all(path.stat().st_mtime <= built for path in sources if path.is_file())

@@ -1,0 +1,63 @@
+"""Clocks for C++ that measures time: a process whose steady clock does not tell how fast or busy the machine is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# What std::chrono::steady_clock reads, put before the C library's.
+SOURCE = """
+#define _GNU_SOURCE
+#include <stdatomic.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+int clock_gettime(clockid_t clock, struct timespec* now) {
+#ifdef TICKS  // a millisecond later whenever it is read
+  static atomic_long reads;
+  if (clock == CLOCK_MONOTONIC) {
+    const long ms = atomic_fetch_add(&reads, 1);
+    now->tv_sec = ms / 1000, now->tv_nsec = ms % 1000 * 1000000;
+    return 0;
+  }
+#else  // only moves while this thread has a core
+  if (clock == CLOCK_MONOTONIC) clock = CLOCK_THREAD_CPUTIME_ID;
+#endif
+  return syscall(SYS_clock_gettime, clock, now);
+}
+"""
+
+with_own_clock = pytest.mark.skipif(
+    sys.platform != "linux" or "libasan" in os.environ.get("LD_PRELOAD", ""), reason="puts a library before others"
+)
+
+
+def printed_under(clock, folder, program):
+    """What the Python code ``program`` prints, parsed as JSON, in a process whose steady clock is ``clock``: "ticks",
+    which goes a millisecond further whenever it is read, or "cpu", the thread's time on a core."""
+    library = folder / f"{clock}.so"
+    options = ["-shared", "-fPIC", f"-D{clock.upper()}", "-x", "c", "-", "-o", str(library)]
+    subprocess.run([os.environ.get("CC", "cc"), *options], input=SOURCE, text=True, check=True)
+    environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def end_time_at(monkeypatch, mark):
+    """Whoever waits for a process for a limited time has waited long enough once the file ``mark`` is there."""
+    wait = subprocess.Popen.wait
+
+    def wait_for_mark(process, timeout=None):
+        while timeout is not None and not mark.exists():
+            try:
+                return wait(process, 0.05)
+            except subprocess.TimeoutExpired:
+                continue
+        return wait(process, None if timeout is None else 0)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait_for_mark)
