@@ -6,7 +6,7 @@ from .convert import replace_modules, restore_modules
 from .modules import GRU, LSTM, RNN
 from .recomputing import recompute
 
-__version__ = _extension.build_info()["version"]
+__version__: str = _extension.build_info()["version"]
 __all__ = [
     "GRU",
     "LSTM",

@@ -153,3 +153,34 @@ def test_source_distribution_is_whole(tmp_path, no_torch, torch):
         packed = {name.partition("/")[2] for name in tar.getnames()}
     known = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
     assert not [name for name in known if name not in packed and not name.startswith((".ci/", ".gitignore"))]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="compared with what git knows")
+def test_all_of_the_package_is_installed(tmp_path):
+    """The mark that it has types, too."""
+    result = run("setup.py", "-q", "egg_info", "-e", tmp_path, "build_py", "--build-lib", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    known = subprocess.run(["git", "ls-files", "lstmkern"], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()} == set(
+        known.stdout.split()
+    )
+    assert "lstmkern/py.typed" in known.stdout
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("make"), reason="needs make and a checkout")
+def test_lint_in_the_active_environment_runs_its_clang_format(tmp_path):
+    """`make lint VENV=`, with a Python that has its scripts in a folder of its own."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\n[ "$1" = -m ] || echo {tmp_path}/scripts\n')
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "clang-format").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/formatted\n')
+    for file in (python, tmp_path / "scripts" / "clang-format"):
+        file.chmod(0o755)
+    told = ("MAKE", "MFLAGS")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(told)}
+    environment["PATH"] = os.pathsep.join([str(python.parent), environment["PATH"]])
+    command = ["make", "lint", "VENV=", "PYTHON=python"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "csrc/module.cpp" in (tmp_path / "formatted").read_text()

@@ -62,7 +62,8 @@ def command() -> str:
     spec = getattr(main, "__spec__", None)
     if spec is not None:
         return " ".join(["python -m", spec.name.removesuffix(".__main__"), *sys.argv[1:]])
-    return " ".join(["python", os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    script = os.path.basename(sys.argv[0])
+    return " ".join([*([] if script == "lstmkern" else ["python"]), script, *sys.argv[1:]])
 
 
 def context(threads: int | Sequence[int]) -> dict:

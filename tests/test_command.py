@@ -1,0 +1,161 @@
+"""What the command line needs and how it is started: libraries, names, threads that sleep while they wait."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import lstmkern
+from lstmkern import command
+from lstmkern.command import main, options, waiting
+
+ROOT = Path(lstmkern.__file__).parent.parent
+COMMANDS = ["demo", "ladder", "train", "generate", "classify", "verify", "bench", "info"]
+
+
+def run(program, *args, **environment):
+    """Exit code, stdout and stderr of the Python code ``program``."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run([sys.executable, "-c", program, *args], env=env, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+def without(monkeypatch):
+    """without(names): these libraries are not installed."""
+
+    def hide(*names):
+        for name in [*sys.modules]:
+            if name.partition(".")[0] in names:
+                monkeypatch.delitem(sys.modules, name)
+        for name in names:
+            monkeypatch.setitem(sys.modules, name, None)
+
+    return hide
+
+
+def test_what_needs_no_rich_and_no_matplotlib():
+    """In one process: what each command imports, another one would find."""
+    program = f"""
+import sys
+sys.modules["rich"] = sys.modules["matplotlib"] = None
+from lstmkern.command import main
+for words in [["info"], ["verify"], ["--help"], ["--version"], *([name, "--help"] for name in {COMMANDS})]:
+    assert main(words) == 0, words
+"""
+    code, out, err = run(program)
+    assert (code, err) == (0, "")
+    assert "all 10 checks passed" in out or torch.cuda.is_available()
+    assert all(f"usage: python -m lstmkern {name}" in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "missing", "message"),
+    [
+        (["train"], ["matplotlib"], "train needs matplotlib: "),
+        (["ladder"], ["rich"], "ladder needs rich: "),
+        (["demo"], ["rich", "matplotlib"], "demo needs rich and matplotlib: "),
+        (["classify", "--encoder", "encoder.pt"], ["rich"], "classify needs rich: "),
+        (["bench"], ["rich"], "bench needs rich: "),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_missing_library_is_told_first(tmp_path, monkeypatch, capsys, without, words, missing, message):
+    monkeypatch.chdir(tmp_path)
+    without(*missing)
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"lstmkern: {message}") and err.count("\n") == 1
+    assert 'pip install "lstmkern[lm]"' in err and "in a clone `pip install rich" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lstmkern {lstmkern.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argument", "name"),
+    [("/some/bin/lstmkern", "lstmkern"), ("lstmkern.exe", "lstmkern"), ("/x/__main__.py", "python -m lstmkern")],
+)
+def test_usage_has_the_name_that_was_typed(monkeypatch, capsys, argument, name):
+    monkeypatch.setattr(sys, "argv", [argument])
+    assert main(["train", "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: {name} train ")
+
+
+def test_console_script(monkeypatch, capsys):
+    """The name in pyproject.toml is that of a function that runs sys.argv and gives the exit code."""
+    (target,) = re.findall(r'^lstmkern = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
+    assert target == f"{command.__name__}:{command.start.__name__}"
+    monkeypatch.setattr(sys, "argv", ["lstmkern", "--version"])
+    assert command.start() == 0
+    assert capsys.readouterr().out == f"lstmkern {lstmkern.__version__}\n"
+
+
+# ---- threads that wait ----
+
+# What the process is that a command runs in, instead of training.
+TRAIN = """
+import os, sys
+from lstmkern import command
+from lstmkern.command import training
+training.run_train = lambda args: print(os.getpid(), os.environ.get("OMP_WAIT_POLICY")) or 0
+print(os.getpid(), flush=True)
+sys.exit(command.start())
+"""
+
+
+@pytest.fixture
+def undecided(monkeypatch):
+    """The environment of a user who has not chosen how threads wait."""
+    for name in waiting.CHOICES:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="replaces the process")
+@pytest.mark.parametrize(
+    ("words", "environment", "starts", "policy"),
+    [
+        (["--threads", "2"], {}, 2, "passive"),
+        (["--threads", "1"], {}, 1, "None"),
+        ([], {"OMP_NUM_THREADS": "1"}, 1, "None"),
+        ([], {"OMP_NUM_THREADS": "2"}, 2, "passive"),
+        (["--threads", "2"], {"OMP_WAIT_POLICY": "active"}, 1, "active"),
+        (["--threads", "2"], {"GOMP_SPINCOUNT": "1000"}, 1, "None"),
+    ],
+    ids=str,
+)
+def test_threads_of_a_training_sleep_while_they_wait(undecided, words, environment, starts, policy):
+    """The process starts once more, under the same number and with the same words; what the user chose stays."""
+    code, out, err = run(TRAIN, "train", *words, **environment)
+    assert (code, err) == (0, "")
+    *begun, (number, found) = [line.split() for line in out.splitlines()]
+    assert begun == [[number]] * starts
+    assert found == policy
+
+
+def test_nothing_else_starts_again(undecided, monkeypatch, capsys):
+    """Neither commands that do not train, nor a command in somebody else's process."""
+    monkeypatch.setattr(waiting.os, "execv", lambda *words: pytest.fail("started again"))
+    for words in (["info"], ["train", "--help"], ["train", "--epochs", "none"]):
+        monkeypatch.setattr(sys, "argv", ["lstmkern", *words])
+        assert command.start() in (0, 2)
+    assert main(["train", "--data", "nowhere", "--threads", "2"]) == 2
+    assert "OMP_WAIT_POLICY" not in os.environ
+
+
+def test_commands_that_train_have_threads():
+    """main() reads both: what a command is told, and whether it trains."""
+    parser = command.make_parser()
+    assert isinstance(parser, options.Parser)
+    needed = {"generate": ["--checkpoint", "c", "--prompt", "p"]}
+    trains = {name for name in COMMANDS if parser.parse_args([name, *needed.get(name, [])]).trains}
+    assert trains == {"demo", "ladder", "train", "classify"}
+    assert all(hasattr(parser.parse_args([name]), "threads") for name in trains)
