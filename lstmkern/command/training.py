@@ -69,8 +69,8 @@ def add_commands(commands: Any) -> None:
     option(
         "--epochs",
         type=options.count,
-        help=f"(default: {Config.epochs}; more for a small text of characters or subwords, as it takes "
-        f"{RECIPES['char-gru'].least_steps:,} steps of the optimizer to learn words)",
+        help=f"(default: {Config.epochs}; more for a small text: to write words takes a model of characters "
+        f"{RECIPES['char-gru'].least_steps} steps of the optimizer, one of subwords {RECIPES['awd-lstm'].least_steps})",
     )
     option("--lr", type=options.rate, help=f"peak learning rate of the one-cycle schedule (default: {Config.lr})")
     option(
