@@ -81,7 +81,7 @@ def _below_the_book(runs: list[Run]) -> str:
     return (
         f"{_title(name)} {which} is {missing:.2f} below the book because its accuracy depends on the seed: {low:.2f} "
         f"to {high:.2f} for seeds 0 to 4, and {torch_low:.2f} to {torch_high:.2f} on torch.nn from the same weights. "
-        f"It is trained on the numbers up to 8,000, which it then knows almost by heart, and validated on those above"
+        f"It is trained on the numbers up to 8,080, which it then knows almost by heart, and validated on those above"
         f"{advice}"
     )
 
