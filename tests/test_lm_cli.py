@@ -1,11 +1,13 @@
 """train, generate and classify on text: what they leave behind, and one sentence and code 2 on bad input."""
 
 import re
+import signal
 
 import pytest
 import torch
 
 from lstmkern.command import main
+from lstmkern.lm import generate
 
 TEXT = "".join(f"def f{n}(x):\n    return x + {n}\n\n\n" for n in range(80))
 CHARACTERS = ["--model", "char-gru", "--text", "text.txt", "--batch-size", "8", "--hidden", "8", "--epochs", "1"]
@@ -92,6 +94,67 @@ def test_generate_continues_the_prompt(trained, capsys, name, prompt):
         assert len(out) == len(prompt) + 30 + 1
     assert main([*args, "--temperature", "2", "--seed", "5"]) == 0
     assert capsys.readouterr().out != out
+
+
+def test_generate_prints_every_word_at_once(trained, monkeypatch, capsys):
+    """What is printed when the model is asked for the next word holds all words before it."""
+    printed, real = [], generate.logits_of
+    monkeypatch.setattr(generate, "logits_of", lambda output: printed.append(capsys.readouterr().out) or real(output))
+    assert main(["generate", "--checkpoint", str(trained / "lm"), "--prompt", "one . two", "--length", "4"]) == 0
+    printed.append(capsys.readouterr().out)
+    assert printed[0] == "one . two " and len(printed) == 5
+    assert len(" ".join(printed[1:4]).split()) == 3 and all(part.strip() for part in printed[1:])
+
+
+def test_ctrl_c_in_generate(trained, monkeypatch, capsys):
+    real, calls = generate.logits_of, []
+
+    def pressed(output):
+        calls.append(1)
+        if len(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return real(output)
+
+    monkeypatch.setattr(generate, "logits_of", pressed)
+    assert main(["generate", "--checkpoint", str(trained / "char"), "--prompt", "def", "--length", "9"]) == 130
+    out, err = capsys.readouterr()
+    assert len(out) == len("def") + 3 + 1 and out.endswith("\n")
+    assert err == "interrupted; the text above, 3 of 9 characters, is not kept elsewhere\n"
+
+
+def test_generate_takes_the_directory_of_a_session(trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained)
+    texts = []
+    for path in ("lm", "lm/checkpoint.pt"):
+        assert main(["generate", "--checkpoint", path, "--prompt", "one"]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    refuse(
+        capsys,
+        trained,
+        ["generate", "--checkpoint", ".", "--prompt", "one"],
+        "directory . holds no checkpoint.pt: .*lm",
+    )
+    refuse(
+        capsys, trained, ["generate", "--checkpoint", "sort", "--prompt", "one"], "sort holds no checkpoint.pt: give"
+    )
+
+
+@pytest.mark.parametrize("length", ["0", "100001", "1e3", "many"])
+def test_generate_refuses_absurd_lengths(trained, capsys, length):
+    args = ["generate", "--checkpoint", str(trained / "lm"), "--prompt", "one", "--length", length]
+    refuse(capsys, trained, args, f"'{length}' is not a whole number from 1 to 100,000")
+
+
+def test_texts_are_drawn_and_numbers_are_counted(trained, capsys):
+    """The default temperature: 0 for models of HUMAN_NUMBERS, 0.8 for others."""
+    for name, prompt, temperature in (("lm", "one . two", "0"), ("char", "def f1(", "0.8"), ("awd", "one and", "0.8")):
+        args = ["generate", "--checkpoint", str(trained / name), "--prompt", prompt]
+        texts = []
+        for more in ([], ["--temperature", temperature], ["--temperature", "0.8" if temperature == "0" else "0"]):
+            assert main([*args, *more]) == 0
+            texts.append(capsys.readouterr().out)
+        assert texts[0] == texts[1] != texts[2]
 
 
 def test_classify_a_text(trained, capsys):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lstmkern.lm.corpora import read_documents, read_text
 from lstmkern.lm.data import (
     InputError,
     human_numbers,
@@ -12,6 +13,8 @@ from lstmkern.lm.data import (
     number_name,
     write_human_numbers,
 )
+from lstmkern.lm.dataset import load_dataset
+from lstmkern.lm.train import config_of
 
 
 @pytest.mark.parametrize(
@@ -143,3 +146,25 @@ def test_unusable_corpus(tmp_path, train, valid, message):
 def test_missing_directory(tmp_path):
     with pytest.raises(InputError, match="no such data directory"):
         load_corpus(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-16-le", "utf-32"])
+def test_a_byte_order_mark_is_not_text(tmp_path, encoding):
+    """In front of every file that is read; UTF-16 and UTF-32 are recognized by it."""
+    mark = "\ufeff" if encoding in ("utf-16-be", "utf-16-le") else ""  # the other encoders put it there themselves
+    lines = ["one two", "déjà vu 漢字"]
+    for name in ("train.txt", "valid.txt"):
+        (tmp_path / name).write_bytes((mark + "\r\n".join(lines)).encode(encoding))
+    assert load_corpus(tmp_path).vocab == ["one", "two", ".", "déjà", "vu", "漢字"]
+    assert read_text(tmp_path / "train.txt") == "\n".join(lines)
+    assert read_text(tmp_path) == "\n".join(lines * 2)
+    assert [document.text for document in read_documents(tmp_path)] == ["\n".join(lines)] * 2
+    data = load_dataset(config_of("char-gru", text=str(tmp_path), batch_size=1, seq_len=2))
+    assert data.vocab == sorted(set("\n".join(lines)))
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"\xff\xfea", b"\xef\xbb\xbf\xff", b"\xef\xbb\xbfa\0b"])
+def test_a_byte_order_mark_in_front_of_no_text(tmp_path, content):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(InputError, match="file is not UTF-8 text"):
+        read_text(tmp_path / "file")

@@ -9,9 +9,10 @@ from torch import nn
 import lstmkern
 from lstmkern.lm import LMModel6, LMModel7
 from lstmkern.lm.data import InputError
-from lstmkern.lm.generate import generate
+from lstmkern.lm.generate import default_temperature, generate, generate_pieces
 from lstmkern.lm.regularize import activation_regularization, temporal_activation_regularization
-from lstmkern.lm.vocabulary import Words
+from lstmkern.lm.train import config_of
+from lstmkern.lm.vocabulary import Characters, Words
 
 VOCAB, HIDDEN, LAYERS = 11, 24, 2
 CLASSES = [lstmkern.LSTM, lstmkern.GRU, nn.LSTM, nn.GRU]
@@ -133,3 +134,27 @@ def test_generate_temperature():
 def test_generate_bad_prompt(prompt, message):
     with pytest.raises(InputError, match=message):
         generate(make(), WORDS, prompt)
+
+
+def test_pieces_are_the_generated_text():
+    for vocab, prompt in ((WORDS, "w1 w2"), (Characters("abcdefghijk"[:VOCAB]), "ab")):
+        text = generate(make(), vocab, prompt, length=7, temperature=1.0)
+        pieces = list(generate_pieces(make(), vocab, prompt, length=7, temperature=1.0))
+        assert len(pieces) == 7 and "".join(pieces) == text
+        assert len(vocab.encode(text)) == 7
+
+
+def test_an_abandoned_continuation_leaves_the_model_as_it_was():
+    model = make()
+    pieces = generate_pieces(model, WORDS, "w1")
+    assert next(pieces) and not model.training and torch.is_grad_enabled()
+    pieces.close()
+    assert model.training and model.state is None
+
+
+def test_default_temperature():
+    assert default_temperature(config_of("lm7")) == default_temperature(config_of("lm1")) == 0
+    assert all(
+        default_temperature(config) > 0
+        for config in (config_of("lm7", data="texts"), config_of("char-gru"), config_of("awd-lstm"))
+    )

@@ -121,6 +121,14 @@ def test_a_batch_that_two_processes_cannot_share(here):
     assert not (here / "out").exists()
 
 
+@pytest.mark.slow
+def test_two_processes_that_diverge(here):
+    done = torchrun(2, *TINY, "--lr", "1e30", "--out", "out")
+    assert done.returncode != 0
+    assert done.stderr.count("lstmkern: the training of char-gru on lstmkern diverged") == 1
+    assert not (here / "out").exists()
+
+
 @pytest.fixture(scope="module")
 def small():
     corpus = make_corpus(human_numbers()[0][:300])

@@ -75,6 +75,18 @@ def test_subwords_spell_any_text():
         Subwords.train(["a"], 200)
 
 
+def test_pieces_of_subwords_are_whole_characters():
+    """Together they are what all tokens decode to, though a token may be half a character."""
+    vocab = Subwords.train(["the cat and the dog and the bird"] * 5, 270)
+    text = "the cat 漢字 🙂, ü"
+    ids = vocab.encode(text)
+    pieces = list(vocab.pieces(ids))
+    assert "".join(pieces) == text and "漢" in pieces and "🙂" in pieces
+    for seed in range(20):
+        ids = torch.randint(len(vocab), (50,), generator=torch.Generator().manual_seed(seed)).tolist()
+        assert "".join(vocab.pieces(ids)) == vocab.decode(ids)
+
+
 def test_without_tokenizers_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(InputError, match="pip install tokenizers"):

@@ -211,11 +211,12 @@ def test_failed_save_leaves_the_old_checkpoint(small, tmp_path, monkeypatch):
     save_checkpoint(path, [run], corpus.vocab, corpus.fingerprint)
     before = path.read_bytes()
 
-    def break_off(content, target):
-        target.write_bytes(b"half")
+    def break_off(target, content):
+        with open(target, "wb") as file:
+            file.write(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoints.torch, "save", break_off)
+    monkeypatch.setattr(checkpoints.Path, "write_bytes", break_off)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(path, [run], corpus.vocab, corpus.fingerprint)
     assert path.read_bytes() == before

@@ -5,6 +5,7 @@ What only some commands need, rich and matplotlib among it, is imported when suc
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -12,7 +13,8 @@ import torch
 
 from .. import __version__
 from ..lm import distributed
-from ..lm.errors import InputError, Interrupted
+from ..lm.errors import Failed, InputError, Interrupted
+from ..lm.output import explained
 from . import machine, texts, training
 from .options import Parser, program
 from .waiting import sleep_while_waiting
@@ -30,7 +32,8 @@ def make_parser() -> Parser:
 def main(argv: Sequence[str], *, own_process: bool = False) -> int:
     """Run the command line ``argv``. With ``own_process``, that is what this process is for: it may start again.
 
-    Returns the exit code: 0, 1 for a failed check or write, 2 for bad input, 130 after Ctrl-C.
+    Returns the exit code: 0; 1 for a failed check or write, or a training that diverged; 2 for bad input; 130 after
+    Ctrl-C.
     """
     try:
         args = make_parser().parse_args(argv)
@@ -45,10 +48,20 @@ def main(argv: Sequence[str], *, own_process: bool = False) -> int:
         if distributed.first():
             print(f"lstmkern: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # a full disk, a closed pipe
-        print(f"lstmkern: {error}", file=sys.stderr)
+    except BrokenPipeError:  # whoever read the output has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
         return 1
-    except (Interrupted, KeyboardInterrupt):
+    except (Failed, OSError) as error:
+        if distributed.first():
+            print(f"lstmkern: {explained(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+        return 1
+    except Interrupted as stop:
+        if distributed.first():
+            print(stop, file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        if distributed.first():
+            print("interrupted; nothing was written", file=sys.stderr)
         return 130
 
 

@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..lm import distributed
 from ..lm.checkpoint import load_checkpoint, model_from
 from ..lm.classify import classify_session, load_classifier, most_likely
-from ..lm.errors import InputError
-from ..lm.generate import encode_prompt, generate
+from ..lm.errors import InputError, Interrupted
+from ..lm.generate import LONGEST, default_temperature, encode_prompt, generate_pieces
 from ..lm.pretrained import load_pretrained
 from . import options
 from .libraries import make_console
@@ -18,13 +19,21 @@ from .training import DEMO_PROMPT
 
 def add_commands(commands: Any) -> None:
     gen = options.add_command(commands, "generate", run_generate, "Continue a prompt with a trained model.")
-    gen.add_argument("--checkpoint", required=True)
+    gen.add_argument(
+        "--checkpoint", required=True, metavar="PATH", help="checkpoint.pt of `train`, or the directory that it is in"
+    )
     gen.add_argument("--prompt", required=True, help=f'such as "{DEMO_PROMPT}"')
     gen.add_argument(
-        "--length", type=options.count, default=40, help="words, characters or subwords to write (default: 40)"
+        "--length",
+        type=options.value(int, lambda n: 1 <= n <= LONGEST, f"a whole number from 1 to {LONGEST:,}"),
+        default=40,
+        help=f"words, characters or subwords to write, at most {LONGEST:,}, which take minutes (default: 40)",
     )
     gen.add_argument(
-        "--temperature", type=options.nonnegative, default=0.0, help="0 takes the likeliest word (default: 0)"
+        "--temperature",
+        type=options.nonnegative,
+        help="0 takes the likeliest word each time (default: 0 for models of HUMAN_NUMBERS, which count; 0.8 for those "
+        "of texts, which would repeat the most frequent, such as blanks)",
     )
     gen.add_argument(
         "--seed", type=options.seed, default=0, help="of the words drawn at temperatures above 0 (default: 0)"
@@ -36,7 +45,9 @@ def add_commands(commands: Any) -> None:
         run_classify,
         "Train a classifier of texts on the encoder of an AWD-LSTM, or ask a trained one.",
     )
-    sort.add_argument("--encoder", metavar="FILE", help="encoder.pt or checkpoint.pt of `train --model awd-lstm`")
+    sort.add_argument(
+        "--encoder", metavar="FILE", help="encoder.pt or checkpoint.pt of `train --model awd-lstm`, or their directory"
+    )
     sort.add_argument(
         "--text",
         metavar="DIR",
@@ -45,7 +56,7 @@ def add_commands(commands: Any) -> None:
     sort.add_argument("--classes", type=options.count, default=20, help="use only the largest classes (default: 20)")
     sort.add_argument("--epochs", type=options.count, default=6, help="after all layers are unfrozen (default: 6)")
     sort.add_argument("--seed", type=options.seed, default=0)
-    sort.add_argument("--checkpoint", help="a trained classifier")
+    sort.add_argument("--checkpoint", help="a trained classifier: classifier.pt, or the directory that it is in")
     sort.add_argument("--prompt", help="the text that it is to classify")
     options.add_session(sort, "classify")
 
@@ -54,8 +65,19 @@ def run_generate(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.checkpoint)
     model = model_from(checkpoint)
     encode_prompt(args.prompt, checkpoint.vocab, model.window)  # before a word is written
-    text = generate(model, checkpoint.vocab, args.prompt, args.length, args.temperature, args.seed)
-    print(args.prompt, text, sep=checkpoint.vocab.separator)
+    temperature = default_temperature(checkpoint.config) if args.temperature is None else args.temperature
+    print(args.prompt, end=checkpoint.vocab.separator, flush=True)
+    written = 0
+    try:
+        for piece in generate_pieces(model, checkpoint.vocab, args.prompt, args.length, temperature, args.seed):
+            print(piece, end="", flush=True)
+            written += 1
+    except KeyboardInterrupt:
+        print(flush=True)
+        raise Interrupted(
+            f"interrupted; the text above, {written} of {args.length} {checkpoint.vocab.unit}, is not kept elsewhere"
+        ) from None
+    print()
     return 0
 
 
@@ -70,11 +92,14 @@ def run_classify(args: argparse.Namespace) -> int:
         raise InputError(
             "to train a classifier give --encoder, a file of an AWD-LSTM; to ask one, --checkpoint and --prompt"
         )
+    distributed.refuse("classify")
     console = make_console(args)
     from ..lm.session import output_directory
 
     text = str(Path(args.text).resolve()) if args.text else None
-    place = output_directory(args.out, "classify", args.force)
-    out = classify_session(console, load_pretrained(args.encoder), text, args.epochs, args.classes, args.seed, place)
+    with output_directory(args.out, "classify", args.force) as place:
+        out = classify_session(
+            console, load_pretrained(args.encoder), text, args.epochs, args.classes, args.seed, place
+        )
     console.print(f"results are in {out}", soft_wrap=True)
     return 0

@@ -8,7 +8,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..lm.checkpoint import Checkpoint, load_checkpoint
+from ..lm import distributed
+from ..lm.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint
 from ..lm.errors import InputError
 from ..lm.generate import generate
 from ..lm.models import CELLS, RECIPES
@@ -40,6 +41,13 @@ def add_commands(commands: Any) -> None:
         commands, "ladder", run_ladder, "Train LMModel1 to LMModel7 as the book does: one table, one plot."
     )
     ladder.add_argument("--seed", type=options.seed, default=Config.seed)
+    ladder.add_argument(
+        "--seeds",
+        type=options.count,
+        default=1,
+        metavar="N",
+        help="train every model with N seeds, from --seed up, and show the median (default: 1)",
+    )
     options.add_session(ladder, "ladder")
 
     train = options.add_command(
@@ -58,7 +66,12 @@ def add_commands(commands: Any) -> None:
         help=f"one of {', '.join(RECIPES)} (default: {Config.model})",
     )
     option("--cell", choices=CELLS, help=f"recurrent layer of lm6 and lm7 (default: {Config.cell})")
-    option("--epochs", type=options.count, help=f"(default: {Config.epochs})")
+    option(
+        "--epochs",
+        type=options.count,
+        help=f"(default: {Config.epochs}; more for a small text: to write words takes a model of characters "
+        f"{RECIPES['char-gru'].least_steps} steps of the optimizer, one of subwords {RECIPES['awd-lstm'].least_steps})",
+    )
     option("--lr", type=options.rate, help=f"peak learning rate of the one-cycle schedule (default: {Config.lr})")
     option(
         "--batch-size",
@@ -105,7 +118,12 @@ def add_commands(commands: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="train the same model on torch.nn too, epochs in turn (default: yes for lm5 to lm7, no for texts)",
     )
-    train.add_argument("--resume", metavar="CHECKPOINT", help="continue an interrupted session, in its directory")
+    train.add_argument(
+        "--resume",
+        metavar="CHECKPOINT",
+        help="checkpoint.pt, or the directory that it is in: continue that session there; with a larger --epochs, the "
+        "epochs that are left have a one-cycle schedule of their own, from its warm-up on",
+    )
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's event files")
     options.add_session(train, "<model>")
 
@@ -113,7 +131,7 @@ def add_commands(commands: Any) -> None:
 def run_train(args: argparse.Namespace) -> int:
     console = make_console(args, "matplotlib")
     from ..lm.report import comparison_table
-    from ..lm.session import CHECKPOINT, make_directory, output_directory, train_session
+    from ..lm.session import output_directory, train_session
 
     given = {field.name: getattr(args, field.name) for field in fields(Config) if hasattr(args, field.name)}
     for name in ("data", "text"):
@@ -137,13 +155,20 @@ def run_train(args: argparse.Namespace) -> int:
             raise InputError(f"model {config.model} has no recurrent layer: there is nothing to compare")
         kernels = [OURS, PEER] if compare else [OURS]
     if resume and args.out is None and resume.path.name == CHECKPOINT:
-        place = functools.partial(make_directory, resume.path.parent)  # go on where the session was interrupted
+        where, force = resume.path.parent, True  # go on where the session was interrupted
     else:
-        place = output_directory(args.out, config.name, args.force)
-    runs, out, _ = train_session(console, config, kernels, place, resume, pretrained, args.tensorboard)
+        where, force = args.out, args.force
+    choose = resume is None and "epochs" not in given
+    with output_directory(where, config.name, force) as place:
+        runs, out, _ = train_session(
+            console, config, kernels, place, resume, pretrained, args.tensorboard, choose_epochs=choose
+        )
     if len(runs) > 1:
         console.print(comparison_table([(runs[0], runs[1])]))
-    console.print(f"results are in {out}", soft_wrap=True)
+    done = ""
+    if resume and all(len(state["history"]) >= config.epochs for state in resume.runs.values()):
+        done = f"nothing was left to do: all {config.epochs} epochs were trained before, a larger --epochs trains on; "
+    console.print(f"{done}results are in {out}", soft_wrap=True)
     return 0
 
 
@@ -151,6 +176,8 @@ def _resumed(resume: Checkpoint, given: dict, compare: bool | None) -> tuple[Con
     """Configuration and kernels of the session to continue; an option that contradicts the checkpoint is an error."""
     known = asdict(resume.config)
     for name, value in given.items():
+        if name == "epochs" and value > known[name]:
+            continue
         if name not in ("data", "text") and value != known[name]:
             option = "--" + name.replace("_", "-")
             raise InputError(
@@ -168,31 +195,30 @@ def _resumed(resume: Checkpoint, given: dict, compare: bool | None) -> tuple[Con
 def run_demo(args: argparse.Namespace) -> int:
     console = make_console(args, "matplotlib")
     from ..lm.report import comparison_table
-    from ..lm.session import make_directory, output_directory, train_session
+    from ..lm.session import output_directory, train_session
 
-    place = functools.cache(output_directory(args.out, "demo", args.force))
     pairs = []
-    for model in ("lm6", "lm7"):
-        config = Config(model=model, cell=args.cell, epochs=args.epochs, seed=args.seed)
-        runs, _, data = train_session(
-            console, config, [OURS, PEER], lambda model=model: make_directory(place() / model)
-        )
-        pairs.append((runs[0], runs[1]))
-        console.print()
+    with output_directory(args.out, "demo", args.force) as place:
+        for model in ("lm6", "lm7"):
+            config = Config(model=model, cell=args.cell, epochs=args.epochs, seed=args.seed)
+            runs, _, data = train_session(console, config, [OURS, PEER], functools.partial(place.directory, model))
+            pairs.append((runs[0], runs[1]))
+            console.print()
     console.print(comparison_table(pairs))
     counting, _ = pairs[-1]
     continuation = generate(counting.model, data.vocab, DEMO_PROMPT, length=30)
     console.print(f"lm7, asked to continue {DEMO_PROMPT!r}:\n{continuation}\n")
-    console.print(f"checkpoints, metrics.csv and plots are in {place()}/lm6 and {place()}/lm7", soft_wrap=True)
+    console.print(f"checkpoints, metrics.csv and plots are in {place.path}/lm6 and {place.path}/lm7", soft_wrap=True)
     return 0
 
 
 def run_ladder(args: argparse.Namespace) -> int:
     console = make_console(args, "matplotlib")
+    distributed.refuse("ladder")
     from ..lm.climb import climb
     from ..lm.session import output_directory
 
-    place = output_directory(args.out, "ladder", args.force)
-    out = climb(console, Config(seed=args.seed), place)
+    with output_directory(args.out, "ladder", args.force) as place:
+        out = climb(console, range(args.seed, args.seed + args.seeds), place)
     console.print(f"table and plot are in {out}", soft_wrap=True)
     return 0

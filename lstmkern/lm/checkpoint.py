@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +21,11 @@ from .train import DTYPES, OURS, Config, EpochResult, Run, build_model, check_de
 from .vocabulary import Vocabulary, vocabulary_from
 
 FORMAT = "lstmkern language model, version 2"
+CHECKPOINT = "checkpoint.pt"  # of a session, in its directory
+
+
+# What of a configuration may change when a training goes on: where its text is, and how many epochs follow.
+FREE = ("data", "text", "epochs")
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,17 @@ def save_checkpoint(path: str | Path, runs: Sequence[Run], vocab: Vocabulary, fi
 
 def save(path: str | Path, content: Any) -> None:
     """Write plain data and tensors to ``path`` atomically."""
+    buffer = io.BytesIO()  # torch.save would report a full disk as a RuntimeError about its own zip writer
+    torch.save(content, buffer)
     with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 class atomic_path:
-    """``with atomic_path(p) as t``: write the file ``t``; it becomes ``p`` at the end, or disappears on an error."""
+    """``with atomic_path(p) as t``: write the file ``t``; it becomes ``p`` at the end, or disappears on an error.
+
+    An OSError that names no file, as that of a full disk, gets the name ``p``.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -65,11 +76,20 @@ class atomic_path:
     def __enter__(self) -> Path:
         return self.temporary
 
-    def __exit__(self, error_type, *_) -> None:
-        if error_type is None:
-            os.replace(self.temporary, self.path)
-        else:
-            self.temporary.unlink(missing_ok=True)
+    def __exit__(self, _, error, __) -> None:
+        try:
+            if error is None:
+                with open(self.temporary, "rb+") as file:
+                    os.fsync(file.fileno())  # some file systems notice only now that the disk is full
+                os.replace(self.temporary, self.path)
+        except OSError as failed:
+            error = failed
+            raise
+        finally:
+            if error is not None:
+                self.temporary.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                error.filename = str(self.path)
 
 
 def _run_state(run: Run) -> dict[str, Any]:
@@ -90,11 +110,12 @@ def _run_state(run: Run) -> dict[str, Any]:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read ``path``.
+    """Read ``path``, a file or the directory of a session.
 
     Raises:
         InputError: there is no such file, or it is not a checkpoint of this library.
     """
+    path = in_directory(path, [CHECKPOINT])
     content = load(path, [FORMAT], "of an lstmkern language model")
     try:
         config = Config(**content["config"])
@@ -108,6 +129,23 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not known:
         raise InputError(f"{path} is a checkpoint of a model that this version does not know")
     return checkpoint
+
+
+def in_directory(path: str | Path, names: Sequence[str]) -> Path:
+    """``path``, or, if that is a directory, the first of the files ``names`` that it holds.
+
+    Raises:
+        InputError: the directory holds none of them; the sentence names those of its subdirectories.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    for name in names:
+        if (path / name).is_file():
+            return path / name
+    below = sorted(str(found) for name in names for found in path.glob(f"*/{name}"))
+    instead = f"give {' or '.join(below[:5])}" if below else "give the file of a checkpoint"
+    raise InputError(f"the directory {path} holds no {' or '.join(names)}: {instead}")
 
 
 def load(path: str | Path, formats: Sequence[str], what: str) -> dict[str, Any]:
@@ -134,12 +172,12 @@ def restore_run(run: Run, checkpoint: Checkpoint) -> None:
     """Put the state that ``checkpoint`` holds for ``run.kernels`` into ``run``.
 
     Raises:
-        InputError: the checkpoint has no such run, or it is of another model.
+        InputError: the checkpoint has no such run, is of another model, or its training diverged.
     """
     state = checkpoint.runs.get(run.kernels)
     if state is None:
         raise InputError(f"checkpoint {checkpoint.path} holds no run on {run.kernels}")
-    if replace(checkpoint.config, data=run.config.data, text=run.config.text) != run.config:
+    if replace(checkpoint.config, **{name: getattr(run.config, name) for name in FREE}) != run.config:
         raise _other_model(checkpoint)
     try:
         run.model.load_state_dict(state["model"])
@@ -159,6 +197,11 @@ def restore_run(run: Run, checkpoint: Checkpoint) -> None:
         run.history = [EpochResult(**result) for result in state["history"]]
     except (KeyError, RuntimeError, TypeError, ValueError):
         raise _other_model(checkpoint) from None
+    if not run.finite():
+        raise InputError(
+            f"checkpoint {checkpoint.path} is of a training that diverged, with weights or losses of nan or inf: train "
+            "anew with a lower --lr"
+        )
 
 
 def model_from(checkpoint: Checkpoint, device: str = "cpu") -> nn.Module:

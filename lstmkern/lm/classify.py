@@ -6,6 +6,7 @@ Source: Howard and Ruder, "Universal Language Model Fine-tuning for Text Classif
 from __future__ import annotations
 
 import csv
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,10 +19,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from .awd import TextClassifier
-from .checkpoint import atomic_path, load, save
+from .checkpoint import atomic_path, in_directory, load, save
 from .corpora import DOCSTRINGS, Document
 from .dataset import documents
-from .errors import InputError
+from .errors import Diverged, InputError
 from .generate import encode_prompt
 from .pretrained import Pretrained, encoder_of, new_encoder
 from .train import Config, one_cycle
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FORMAT = "lstmkern text classifier, version 1"
+CLASSIFIER = "classifier.pt"  # of a session, in its directory
 RATE = 2e-2  # the head's learning rate in the first stage
 LOWER = 2.6  # by how much a layer's rate is lower than that of the one above
 LONGEST = 400  # tokens read of a text
@@ -79,10 +81,13 @@ class Classifier:
     classes: list[str]
 
 
-def load_texts(path: str | None, vocab: Vocabulary, most: int) -> tuple[Texts, Texts, list[str]]:
+def load_texts(
+    path: str | None, vocab: Vocabulary, most: int, tell: Callable[[str], None] = lambda what: None
+) -> tuple[Texts, Texts, list[str]]:
     """Texts for training, texts held out, and the names of their classes, the ``most`` largest, largest first.
 
-    The texts held out are among those that a language model trained on ``path`` has not seen either.
+    The texts held out are among those that a language model trained on ``path`` has not seen either. ``tell`` is called
+    with what is being done whenever that changes.
 
     Raises:
         InputError: there are fewer than two classes, or no text held out is of any of them.
@@ -95,6 +100,7 @@ def load_texts(path: str | None, vocab: Vocabulary, most: int) -> tuple[Texts, T
             f"{path or DOCSTRINGS} has {len(classes)} class(es) of at least two texts: a classifier needs two, as "
             "folders of text files, and --classes above 1"
         )
+    tell(f"splitting {sum(map(len, parts)):,} texts into {len(vocab):,} subwords ...")
     train, valid = (_encoded([d for d in part if d.label in classes], vocab, classes) for part in parts)
     if not valid.ids:
         raise InputError(f"{path or DOCSTRINGS} is too small: no text of any of the classes was held out")
@@ -114,6 +120,12 @@ def stages(groups: int, epochs: int) -> list[tuple[int, int, float]]:
     return [*unfreezing, (groups, epochs, RATE / 4)]
 
 
+def count_batches(groups: int, train: Texts, valid: Texts, epochs: int, rows: int = 32) -> int:
+    """The batches, of training and validation, of ``train_classifier``."""
+    per_epoch = sum(1 for _ in train.batches(rows, 0)) + sum(1 for _ in valid.batches(rows))
+    return per_epoch * sum(length for _, length, _ in stages(groups, epochs))
+
+
 def train_classifier(
     model: TextClassifier,
     train: Texts,
@@ -122,8 +134,13 @@ def train_classifier(
     rows: int = 32,
     seed: int = 0,
     after_epoch: Callable[[StageResult], None] = lambda result: None,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> list[StageResult]:
-    """Train ``model`` from the top down: the head first, then with every stage one more layer of the encoder."""
+    """Train ``model`` from the top down: the head first, then with every stage one more layer of the encoder.
+
+    Raises:
+        Diverged: the loss of an epoch, in training or validation, is nan or inf.
+    """
     groups, history = model.groups(), []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -139,14 +156,20 @@ def train_classifier(
             steps = length * sum(1 for _ in train.batches(rows, seed))
             schedule = one_cycle(optimizer, rates, steps)
             for _ in range(length):
-                loss = _train_epoch(model, train.batches(rows, seed + len(history)), optimizer, schedule)
-                valid_loss, accuracy = evaluate(model, valid, rows)
+                batches = train.batches(rows, seed + len(history))
+                loss = _train_epoch(model, batches, optimizer, schedule, after_batch)
+                valid_loss, accuracy = evaluate(model, valid, rows, after_batch)
                 history.append(StageResult(len(history), unfrozen, loss, valid_loss, accuracy))
+                if not math.isfinite(loss + valid_loss):
+                    raise Diverged(
+                        f"the training of the classifier diverged: its losses are {loss} and {valid_loss} in epoch "
+                        f"{history[-1].epoch}; use an encoder that was trained with a lower --lr, or another --seed"
+                    )
                 after_epoch(history[-1])
     return history
 
 
-def _train_epoch(model: TextClassifier, batches: Iterator, optimizer, schedule) -> float:
+def _train_epoch(model: TextClassifier, batches: Iterator, optimizer, schedule, after_batch) -> float:
     model.train()
     loss_sum, texts = 0.0, 0
     for x, lengths, labels in batches:
@@ -158,11 +181,14 @@ def _train_epoch(model: TextClassifier, batches: Iterator, optimizer, schedule) 
         schedule.step()
         loss_sum += loss.item() * len(labels)
         texts += len(labels)
+        after_batch()
     return loss_sum / texts
 
 
 @torch.no_grad()
-def evaluate(model: TextClassifier, texts: Texts, rows: int = 32) -> tuple[float, float]:
+def evaluate(
+    model: TextClassifier, texts: Texts, rows: int = 32, after_batch: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
     """Cross entropy per text, and accuracy."""
     model.eval()
     loss, correct = 0.0, 0
@@ -170,6 +196,7 @@ def evaluate(model: TextClassifier, texts: Texts, rows: int = 32) -> tuple[float
         logits = model(x, lengths)
         loss += F.cross_entropy(logits, labels, reduction="sum").item()
         correct += (logits.argmax(1) == labels).sum().item()
+        after_batch()
     return loss / len(texts.ids), correct / len(texts.ids)
 
 
@@ -190,7 +217,10 @@ def classify_session(
     """Train a classifier of ``text`` on the encoder ``pretrained``; prints a row per epoch and the comparison with the
     most frequent class, writes classifier.pt and metrics.csv into the directory that ``place`` makes, and returns it.
     Errors as for load_texts."""
-    train, valid, classes = load_texts(text, pretrained.vocab, most)
+    from .progress import Bar, working  # these need rich, which a trained classifier does not
+
+    with working(console, "reading the texts") as status:
+        train, valid, classes = load_texts(text, pretrained.vocab, most, status.update)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = TextClassifier(encoder_of(pretrained), len(classes))
@@ -207,9 +237,10 @@ def classify_session(
             f"{result.accuracy:8.6f}"
         )
 
-    history = train_classifier(model, train, valid, epochs, seed=seed, after_epoch=row)
+    with Bar(console, "classifier", count_batches(len(model.groups()), train, valid, epochs)) as bar:
+        history = train_classifier(model, train, valid, epochs, seed=seed, after_epoch=row, after_batch=bar.advance)
     save(
-        out / "classifier.pt",
+        out / CLASSIFIER,
         {
             "format": FORMAT,
             "config": asdict(pretrained.config),
@@ -222,13 +253,16 @@ def classify_session(
         writer = csv.DictWriter(file, list(asdict(history[0])))
         writer.writeheader()
         writer.writerows(map(asdict, history))
-    chance = most_frequent(train, valid)
-    console.print(
-        f"accuracy {history[-1].accuracy:.3f} on the texts held out; always the most frequent class, {classes[0]}: "
-        f"{chance:.3f}, a margin of {history[-1].accuracy - chance:.3f}",
-        soft_wrap=True,
-    )
+    console.print(against_chance(history[-1].accuracy, most_frequent(train, valid), classes[0]), soft_wrap=True)
     return out
+
+
+def against_chance(accuracy: float, chance: float, frequent: str) -> str:
+    """A sentence that compares a classifier's accuracy with that of always naming the class ``frequent``."""
+    start = f"accuracy {accuracy:.3f} on the texts held out; always the most frequent class, {frequent}: {chance:.3f}"
+    if accuracy > chance:
+        return f"{start}, a margin of {accuracy - chance:.3f}"
+    return f"{start}, {'worse' if accuracy < chance else 'no better'} than that: it needs more texts, or more --epochs"
 
 
 def load_classifier(path: str | Path) -> Classifier:
@@ -237,6 +271,7 @@ def load_classifier(path: str | Path) -> Classifier:
     Raises:
         InputError: it is not that.
     """
+    path = in_directory(path, [CLASSIFIER])
     content = load(path, [FORMAT], "of a text classifier")
     try:
         config, vocab = Config(**content["config"]), vocabulary_from(content["vocab"])

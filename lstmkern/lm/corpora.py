@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import codecs
 import functools
 import os
 import sysconfig
@@ -15,6 +16,14 @@ from .errors import InputError
 
 SOURCE = "the source of Python's standard library"
 DOCSTRINGS = "the docstrings of Python's standard library"
+# The byte order marks that editors on Windows put in front of a text. A UTF-32 mark starts like a UTF-16 one.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,18 @@ class Document:
 
     text: str
     label: str = ""
+
+
+def read_file(path: str | Path) -> str:
+    """The text of one file.
+
+    Raises:
+        InputError: it cannot be read, or is binary.
+    """
+    text = _decode(Path(path))
+    if text is None:
+        raise InputError(f"{path} is not UTF-8 text")
+    return text
 
 
 def read_text(path: str | Path) -> str:
@@ -53,9 +74,7 @@ def _texts(path: Path) -> list[tuple[Path, str]]:
         return found
     if not path.exists():
         raise InputError(f"no such text: {path}")
-    text = _decode(path)
-    if text is None:
-        raise InputError(f"{path} is not UTF-8 text")
+    text = read_file(path)
     if not text.strip():
         raise InputError(f"{path} is empty")
     return [(path, text)]
@@ -69,17 +88,17 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _decode(file: Path) -> str | None:
-    """The text of ``file``, or None if it is binary."""
+    """The text of ``file``, in UTF-8 or what a byte order mark says, without that mark; None if it is binary."""
     try:
         raw = file.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from None
-    if b"\0" in raw:
-        return None
+    encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), "utf-8")
     try:
-        return raw.decode("utf-8").replace("\r\n", "\n")
+        text = raw.decode(encoding)
     except UnicodeDecodeError:
         return None
+    return None if "\0" in text else text.replace("\r\n", "\n")
 
 
 def _standard_library() -> Iterator[tuple[Path, str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .corpora import read_file
 from .errors import InputError
 from .vocabulary import Vocabulary, Words
 
@@ -92,12 +93,7 @@ def load_corpus(directory: str | Path | None = None) -> Corpus:
         raise InputError(f"no such data directory: {directory}")
     lines = []
     for name in ("train.txt", "valid.txt"):
-        try:
-            lines += (directory / name).read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError:
-            raise InputError(f"{directory / name} is not UTF-8 text") from None
-        except OSError as error:
-            raise InputError(f"cannot read {directory / name}: {error.strerror}") from None
+        lines += read_file(directory / name).splitlines()
     return make_corpus(lines)
 
 
@@ -192,9 +188,10 @@ def make_batches(
     for name, part in (("training", slice(0, cut)), ("validation", slice(cut, count))):
         batches, left = divmod(part.stop - part.start, rows)
         if batches == 0:
+            fits = min(cut, count - cut)
             raise InputError(
                 f"the corpus of {len(ids)} tokens is too short: its {name} part does not fill one batch of "
-                f"{rows} rows of {seq_len} tokens"
+                f"{rows} rows of {seq_len} tokens" + (f"; a --batch-size of at most {fits} fits" if fits else "")
             )
         # [rows * batches, seq_len] -> [batches, rows, seq_len]
         full = (t[part][: rows * batches] for t in (x, y))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,22 +38,25 @@ class Dataset:
     unigram: float | None = None
 
 
-def load_dataset(config: Config, vocab: Vocabulary | None = None) -> Dataset:
-    """Read what ``config`` names; ``vocab`` is a vocabulary of subwords to use instead of learning one.
+def load_dataset(
+    config: Config, vocab: Vocabulary | None = None, tell: Callable[[str], None] = lambda what: None
+) -> Dataset:
+    """Read what ``config`` names; ``vocab`` is a vocabulary of subwords to use instead of learning one. ``tell`` is
+    called with what is being done whenever that changes.
 
     Raises:
         InputError: it cannot be read, or is too short.
     """
-    return {"words": _words, "characters": _characters, "subwords": _subwords}[config.recipe.reads](config, vocab)
+    return {"words": _words, "characters": _characters, "subwords": _subwords}[config.recipe.reads](config, vocab, tell)
 
 
-def _words(config: Config, _) -> Dataset:
+def _words(config: Config, *_) -> Dataset:
     # The book drops the last, incomplete batch as soon as a model carries its state.
     keep_last = not config.recipe.stateful
     return _batched(config, config.data or "HUMAN_NUMBERS", load_corpus(config.data), keep_last)
 
 
-def _characters(config: Config, _) -> Dataset:
+def _characters(config: Config, *_) -> Dataset:
     text = read_text(config.text) if config.text else standard_library_source()
     source = config.text or SOURCE
     if 0 < config.limit < len(text):
@@ -86,11 +90,13 @@ def documents(path: str | None) -> tuple[list[Document], list[Document]]:
     return split_documents(found)
 
 
-def _subwords(config: Config, vocab: Vocabulary | None) -> Dataset:
+def _subwords(config: Config, vocab: Vocabulary | None, tell: Callable[[str], None]) -> Dataset:
     train, valid = ([document.text for document in part] for part in documents(config.text))
     if vocab is None:
+        tell(f"learning {config.subwords:,} subwords from {sum(map(len, train)):,} characters ...")
         # One process learns it for all: theirs must not differ, and need not be learnt again.
         vocab = vocabulary_from(distributed.from_first(lambda: Subwords.train(train, config.subwords).state()))
+    tell(f"splitting {len(train) + len(valid):,} documents into {len(vocab):,} subwords ...")
     train, valid = ([torch.tensor(ids) for ids in vocab.encode_all(part)] for part in (train, valid))
     digest = hashlib.sha256("\n".join(vocab).encode())
     for ids in (*train, *valid):

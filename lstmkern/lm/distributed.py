@@ -46,6 +46,12 @@ def group(device_name: str, batch_size: int) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def refuse(command: str) -> None:
+    """Raise InputError if torchrun started several processes: ``command`` does not share its work between them."""
+    if dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1:
+        raise InputError(f"{command} trains in one process: start it without torchrun")
+
+
 def processes() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_initialized() else 1

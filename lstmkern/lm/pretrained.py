@@ -9,13 +9,14 @@ from pathlib import Path
 from torch import Tensor
 
 from .awd import AWDLSTM, Encoder
-from .checkpoint import FORMAT, load, load_checkpoint, save
+from .checkpoint import CHECKPOINT, FORMAT, in_directory, load, load_checkpoint, save
 from .errors import InputError
 from .train import OURS, Config, build_model
 from .vocabulary import Vocabulary, vocabulary_from
 
 ENCODER = "lstmkern encoder, version 1"
 MODEL = "awd-lstm"
+ENCODER_FILE = "encoder.pt"  # of a session, in its directory
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,12 @@ def save_encoder(path: str | Path, model: AWDLSTM, config: Config, vocab: Vocabu
 
 
 def load_pretrained(path: str | Path) -> Pretrained:
-    """Read the encoder in ``path``: what ``save_encoder`` wrote, or a checkpoint of an AWD-LSTM language model.
+    """Read the encoder in ``path``: what ``save_encoder`` wrote, a checkpoint of an AWD-LSTM, or a session's directory.
 
     Raises:
         InputError: it is neither.
     """
+    path = in_directory(path, [ENCODER_FILE, CHECKPOINT])
     content = load(path, (ENCODER, FORMAT), "of an encoder")
     if content["format"] == FORMAT:
         checkpoint = load_checkpoint(path)

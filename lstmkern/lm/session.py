@@ -2,44 +2,54 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from . import distributed
-from .checkpoint import Checkpoint, restore_run, save_checkpoint
+from .checkpoint import CHECKPOINT, Checkpoint, restore_run, save_checkpoint
 from .dataset import Dataset, load_dataset
 from .errors import InputError, Interrupted
-from .pretrained import MODEL, Pretrained, put_weights, save_encoder
+from .output import output_directory as output_directory  # for the commands
+from .pretrained import ENCODER_FILE, MODEL, Pretrained, put_weights, save_encoder
+from .progress import Bar, working
 from .report import EpochTable, TensorBoard, perplexity, write_metrics, write_plot
 from .train import Config, Run, check_device, fit
 
-CHECKPOINT = "checkpoint.pt"
-
 
 class InterruptGuard:
-    """Within this context the first Ctrl-C only sets ``requested``; a second one interrupts at once."""
+    """Within this context the first Ctrl-C only sets ``requested``; a second one interrupts at once.
+
+    Before the first ``check()`` there is nothing to keep, and the first Ctrl-C too interrupts at once: torch.compile
+    may take minutes for the first batch.
+    """
 
     def __enter__(self) -> InterruptGuard:
         self.requested = False
         self._previous = signal.signal(signal.SIGINT, self._handle)
+        self._checked = distributed.processes() > 1  # all processes stop after the same batch, also after the first
         return self
 
     def _handle(self, *_) -> None:
         self.requested = True
         signal.signal(signal.SIGINT, self._previous)
+        if not self._checked:
+            raise KeyboardInterrupt
+        if sys.stderr.isatty():
+            print("stopping after this batch (Ctrl-C once more: at once)", file=sys.stderr)
 
     def __exit__(self, *_) -> None:
         signal.signal(signal.SIGINT, self._previous)
 
     def check(self) -> None:
         """Raise Interrupted if Ctrl-C was pressed, on any of several processes: all stop after the same batch."""
+        self._checked = True
         if distributed.processes() > 1:
             self.requested = distributed.total(torch.tensor(int(self.requested))).item() > 0
         if self.requested:
@@ -54,20 +64,25 @@ def train_session(
     resume: Checkpoint | None = None,
     pretrained: Pretrained | None = None,
     tensorboard: bool = False,
+    choose_epochs: bool = False,
 ) -> tuple[list[Run], Path, Dataset]:
     """Train ``config`` on each of ``kernels`` in turn, showing progress on ``console``.
 
     ``place`` makes the directory for the results and returns it; everything the user gave is checked before it is
-    called. ``pretrained`` is an encoder to start from. Of several processes all call this, and the first writes.
+    called. ``resume`` is a checkpoint to go on from: with more epochs in ``config`` than it was made with, those that
+    are left have a schedule of their own. ``pretrained`` is an encoder to start from. ``choose_epochs``: a text that is
+    too small for the epochs of ``config`` gets more. Of several processes all call this, and the first writes.
     Returns the finished runs, that directory, and what they were trained on.
 
     Raises:
         InputError: something the user gave cannot be used; nothing has been written.
-        Interrupted: Ctrl-C; a checkpoint has been written.
+        Interrupted: Ctrl-C; a checkpoint has been written, unless the message says otherwise.
+        KeyboardInterrupt: Ctrl-C before the first batch, or a second one; nothing was written since the last epoch.
+        Diverged: a loss is nan or inf; the checkpoint of the epoch before is as it was.
     """
     check_device(config.device)
     with distributed.group(config.device, config.batch_size):
-        return _train(console, config, kernels, place, resume, pretrained, tensorboard)
+        return _train(console, config, kernels, place, resume, pretrained, tensorboard, choose_epochs)
 
 
 def _train(
@@ -78,19 +93,25 @@ def _train(
     resume: Checkpoint | None,
     pretrained: Pretrained | None,
     tensorboard: bool,
+    choose_epochs: bool,
 ) -> tuple[list[Run], Path, Dataset]:
     given = resume or pretrained
-    data = load_dataset(config, given.vocab if given else None)
+    with working(console, "reading the text") as status:
+        data = load_dataset(config, given.vocab if given else None, status.update)
+    if choose_epochs:
+        config, chosen = enough_epochs(config, data)
     if resume and (resume.fingerprint != data.fingerprint or resume.vocab != data.vocab):
         raise InputError(f"checkpoint {resume.path} was trained on another corpus than {data.source}")
     runs = [Run(config, len(data.vocab), data.train.steps(config.epochs), name) for name in kernels]
     for run in runs:
         if resume:
             restore_run(run, resume)
+            if config.epochs > resume.config.epochs:
+                run.new_cycle(data.train.steps(config.epochs) - data.train.steps(run.epoch) - run.batch)
         elif pretrained:
             put_weights(run.model.encoder, data.vocab, pretrained)
     board = TensorBoard() if tensorboard else None
-    out = place() if distributed.first() else Path()
+    out = place()
 
     epoch = runs[0].epoch % config.epochs
     per_epoch, vocab = len(data.train.epoch(epoch)) + len(data.valid), data.vocab
@@ -102,12 +123,18 @@ def _train(
     )
     if config.recipe.reads != "words":
         console.print(f"from {data.source}", soft_wrap=True)
+    if choose_epochs and chosen:
+        console.print(chosen, soft_wrap=True)
+    if resume and config.epochs > resume.config.epochs:
+        console.print(
+            f"{resume.config.epochs} epochs become {config.epochs}: what is left of them has a one-cycle schedule of "
+            "its own, which starts anew with the warm-up",
+            soft_wrap=True,
+        )
     table = EpochTable(console, runs)
     table.header()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Redrawn from the loop, not from a thread of its own: on few cores that thread stalls the kernels' threads.
-    bar = Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
-    task = bar.add_task(
+    bar = Bar(
+        console,
         config.name,
         total=(data.train.steps(config.epochs) + config.epochs * len(data.valid)) * len(runs),
         completed=sum(data.train.steps(run.epoch) + run.epoch * len(data.valid) + run.batch for run in runs),
@@ -118,14 +145,8 @@ def _train(
         if distributed.first():
             write_metrics(out / "metrics.csv", runs)
 
-    drawn = 0.0
-
     def after_batch() -> None:
-        nonlocal drawn
-        bar.advance(task)
-        if time.monotonic() > drawn + 0.25:
-            bar.refresh()
-            drawn = time.monotonic()
+        bar.advance()
         guard.check()
 
     def after_epoch(epoch: int) -> None:
@@ -138,59 +159,42 @@ def _train(
         try:
             fit(runs, data.train, data.valid, after_batch, after_epoch)
         except Interrupted:
+            if distributed.total(torch.tensor(sum(not run.finite() for run in runs))).item():
+                raise Interrupted(
+                    f"interrupted in epoch {runs[0].epoch}, which is not kept: its loss is nan or inf, so that the "
+                    "training has diverged; train anew with a lower --lr"
+                ) from None
             save()
-            bar.stop()
-            if distributed.first():
-                print(
-                    f"interrupted; continue with: python -m lstmkern train --resume {out / CHECKPOINT}",
-                    file=sys.stderr,
-                )
-            raise
+            raise Interrupted(
+                f"interrupted; continue with: python -m lstmkern train --resume {out / CHECKPOINT}"
+            ) from None
     save()
     if distributed.first():
         write_plot(out / "metrics.png", runs)
         if config.model == MODEL:
-            save_encoder(out / "encoder.pt", runs[0].model, config, vocab)
+            save_encoder(out / ENCODER_FILE, runs[0].model, config, vocab)
     if data.unigram:
-        reached = perplexity(runs[0].history[-1])
-        console.print(
-            f"perplexity {reached:.1f} on the documents held out; a unigram model has {data.unigram:.1f}, "
-            f"{data.unigram / reached:.1f} times as much",
-            soft_wrap=True,
-        )
+        console.print(against_unigram(perplexity(runs[0].history[-1]), data.unigram), soft_wrap=True)
     return runs, out, data
 
 
-def output_directory(given: str | None, name: str, force: bool) -> Callable[[], Path]:
-    """Check where results may go, and return the function that makes that directory.
-
-    Without ``given`` that is runs/<name>-<n> with the next free number, otherwise ``given``, which must not hold
-    anything yet unless ``force`` is set.
-    """
-    if given is None:
-        return lambda: _next_free(Path("runs"), name)
-    out = Path(given)
-    try:
-        if out.exists() and not out.is_dir():
-            raise InputError(f"--out {out} is not a directory")
-        if out.is_dir() and any(out.iterdir()) and not force:
-            raise InputError(f"--out {out} already holds files: choose another directory, or --force to overwrite")
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be used: {error.strerror}") from None
-    return lambda: make_directory(out)
+def against_unigram(reached: float, unigram: float) -> str:
+    """A sentence that compares a model's perplexity with the unigram model's; lower is better."""
+    start = f"perplexity {reached:.1f} on the documents held out; a unigram model has {unigram:.1f}"
+    if reached < unigram:
+        return f"{start}, {unigram / reached:.1f} times as much"
+    return f"{start}, so this model is worse than counting tokens: it needs more text, or more --epochs"
 
 
-def _next_free(parent: Path, name: str) -> Path:
-    number = 1
-    while (parent / f"{name}-{number}").exists():
-        number += 1
-    return make_directory(parent / f"{name}-{number}")
-
-
-def make_directory(out: Path) -> Path:
-    """Make ``out`` and its parents, if it does not exist yet, and return it."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot make the directory {out}: {error.strerror}") from None
-    return out
+def enough_epochs(config: Config, data: Dataset) -> tuple[Config, str]:
+    """``config`` with as many epochs as its model needs on ``data``, and a sentence that says why if they are more."""
+    least, usual = config.recipe.least_steps, config.epochs
+    per_epoch = len(data.train.epoch(0))
+    if usual * per_epoch >= least:
+        return config, ""
+    epochs = math.ceil(least / per_epoch)
+    why = (
+        f"the text is small: {epochs} epochs instead of {usual}, so that the optimizer makes {epochs * per_epoch:,} "
+        f"steps and not {usual * per_epoch:,}, too few to learn words; --epochs changes that"
+    )
+    return replace(config, epochs=epochs), why

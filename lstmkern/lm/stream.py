@@ -77,9 +77,10 @@ def validation_batches(documents: Sequence[Tensor], rows: int, seq_len: int) -> 
 
 
 def _too_short(part: str, documents: Sequence[Tensor], rows: int, seq_len: int) -> InputError:
+    fits = (sum(map(len, documents)) - 1) // seq_len
     return InputError(
         f"the text is too short: the {sum(map(len, documents))} tokens of its {part} part do not fill one batch of "
-        f"{rows} rows of {seq_len} tokens"
+        f"{rows} rows of {seq_len} tokens" + (f"; a --batch-size of at most {fits} fits" if fits > 0 else "")
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from .. import _extension, modules
 from . import distributed
 from .data import Batches
-from .errors import InputError
+from .errors import Diverged, InputError
 from .models import RECIPES, Recipe, recipe_of
 from .regularize import activation_regularization, temporal_activation_regularization
 from .stream import TokenStream
@@ -158,6 +159,15 @@ class Run:
     def epoch(self) -> int:
         """Number of finished epochs."""
         return len(self.history)
+
+    def finite(self) -> bool:
+        """Whether the losses so far and the weights are numbers, neither nan nor inf: worth a checkpoint."""
+        losses = [self.loss_sum.item(), *(x for r in self.history[-1:] for x in (r.train_loss, r.valid_loss))]
+        return all(map(math.isfinite, losses)) and all(bool(p.isfinite().all()) for p in self.model.parameters())
+
+    def new_cycle(self, steps: int) -> None:
+        """Let the rest of the training, ``steps`` batches, have a schedule of its own, from its warm-up on."""
+        self.scheduler = one_cycle(self.optimizer, self.config.lr, steps)
 
     @contextmanager
     def random_numbers(self) -> Iterator[None]:
@@ -320,9 +330,28 @@ def fit(
 
     ``after_batch()`` is called after every training and validation batch of any run and may raise to stop; calling
     ``fit`` again goes on where it stopped. ``after_epoch(epoch)`` is called when all runs have finished an epoch.
+
+    Raises:
+        Diverged: the loss of an epoch, in training or validation, is nan or inf; ``after_epoch`` has not seen it.
     """
     for epoch in range(min(run.epoch for run in runs), runs[0].config.epochs):
         for run in runs:
             if run.epoch == epoch:
                 train_epoch(run, train, valid, after_batch)
+                _check_losses(run)
         after_epoch(epoch)
+
+
+def _check_losses(run: Run) -> None:
+    result, config = run.history[-1], run.config
+    if math.isfinite(result.train_loss) and math.isfinite(result.valid_loss):
+        return
+    part, loss = ("training", result.train_loss)
+    if math.isfinite(loss):
+        part, loss = ("validation", result.valid_loss)
+    usual = config.recipe.defaults.get("lr", Config.lr)
+    clip = "" if config.clip else ", or with --clip 0.5"
+    raise Diverged(
+        f"the training of {config.name} on {run.kernels} diverged: its {part} loss is {loss} in epoch {result.epoch}; "
+        f"train anew with a lower learning rate, such as --lr {usual if config.lr > usual else config.lr / 10:g}{clip}"
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from .errors import InputError
@@ -33,6 +33,11 @@ class Vocabulary(list):
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.separator.join(self[i] for i in ids)
+
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        """What ``decode`` gives of ``ids``, piece by piece, each as soon as its last token is there."""
+        for k, i in enumerate(ids):
+            yield self.separator + self[i] if k else self[i]
 
     def state(self) -> dict[str, Any]:
         return {"kind": self.kind, "tokens": list(self)}
@@ -85,7 +90,7 @@ class Subwords(Vocabulary):
             initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.train_from_iterator((text for text in texts), trainer)  # in a generator, Ctrl-C is seen
         return cls(tokenizer)
 
     def encode(self, text: str) -> list[int]:
@@ -95,10 +100,23 @@ class Subwords(Vocabulary):
             raise InputError(f"{text!r} is not text: it has bytes that are not UTF-8") from None
 
     def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
-        return [[self.end, *encoding.ids] for encoding in self.tokenizer.encode_batch(texts)]
+        # In parts, between which Ctrl-C is seen.
+        parts = (self.tokenizer.encode_batch(texts[k : k + 256]) for k in range(0, len(texts), 256))
+        return [[self.end, *encoding.ids] for part in parts for encoding in part]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.tokenizer.decode(list(ids))
+
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        waiting: list[int] = []
+        for i in ids:
+            waiting.append(i)
+            text = self.decode(waiting)
+            if not text.endswith("\ufffd"):  # which is in the place of a character whose last bytes are to come
+                yield text
+                waiting = []
+        if waiting:
+            yield self.decode(waiting)
 
     def state(self) -> dict[str, Any]:
         return {"kind": self.kind, "tokenizer": self.tokenizer.to_str()}
