@@ -50,16 +50,24 @@ class LayerFunction(torch.autograd.Function):
             # The caller may write into the next state, as a decoder does where a sequence has ended.
             output = None  # only read as the state before a later step
             every_c = every_c if every_c is None else every_c.clone()
-        ctx.save_for_backward(input, h0, c0, batch_sizes, lengths, resets, output, every_c, gates, *weights)
+        # No first derivative depends on a bias, so a bias may change before backward: not among the saved tensors.
+        ctx.biases = [w for w in weights if w.dim() == 1]
+        ctx.bias_versions = [b._version for b in ctx.biases]
+        others = [None if w.dim() == 1 else w for w in weights]
+        ctx.save_for_backward(input, h0, c0, batch_sizes, lengths, resets, output, every_c, gates, *others)
         ctx.mode, ctx.batch_first = mode, batch_first
         return results
 
     @staticmethod
     def backward(ctx, grad_output, grad_h_n, grad_c_n, grad_cells, _):
         input, h0, c0, batch_sizes, lengths, resets, output, cells, gates, *weights = ctx.saved_tensors
+        biases = iter(ctx.biases)
+        weights = [next(biases) if w is None else w for w in weights]
         needs = ctx.needs_input_grad
-        if h0 is None and (ctx.recompute or torch.is_grad_enabled()):
-            h0, c0 = zero_states(ctx.mode, input, weights, batch_sizes, ctx.batch_first)
+        if ctx.recompute or torch.is_grad_enabled():
+            _refuse_changed(ctx.biases, ctx.bias_versions)
+            if h0 is None:
+                h0, c0 = zero_states(ctx.mode, input, weights, batch_sizes, ctx.batch_first)
         if grad_output is None and grad_h_n is None and grad_c_n is None and grad_cells is None:
             return (None,) * len(needs)
         grads, primals = (grad_output, grad_h_n, grad_c_n, grad_cells), (input, h0, c0, weights)
@@ -77,6 +85,17 @@ class LayerFunction(torch.autograd.Function):
             *grads, *primals, *ragged, *saved, ctx.mode, ctx.batch_first, wanted
         )
         return _layer_grads(needs, grad_input, grad_h0, grad_c0, grad_weights)
+
+
+def _refuse_changed(biases: list[Tensor], versions: list[int]) -> None:
+    """Second derivatives and recompute() do read the biases: an error as autograd's own for a saved tensor."""
+    for b, version in zip(biases, versions, strict=True):
+        if b._version != version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: a "
+                f"bias {list(b.shape)} is at version {b._version}; expected version {version} instead. Only a first "
+                "derivative outside of lstmkern.recompute() allows this; clone the bias before it is changed."
+            )
 
 
 def _layer_grads(needs, grad_input, grad_h0, grad_c0, grad_weights):
@@ -259,9 +278,15 @@ def run_cell(
 
 
 def both_states(name: str, hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """An LSTM's (h, c), (None, None) for zeros."""
+    """An LSTM's (h, c), (None, None) for zeros. TypeError for one tensor with both, as torch.nn has it: only without a
+    batch dimension, [2, L, H] or [2, H], is it a pair."""
     if hx is None:
         return None, None
+    if not isinstance(hx, (tuple, list)) and (not isinstance(hx, Tensor) or hx.dim() >= (4 if name == "lstm" else 3)):
+        got = f"must be tuple of Tensors, not {type(hx).__name__}"
+        if name == "lstm":
+            raise TypeError(f"lstm() received an invalid combination of arguments: hx {got}")
+        raise TypeError(f"{name}(): argument 'hx' (position 2) {got}")
     if len(hx) != 2 or hx[0] is None or hx[1] is None:
         raise RuntimeError(f"{name} expects two hidden states")
     return hx[0], hx[1]
