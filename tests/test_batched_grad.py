@@ -1,4 +1,4 @@
-"""autograd.grad(is_grads_batched=True), jacobian(vectorize=True) and gradcheck's batched gradients: torch's older vmap."""
+"""autograd.grad(is_grads_batched=True), vectorized jacobians, gradcheck(check_batched_grad=True): the older vmap."""
 
 import pytest
 import torch
