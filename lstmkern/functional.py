@@ -159,14 +159,16 @@ def _through_dispatcher(tensors) -> bool:
 def zero_states(mode, input, weights, batch_sizes, batch_first) -> tuple[Tensor, Tensor | None]:
     """What h0 and c0 (None unless LSTM) are if not given; arguments as for layer_forward()."""
     per = len(weights)
-    directions = 2 if per > 5 or (per == 4 and weights[2].dim() == 2) else 1  # without biases two directions have four
+    directions = (
+        2 if per > 5 or (per == 4 and len(weights[2].shape) == 2) else 1
+    )  # without biases two directions have four
     N = int(batch_sizes[0]) if batch_sizes is not None else input.size(0 if batch_first else -2)
     sizes = (N,) if input.dim() == 2 and batch_sizes is None else (directions, N)
-    h0 = input.new_zeros(*sizes, weights[1].size(-1))
+    h0 = input.new_zeros(*sizes, weights[1].shape[-1])
     if mode != "LSTM":
         return h0, None
     projected = per // directions % 2 == 1
-    return h0, input.new_zeros(*sizes, weights[-1].size(-1)) if projected else h0
+    return h0, input.new_zeros(*sizes, weights[-1].shape[-1]) if projected else h0
 
 
 def needs_grad(tensors) -> bool:
