@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import has_torch_function
 
-from . import _extension, onnx, recomputing, reference  # noqa: F401 (loading the extension registers the ops)
+from . import _extension, distributed, onnx, recomputing, reference  # noqa: F401 (loading the extension registers the ops)
 
 # The ops as tracers and transforms see them.
 forward_op = torch.ops.lstmkern.layer_forward.default
@@ -191,12 +191,12 @@ def layer_forward(input, h0, c0, weights, batch_sizes, lengths, resets, mode, ba
             h0, c0 = zero_states(mode, input, weights, batch_sizes, batch_first)
         if torch.onnx.is_in_onnx_export():
             return onnx.layer(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, cells)
-        results = forward_op(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
-    elif needs_grad(tensors):
-        results = LayerFunction.apply(input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights)
-    else:
-        results = eager_forward(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
-    return results
+        return forward_op(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
+    if type(input) is not Tensor and distributed.takes_dtensors(input) and h0 is None:
+        h0, c0 = zero_states(mode, input, weights, batch_sizes, batch_first)
+    if needs_grad(tensors):
+        return LayerFunction.apply(input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights)
+    return eager_forward(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
 
 
 def layer_backward(
