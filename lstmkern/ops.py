@@ -248,5 +248,6 @@ def _register_legacy_vmap(op) -> None:
     _library.impl(op, rule, "Batched")
 
 
-_register_legacy_vmap(forward_op)
-_register_legacy_vmap(backward_op)
+if hasattr(torch._C, "_vmapmode_increment_nesting"):
+    _register_legacy_vmap(forward_op)
+    _register_legacy_vmap(backward_op)

@@ -76,8 +76,7 @@ class PerSampleFunction(torch.autograd.Function):
         if grad_output is None and grad_h_n is None and grad_c_n is None and grad_cells is None:
             return (None,) * len(ctx.needs_input_grad)
         needs = (ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3]), True)
-        N, one_step = h0.size(-2), h0.dim() == 2
-        time_major = batch_sizes is not None or not ctx.batch_first
+        N, batch_first = h0.size(-2), ctx.batch_first and batch_sizes is None
         grad_input = torch.empty_like(input) if needs[0] else None
         grad_h0, grad_c0 = (torch.empty_like(t) if needs[1] and t is not None else None for t in (h0, c0))
         samples = [
@@ -85,39 +84,28 @@ class PerSampleFunction(torch.autograd.Function):
             for w, own in zip(weights, ctx.weights, strict=True)
         ]
         for n in range(N):
-
-            def steps(t: Tensor | None) -> Tensor | None:
-                """The steps of sequence n: of a dense batch a view of them."""
-                if t is None or batch_sizes is None:
-                    return t if t is None else t.narrow(0 if one_step or not time_major else 1, n, 1)  # noqa: B023
-                return t[_rows(batch_sizes, n)].unsqueeze(1)  # noqa: B023
-
-            def state(t: Tensor | None) -> Tensor | None:
-                return t if t is None else t.narrow(-2, n, 1)  # noqa: B023
-
-            own = None, None if lengths is None else lengths[n : n + 1], steps(resets)
-            x, h, c = steps(input), state(h0), state(c0)
-            saved = recomputing.saved_again(eager_forward, x, h, c, weights, own, ctx.mode, not time_major)
-            dx, dh, dc, dw = eager_backward(
-                steps(grad_output), state(grad_h_n), state(grad_c_n), steps(grad_cells), x, h, c, weights, *own, *saved,
-                ctx.mode, not time_major, needs,
-            )  # fmt: skip
-            if needs[0] and batch_sizes is None:
-                steps(grad_input).copy_(dx)
-            elif needs[0]:
-                grad_input[_rows(batch_sizes, n)] = dx.squeeze(1)
-            for whole, part in ((grad_h0, dh), (grad_c0, dc)):
+            one = slice(n, n + 1)
+            if batch_sizes is not None:
+                starts = batch_sizes.cumsum(0) - batch_sizes
+                steps = (starts[batch_sizes > n] + n).unsqueeze(1)  # of packed data, as [T, 1]
+            else:
+                steps = one if batch_first or h0.dim() == 2 else (slice(None), one)
+            state = (..., one, slice(None))
+            received = _at(steps, grad_output), _at(state, grad_h_n), _at(state, grad_c_n), _at(steps, grad_cells)
+            own = None, _at(one, lengths), _at(steps, resets)
+            layer = (_at(steps, input), _at(state, h0), _at(state, c0), weights)
+            saved = recomputing.saved_again(eager_forward, *layer, own, ctx.mode, batch_first)
+            dx, dh, dc, dw = eager_backward(*received, *layer, *own, *saved, ctx.mode, batch_first, needs)
+            for whole, where, part in ((grad_input, steps, dx), (grad_h0, state, dh), (grad_c0, state, dc)):
                 if whole is not None:
-                    state(whole).copy_(part)
+                    whole[where] = part
             for whole, part in zip(samples, dw, strict=True):
                 if whole is not None:
-                    whole[n].copy_(part)
+                    whole[n] = part
         for w, sample in zip(ctx.weights, samples, strict=True):
             set_grad_sample_if_exists(w, lambda _, sample=sample: sample)
         return grad_input, grad_h0, grad_c0, *[None] * (6 + len(weights))
 
 
-def _rows(batch_sizes: Tensor, n: int) -> Tensor:
-    """Where the steps of sequence n are among packed data."""
-    starts = batch_sizes.cumsum(0) - batch_sizes
-    return starts[batch_sizes > n] + n
+def _at(where, t: Tensor | None) -> Tensor | None:
+    return t if t is None else t[where]
