@@ -1,0 +1,176 @@
+"""One infinite, NaN or huge value reaches what it reaches in torch.nn, forward and backward, and no other sequence.
+
+Where a product reads more than a row's values (units and columns up to a register's, K up to a word's or a tile's), the
+values beyond are zero on both sides: 0 * inf in only one place there would be NaN in every sum.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import lstmkern
+from lstmkern import _extension, reference
+
+ROOT = Path(__file__).resolve().parent.parent
+INF, NAN = float("inf"), float("nan")
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+# Far from overflow in one product, and far beyond where a nonlinearity is flat.
+HUGE = {torch.float32: 1e30, torch.float64: 1e200, torch.bfloat16: 1e30, torch.float16: 2e3}
+RESULTS = ("output", "h_n", "c_n")
+
+
+@dataclass
+class Case:
+    T: int
+    N: int
+    I: int  # noqa: E741
+    H: int
+    P: int = 0
+    D: int = 1
+    lengths: tuple[int, ...] | None = None
+
+    def __str__(self):
+        return "-".join(map(str, [self.T, self.N, self.I, self.H, self.P, self.D, *(["ragged"] if self.lengths else [])]))
+
+
+# One row and several, few enough to be multiplied with the weights as they lie, to have their input products first, or
+# to be rows of one product with x; sizes that end within a pair, a register, a tile of AMX (16 words), and with them.
+CASES = [
+    Case(T=3, N=1, I=40, H=5),
+    Case(T=6, N=1, I=3, H=33),
+    Case(T=1, N=6, I=5, H=17),
+    Case(T=4, N=3, I=7, H=17, D=2),
+    Case(T=3, N=6, I=17, H=33),
+    Case(T=4, N=20, I=16, H=16, D=2, lengths=(4, 1, 3, 2) * 5),
+    Case(T=3, N=35, I=33, H=41),
+]
+PROJECTED = [
+    Case(T=4, N=1, I=5, H=17, P=7),
+    Case(T=1, N=6, I=5, H=6, P=5),
+    Case(T=4, N=6, I=9, H=33, P=17, D=2),
+    Case(T=4, N=20, I=3, H=21, P=16, D=2, lengths=(4, 1, 3, 2) * 5),
+    Case(T=3, N=35, I=33, H=41, P=3),
+]
+KINDS = {
+    "lstm": ("LSTM", {}, CASES),
+    "lstm-proj": ("LSTM", {}, PROJECTED),
+    "gru": ("GRU", {}, CASES),
+    "rnn-tanh": ("RNN", {}, CASES),
+    "rnn-relu": ("RNN", {"nonlinearity": "relu"}, CASES),
+}
+
+
+def modules(name, options, case, dtype):
+    """torch.nn's module and ours, with the same weights."""
+    made = [
+        getattr(library, name)(case.I, case.H, bidirectional=case.D == 2, dtype=dtype, **options)
+        for library in (torch.nn, lstmkern)
+    ]
+    made[1].load_state_dict(made[0].state_dict())
+    return made
+
+
+def values_for(name, case, dtype):
+    """What goes into a training step: x, h0, c0 and the gradients of output, h_n, c_n."""
+    P, D = case.P or case.H, case.D
+    sizes = {"x": (case.T, case.N, case.I), "h0": (D, case.N, P), "grad_output": (case.T, case.N, D * P)}
+    sizes["grad_h_n"] = sizes["h0"]
+    if name == "LSTM":
+        sizes["c0"] = sizes["grad_c_n"] = (D, case.N, case.H)
+    return {key: torch.randn(size, dtype=dtype) for key, size in sizes.items()}
+
+
+def train(module, values, lengths=None):
+    """Results and gradients by name; lengths as a packed sequence for torch.nn, as they are for ours."""
+    x = values["x"].clone().requires_grad_()
+    states = {key: values[key].clone().requires_grad_() for key in ("h0", "c0") if key in values}
+    hx = tuple(states.values()) if len(states) == 2 else states["h0"]
+    if lengths is None:
+        output, state = module(x, hx)
+    elif isinstance(module, torch.nn.RNNBase) and type(module).__module__.startswith("torch"):
+        output, state = module(pack_padded_sequence(x, lengths, enforce_sorted=False), hx)
+        output, _ = pad_packed_sequence(output, total_length=x.size(0))
+    else:
+        output, state = module(x, hx, lengths=lengths)
+    results = dict(zip(RESULTS, (output, *(state if isinstance(state, tuple) else (state,))), strict=False))
+    inputs = {"x": x, **states, **dict(module.named_parameters())}
+    grads = torch.autograd.grad(
+        list(results.values()), list(inputs.values()), [values[f"grad_{key}"] for key in results]
+    )
+    named = {key: value.detach() for key, value in results.items()}
+    return named | {f"grad_{key}": grad for key, grad in zip(inputs, grads, strict=True)}
+
+
+def sequences(results, case, keep):
+    """The parts of the results that belong to the sequences `keep`; the weights' gradients belong to all."""
+    own = ("output", "h_n", "c_n", "grad_x", "grad_h0", "grad_c0")
+    return {key: value[:, keep] for key, value in results.items() if key in own}
+
+
+def masks_differ(got, wanted):
+    return [key for key in wanted if not torch.equal(got[key].isfinite(), wanted[key].isfinite())]
+
+
+def places(values, module, case):
+    """(name, tensor, index, sequence): the first and the last value of a sequence in the middle, and of a weight."""
+    n = case.N // 2
+    for key, value in values.items():
+        t = 0 if value.size(0) == 1 or key == "x" else value.size(0) - 1
+        yield key, value, (t, n, value.size(2) - 1), n
+    yield "x", values["x"], (case.lengths[n] - 1 if case.lengths else case.T - 1, n, 0), n
+    for key, weight in module.named_parameters():
+        if key.startswith("weight") or key == "bias_hh_l0":
+            yield key, weight.data, (-1,) * weight.dim(), None
+
+
+def special(values, lengths):
+    """Their padding holds NaN, which nothing may see."""
+    if lengths is None:
+        return
+    past = torch.arange(values["x"].size(0)).unsqueeze(1) >= lengths
+    values["x"][past] = NAN
+    values["grad_output"][past] = NAN
+
+
+def parameters():
+    for kind, (_, _, cases) in KINDS.items():
+        for case in cases:
+            yield pytest.param(kind, case, id=f"{kind}-{case}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("kind, case", parameters())
+def test_one_value(kind, case, dtype):
+    name, options, _ = KINDS[kind]
+    theirs, ours = modules(name, options | ({"proj_size": case.P} if case.P else {}), case, dtype)
+    values = values_for(name, case, dtype)
+    lengths = None if case.lengths is None else torch.tensor(case.lengths)
+    special(values, lengths)
+    usual = train(ours, values, lengths)
+    assert all(value.isfinite().all() for value in usual.values())
+    wrong = []
+    for key, tensor, index, n in places(values, theirs, case):
+        # In a weight a huge value would be as good as an infinite one, some steps later.
+        for value in (INF, -INF, NAN) if n is None else (INF, -INF, NAN, HUGE[dtype], -HUGE[dtype]):
+            before = tensor[index].clone()
+            mine = dict(ours.named_parameters())[key].data if n is None else tensor
+            tensor[index] = value
+            mine[index] = value
+            wanted, got = train(theirs, values, lengths), train(ours, values, lengths)
+            tensor[index] = before
+            mine[index] = before
+            differ = masks_differ(got, wanted)
+            if n is not None:
+                others = [j for j in range(case.N) if j != n]
+                for part, kept in sequences(usual, case, others).items():
+                    if not torch.equal(sequences(got, case, others)[part], kept):
+                        differ.append(f"{part} of other sequences")
+            if differ:
+                wrong.append(f"{value} in {key}{list(index)}: {', '.join(differ)}")
+    assert not wrong, "\n".join(wrong)
