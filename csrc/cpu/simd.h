@@ -270,10 +270,11 @@ INLINE Vec<float> at_most(Vec<float> x, float top) { return x > top ? broadcast(
 INLINE Vec<float> quotient(Vec<float> a, Vec<float> b) { return a / b; }
 #endif
 
-// sigmoid(x) = 1 / (1 + exp(-x)), 0 where that is below the normal numbers: a closed gate times inf is NaN, not inf.
+// sigmoid(x) = 1 / (1 + exp(-x)), 0 below the lower limit (there the quotient is anything): a closed gate times inf is
+// NaN, not inf.
 template <class C>
 INLINE Vec<C> sigmoid_of(Vec<C> x) {
-  Exponential<C> e = exponential<-1>(at_most(at_least(x, -kLimit<C>), kLimit<C>));
+  Exponential<C> e = exponential<-1>(at_most(x, kLimit<C>));
   const Vec<C> s = quotient(broadcast(C(1)), e.scale * e.p + (e.scale + 1));
   return x < -kLimit<C> ? Vec<C>{} : s;
 }
