@@ -219,3 +219,17 @@ def test_reset(kind, dtype):
             else:
                 for grad in ("grad_h0", "grad_c0"):
                     assert grad not in got or got[grad][0].equal(usual[grad][0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_past_the_end(kind):
+    """The reference carries a state through padding; an infinite one must not reach a gradient from there."""
+    name, options, _ = KINDS[kind]
+    case = Case(T=4, N=3, I=5, H=6, P=5 if kind == "lstm-proj" else 0, D=2)
+    theirs, ours = modules(name, options | ({"proj_size": case.P} if case.P else {}), case, torch.float32)
+    values, lengths = values_for(name, case, torch.float32), torch.tensor([4, 2, 3])
+    values["x"][1, 1, 0] = values["h0"][1, 1, 0] = INF
+    wanted = train(in_torch, theirs, values, lengths)
+    for run in (in_ours, in_reference):
+        assert not masks_differ(train(run, ours, values, lengths), wanted)
+    assert kind != "rnn-relu" or wanted["h_n"].isinf().any()
