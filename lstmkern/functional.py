@@ -133,6 +133,7 @@ class LayerBackward(torch.autograd.Function):
         received = [i for i, v in enumerate(cotangents) if v is not None]
         if not received:
             return (None,) * (3 + len(tensors))
+        _refuse_freed(tensors)
 
         def first_derivative(*present):
             filled = [None] * len(tensors)
@@ -150,6 +151,22 @@ class LayerBackward(torch.autograd.Function):
         for i, grad in zip(given, pull_back(tuple(cotangents[i] for i in received)), strict=True):
             result[3 + i] = grad
         return tuple(result)
+
+
+def _refuse_freed(tensors) -> None:
+    """torch's own sums read a tensor whose memory was freed, as fully_shard does with gathered weights: a crash."""
+    for t in tensors:
+        if type(t) not in (Tensor, torch.nn.Parameter) or not t.numel():
+            continue
+        try:
+            freed = not t.untyped_storage().size()
+        except (NotImplementedError, RuntimeError):
+            continue  # a transform's wrapper
+        if freed:
+            raise RuntimeError(
+                f"the memory of a tensor {list(t.shape)} that a second derivative needs was freed since forward: keep "
+                "it, as fully_shard(..., reshard_after_forward=False) and set_reshard_after_backward(False) do."
+            )
 
 
 def _through_dispatcher(tensors) -> bool:
