@@ -14,6 +14,8 @@ from torch.overrides import has_torch_function
 
 from . import _extension, autocast, distributed, onnx, recomputing, reference  # noqa: F401 (loading the extension registers the ops)
 
+_is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda _: False)
+
 # The ops as tracers and transforms see them.
 forward_op = torch.ops.lstmkern.layer_forward.default
 backward_op = torch.ops.lstmkern.layer_backward.default
@@ -179,6 +181,12 @@ def _through_dispatcher(tensors) -> bool:
     )
 
 
+def _any_batched(grads) -> bool:
+    """Whether autograd.grad(is_grads_batched=True) maps over these gradients. Results of an autograd.Function then lose
+    their history with the mapped dimension; the op's own rule (ops.py) keeps it."""
+    return any(g is not None and _is_legacy_batched(g) for g in grads)
+
+
 def count_directions(weights) -> int:
     """1 or 2, from a layer's weights: without biases two directions have four."""
     return 2 if len(weights) > 5 or (len(weights) == 4 and len(weights[2].shape) == 2) else 1
@@ -232,7 +240,7 @@ def layer_backward(
     """The gradients of one layer, themselves differentiable; arguments and results as for lstmkern::layer_backward."""
     tensors = (grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, *weights)
     ragged, saved = (batch_sizes, lengths, resets), (output, cells, gates)
-    if _through_dispatcher(tensors):
+    if _through_dispatcher(tensors) or (needs_grad(tensors) and _any_batched(tensors[:4])):
         return backward_op(*tensors[:7], weights, *ragged, *saved, mode, batch_first, needs)
     if needs_grad(tensors):
         results = LayerBackward.apply((mode, batch_first, needs), ragged, saved, *tensors)
