@@ -14,6 +14,8 @@ from torch.overrides import has_torch_function
 
 from . import _extension, autocast, distributed, onnx, recomputing, reference  # noqa: F401 (loading the extension registers the ops)
 
+_is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda _: False)
+
 # The ops as tracers and transforms see them.
 forward_op = torch.ops.lstmkern.layer_forward.default
 backward_op = torch.ops.lstmkern.layer_backward.default
@@ -133,6 +135,7 @@ class LayerBackward(torch.autograd.Function):
         received = [i for i, v in enumerate(cotangents) if v is not None]
         if not received:
             return (None,) * (3 + len(tensors))
+        _refuse_freed(tensors)
 
         def first_derivative(*present):
             filled = [None] * len(tensors)
@@ -152,6 +155,22 @@ class LayerBackward(torch.autograd.Function):
         return tuple(result)
 
 
+def _refuse_freed(tensors) -> None:
+    """torch's own sums read a tensor whose memory was freed, as fully_shard does with gathered weights: a crash."""
+    for t in tensors:
+        if type(t) not in (Tensor, torch.nn.Parameter) or not t.numel():
+            continue
+        try:
+            freed = not t.untyped_storage().size()
+        except (NotImplementedError, RuntimeError):
+            continue  # a transform's wrapper
+        if freed:
+            raise RuntimeError(
+                f"the memory of a tensor {list(t.shape)} that a second derivative needs was freed since forward: keep "
+                "it, as fully_shard(..., reshard_after_forward=False) and set_reshard_after_backward(False) do."
+            )
+
+
 def _through_dispatcher(tensors) -> bool:
     """Whether a tracer, a transform or a subclass must see the op itself instead of what we would make of it."""
     return (
@@ -160,6 +179,12 @@ def _through_dispatcher(tensors) -> bool:
         or forward_ad._current_level >= 0  # the Autograd registration looks at tangents
         or has_torch_function(tensors)
     )
+
+
+def _any_batched(grads) -> bool:
+    """Whether autograd.grad(is_grads_batched=True) maps over these gradients. Results of an autograd.Function then lose
+    their history with the mapped dimension; the op's own rule (ops.py) keeps it."""
+    return any(g is not None and _is_legacy_batched(g) for g in grads)
 
 
 def count_directions(weights) -> int:
@@ -215,7 +240,7 @@ def layer_backward(
     """The gradients of one layer, themselves differentiable; arguments and results as for lstmkern::layer_backward."""
     tensors = (grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, *weights)
     ragged, saved = (batch_sizes, lengths, resets), (output, cells, gates)
-    if _through_dispatcher(tensors):
+    if _through_dispatcher(tensors) or (needs_grad(tensors) and _any_batched(tensors[:4])):
         return backward_op(*tensors[:7], weights, *ragged, *saved, mode, batch_first, needs)
     if needs_grad(tensors):
         results = LayerBackward.apply((mode, batch_first, needs), ragged, saved, *tensors)

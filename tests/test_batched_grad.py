@@ -124,3 +124,28 @@ def test_vmap_of_vmap(kind, pair):
         for j in range(3):
             torch.testing.assert_close(both[i, j], outputs(xs[i], scales[j]))
             torch.testing.assert_close(outer[i, j], outputs(xs[i], 1) * scales[j])
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_batched_gradients_are_differentiable(kind):
+    """Batched first and second gradients keep their history: what is derived from them is as from a loop's."""
+    module = getattr(lstmkern, kind)(I, H, bidirectional=True, dtype=torch.float64)
+    leaves = [torch.randn(T, N, I, dtype=torch.float64, requires_grad=True), *module.parameters()]
+    output, _ = module(leaves[0])
+    v, u = torch.randn(3, *output.shape).double(), torch.randn(2, 3, T, N, I).double()
+
+    def loop(result, cotangents):
+        return torch.stack([torch.autograd.grad(result, leaves[0], c, create_graph=True)[0] for c in cotangents])
+
+    def batched(result, cotangents):
+        return torch.autograd.grad(result, leaves[0], cotangents, is_grads_batched=True, create_graph=True)[0]
+
+    derived = []
+    for gradient in (loop, batched):
+        first = gradient(output, v)
+        second = gradient(first, u)
+        for result in (first, second):
+            derived.append(torch.autograd.grad(result.sin().sum(), leaves, retain_graph=True))
+    for by_loop, by_batch in zip(derived[:2], derived[2:], strict=True):
+        for expected, got in zip(by_loop, by_batch, strict=True):
+            torch.testing.assert_close(got, expected)

@@ -292,3 +292,14 @@ def test_saved_tensors_may_come_back_with_other_strides(kind, pair):
             output, _ = module(x)
         grads.append(torch.autograd.grad(output.sin().sum(), [x, *module.parameters()]))
     torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_second_derivative_refuses_freed_weights(kind):
+    """fully_shard frees the gathered weights after the first backward; reading them would crash the process."""
+    module, x = getattr(lstmkern, kind)(3, 4), torch.randn(5, 2, 3, requires_grad=True)
+    (grad,) = torch.autograd.grad(module(x)[0].square().sum(), x, create_graph=True)
+    for p in module.parameters():
+        p.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match="was freed since forward"):
+        grad.square().sum().backward()
