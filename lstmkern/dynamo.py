@@ -32,22 +32,28 @@ def let_through(ours: type) -> None:
 
 
 class _WhenImported(importlib.abc.MetaPathFinder):
-    """Finds nothing itself; when BUILDER is imported it leaves sys.meta_path and has the loaded module wrapped."""
+    """Finds BUILDER as the other finders do, has it wrapped when it is loaded, and then leaves sys.meta_path."""
 
     def __init__(self, ours: type) -> None:
         self.ours = ours
+        self.asking_others = False
 
     def find_spec(self, name, path, target=None):
-        if name != BUILDER:
+        if name != BUILDER or self.asking_others:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self.asking_others = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.asking_others = False
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def exec_module(module) -> None:
                 execute(module)
                 _wrap_builder(module, self.ours)
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
 
             spec.loader.exec_module = exec_module
         return spec

@@ -100,7 +100,9 @@ def test_import_does_not_load_dynamo():
     run("""
         import sys, lstmkern
         assert "torch._dynamo" not in sys.modules
+        [f for f in sys.meta_path if type(f).__module__ == "lstmkern.dynamo"][0].find_spec("json", None)
         import torch._dynamo.variables.builder
+        assert hasattr(torch._dynamo.variables.builder.VariableBuilder.wrap_module, "__wrapped__")
         assert not [f for f in sys.meta_path if type(f).__module__.startswith("lstmkern")]
     """)
 
