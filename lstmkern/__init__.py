@@ -1,6 +1,6 @@
 """lstmkern: torch.nn's LSTM, GRU and RNN on kernels of their own."""
 
-from . import _extension, functional, onnx, ops, reference  # noqa: F401 (ops registers what torch must know about the kernels)
+from . import _extension, flops, functional, onnx, ops, per_sample, reference  # noqa: F401 (flops, ops and per_sample register)
 from .cells import GRUCell, LSTMCell, RNNCell
 from .convert import replace_modules, restore_modules
 from .modules import GRU, LSTM, RNN

@@ -7,10 +7,12 @@ under autocast, dropout between the layers of a stack.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active as _are_transforms_active
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.overrides import has_torch_function
 
-from . import _extension, onnx, recomputing, reference  # noqa: F401 (loading the extension registers the ops)
+from . import _extension, autocast, distributed, onnx, recomputing, reference  # noqa: F401 (loading the extension registers the ops)
 
 # The ops as tracers and transforms see them.
 forward_op = torch.ops.lstmkern.layer_forward.default
@@ -50,16 +52,28 @@ class LayerFunction(torch.autograd.Function):
             # The caller may write into the next state, as a decoder does where a sequence has ended.
             output = None  # only read as the state before a later step
             every_c = every_c if every_c is None else every_c.clone()
-        ctx.save_for_backward(input, h0, c0, batch_sizes, lengths, resets, output, every_c, gates, *weights)
+        # No first derivative depends on a bias, so a bias may change before backward: not among the saved tensors.
+        ctx.biases, others = [], []
+        for w in weights:
+            if w.dim() == 1:
+                ctx.biases.append((w, w._version))
+                others.append(None)
+            else:
+                others.append(w)
+        ctx.save_for_backward(input, h0, c0, batch_sizes, lengths, resets, output, every_c, gates, *others)
         ctx.mode, ctx.batch_first = mode, batch_first
         return results
 
     @staticmethod
     def backward(ctx, grad_output, grad_h_n, grad_c_n, grad_cells, _):
         input, h0, c0, batch_sizes, lengths, resets, output, cells, gates, *weights = ctx.saved_tensors
+        biases = iter(ctx.biases)
+        weights = [next(biases)[0] if w is None else w for w in weights]
         needs = ctx.needs_input_grad
-        if h0 is None and (ctx.recompute or torch.is_grad_enabled()):
-            h0, c0 = zero_states(ctx.mode, input, weights, batch_sizes, ctx.batch_first)
+        if ctx.recompute or torch.is_grad_enabled():
+            _refuse_changed(ctx.biases)
+            if h0 is None:
+                h0, c0 = zero_states(ctx.mode, input, weights, batch_sizes, ctx.batch_first)
         if grad_output is None and grad_h_n is None and grad_c_n is None and grad_cells is None:
             return (None,) * len(needs)
         grads, primals = (grad_output, grad_h_n, grad_c_n, grad_cells), (input, h0, c0, weights)
@@ -77,6 +91,17 @@ class LayerFunction(torch.autograd.Function):
             *grads, *primals, *ragged, *saved, ctx.mode, ctx.batch_first, wanted
         )
         return _layer_grads(needs, grad_input, grad_h0, grad_c0, grad_weights)
+
+
+def _refuse_changed(biases: list[tuple[Tensor, int]]) -> None:
+    """Second derivatives and recompute() do read the biases: an error as autograd's own for a saved tensor."""
+    for b, version in biases:
+        if b._version != version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: a "
+                f"bias {list(b.shape)} is at version {b._version}; expected version {version} instead. Only a first "
+                "derivative outside of lstmkern.recompute() allows this; clone the bias before it is changed."
+            )
 
 
 def _layer_grads(needs, grad_input, grad_h0, grad_c0, grad_weights):
@@ -130,16 +155,16 @@ class LayerBackward(torch.autograd.Function):
 def _through_dispatcher(tensors) -> bool:
     """Whether a tracer, a transform or a subclass must see the op itself instead of what we would make of it."""
     return (
-        torch.compiler.is_compiling()
-        or torch._C._are_functorch_transforms_active()
+        is_compiling()
+        or _are_transforms_active()
         or forward_ad._current_level >= 0  # the Autograd registration looks at tangents
         or has_torch_function(tensors)
     )
 
 
 def count_directions(weights) -> int:
-    """1 or 2, from a layer's weights."""
-    return 2 if len(weights) > 5 or (len(weights) == 4 and weights[2].dim() == 2) else 1  # without biases two have four
+    """1 or 2, from a layer's weights: without biases two directions have four."""
+    return 2 if len(weights) > 5 or (len(weights) == 4 and len(weights[2].shape) == 2) else 1
 
 
 def zero_states(mode, input, weights, batch_sizes, batch_first) -> tuple[Tensor, Tensor | None]:
@@ -147,11 +172,11 @@ def zero_states(mode, input, weights, batch_sizes, batch_first) -> tuple[Tensor,
     directions = count_directions(weights)
     N = int(batch_sizes[0]) if batch_sizes is not None else input.size(0 if batch_first else -2)
     sizes = (N,) if input.dim() == 2 and batch_sizes is None else (directions, N)
-    h0 = input.new_zeros(*sizes, weights[1].size(-1))
+    h0 = input.new_zeros(*sizes, weights[1].shape[-1])
     if mode != "LSTM":
         return h0, None
     projected = len(weights) // directions % 2 == 1
-    return h0, input.new_zeros(*sizes, weights[-1].size(-1)) if projected else h0
+    return h0, input.new_zeros(*sizes, weights[-1].shape[-1]) if projected else h0
 
 
 def needs_grad(tensors) -> bool:
@@ -175,12 +200,12 @@ def layer_forward(input, h0, c0, weights, batch_sizes, lengths, resets, mode, ba
             return onnx.layer(input, h0, c0, weights, count_directions(weights), *ragged, mode, batch_first, cells)
         if h0 is None:
             h0, c0 = zero_states(mode, input, weights, batch_sizes, batch_first)
-        results = forward_op(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
-    elif needs_grad(tensors):
-        results = LayerFunction.apply(input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights)
-    else:
-        results = eager_forward(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
-    return results
+        return forward_op(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
+    if type(input) is not Tensor and distributed.takes_dtensors(input) and h0 is None:
+        h0, c0 = zero_states(mode, input, weights, batch_sizes, batch_first)
+    if needs_grad(tensors):
+        return LayerFunction.apply(input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights)
+    return eager_forward(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
 
 
 def layer_backward(
@@ -223,14 +248,14 @@ def run_stack(
     result_dtypes = None
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type):
         projected = len(weights[0]) // directions % 2 == 1
-        result_dtypes = _autocast_results(mode, input, h0, c0, batch_sizes is None and not projected, projected)
+        result_dtypes = autocast.result_dtypes(mode, input, h0, c0, batch_sizes is None and not projected, projected)
         to = torch.get_autocast_dtype(input.device.type)
-        input, h0, c0 = _autocast(input, to), _autocast(h0, to), _autocast(c0, to)
-        weights = [[_autocast(w, to) for w in layer] for layer in weights]
+        input, h0, c0 = autocast.cast(input, to), autocast.cast(h0, to), autocast.cast(c0, to)
+        weights = [[autocast.cast(w, to) for w in layer] for layer in weights]
     last = len(weights) - 1
     if not last:
         results = layer_forward(input, h0, c0, weights[0], batch_sizes, lengths, resets, mode, batch_first, cells)
-        return results[:4] if result_dtypes is None else _as_dtypes(results, result_dtypes)
+        return results[:4] if result_dtypes is None else autocast.as_dtypes(results, result_dtypes)
     h_ns, c_ns = [], []
     h, c = h0, c0
     for k, layer in enumerate(weights):
@@ -245,7 +270,7 @@ def run_stack(
         if dropout and k < last:
             input = F.dropout(input, dropout)
     results = input, torch.cat(h_ns), torch.cat(c_ns) if mode == "LSTM" else c_n, every_c
-    return results if result_dtypes is None else _as_dtypes(results, result_dtypes)
+    return results if result_dtypes is None else autocast.as_dtypes(results, result_dtypes)
 
 
 def run_cell(
@@ -254,53 +279,37 @@ def run_cell(
     """One step: input [N, I], h and c [N, H] or None for zeros; returns the next (h, c), c only of an LSTM."""
     result_dtypes = None
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type):
-        result_dtypes = _autocast_results(mode, input, h, c, False, False)
+        result_dtypes = autocast.result_dtypes(mode, input, h, c, False, False)
         to = torch.get_autocast_dtype(input.device.type)
-        input, h, c = _autocast(input, to), _autocast(h, to), _autocast(c, to)
-        weights = [_autocast(w, to) for w in weights]
+        input, h, c = autocast.cast(input, to), autocast.cast(h, to), autocast.cast(c, to)
+        weights = [autocast.cast(w, to) for w in weights]
     results = layer_forward(input, h, c, weights, None, None, None, mode, False, mode == "LSTM")
-    output, _, _, cells = results[:4] if result_dtypes is None else _as_dtypes(results, result_dtypes)
+    output, _, _, cells = results[:4] if result_dtypes is None else autocast.as_dtypes(results, result_dtypes)
     return output, cells
 
 
 def both_states(name: str, hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """An LSTM's (h, c), (None, None) for zeros."""
+    """An LSTM's (h, c), (None, None) for zeros. TypeError for one tensor with both, as torch.nn has it: only without a
+    batch dimension, [2, L, H] or [2, H], is it a pair."""
     if hx is None:
         return None, None
-    if len(hx) != 2 or hx[0] is None or hx[1] is None:
-        raise RuntimeError(f"{name} expects two hidden states")
-    return hx[0], hx[1]
+    if type(hx) is not tuple:
+        _refuse_no_pair(name, hx)
+    if len(hx) == 2:
+        h, c = hx[0], hx[1]
+        if h is not None and c is not None:
+            return h, c
+    raise RuntimeError(f"{name} expects two hidden states")
 
 
-AUTOCAST = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def _autocast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Autocast's own rule: floating tensors except fp64."""
-    return tensor.to(dtype) if tensor is not None and tensor.dtype in AUTOCAST else tensor
-
-
-def _autocast_results(
-    mode: str, input: Tensor, h0: Tensor | None, c0: Tensor | None, fused: bool, projected: bool
-) -> tuple[torch.dtype, torch.dtype]:
-    """The dtypes (output and h_n, c_n) that torch.nn gives under autocast for arguments that are not yet cast.
-
-    On CUDA that is autocast's. On the CPU torch.nn computes a GRU's last sum, and an LSTM's where oneDNN does not fuse
-    it (packed, projected, LSTMCell), in the dtype of the state, which may be wider.
-    """
-    dtype = torch.get_autocast_dtype(input.device.type)
-    if input.device.type != "cpu" or mode in ("RNN_TANH", "RNN_RELU") or (mode == "LSTM" and fused):
-        return dtype, dtype
-    state = c0 if mode == "LSTM" else h0
-    wide = torch.promote_types(input.dtype if state is None else state.dtype, dtype)
-    return dtype if projected else wide, wide
-
-
-def _as_dtypes(results, dtypes: tuple[torch.dtype, torch.dtype]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if results[0].dtype == torch.float64:
-        return results[:4]
-    each = zip(results, (dtypes[0], dtypes[0], dtypes[1], dtypes[1]), strict=False)
-    return tuple(r if r is None else r.to(dtype) for r, dtype in each)
+def _refuse_no_pair(name: str, hx) -> None:
+    batched = 4 if name == "lstm" else 3
+    if isinstance(hx, (tuple, list)) or (isinstance(hx, Tensor) and hx.dim() < batched):
+        return
+    got = f"must be tuple of Tensors, not {type(hx).__name__}"
+    if name == "lstm":
+        raise TypeError(f"lstm() received an invalid combination of arguments: hx {got}")
+    raise TypeError(f"{name}(): argument 'hx' (position 2) {got}")
 
 
 def lstm(

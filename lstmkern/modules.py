@@ -1,5 +1,7 @@
 """LSTM, GRU and RNN: torch.nn's modules on lstmkern's kernels."""
 
+from typing import Any, Literal, overload
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -186,6 +188,48 @@ class LSTM(RecurrentModule, torch.nn.LSTM):
     (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000; the projection is Sak et al. 2014.)
     """
 
+    # Without overloads the result would be a union of all four, of no use to a type checker.
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        return_cells: Literal[False] = False,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]: ...
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: None = None,
+        resets: Tensor | None = None,
+        return_cells: Literal[False] = False,
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]: ...
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        return_cells: Literal[True],
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]: ...
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: None = None,
+        resets: Tensor | None = None,
+        return_cells: Literal[True],
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor], PackedSequence]: ...
+    @overload
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -194,7 +238,16 @@ class LSTM(RecurrentModule, torch.nn.LSTM):
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
         return_cells: bool = False,
-    ):
+    ) -> tuple[Any, ...]: ...
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        return_cells: bool = False,
+    ) -> tuple[Any, ...]:
         """Runs the layers over a batch of sequences.
 
         Sizes: T steps, N rows, I = input_size, H = hidden_size, P = proj_size or H, D = 2 if bidirectional else 1, L =
@@ -222,6 +275,24 @@ class LSTM(RecurrentModule, torch.nn.LSTM):
 class _SingleState(RecurrentModule):
     """What GRU and RNN share: one state, h."""
 
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]: ...
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: None = None,
+        resets: Tensor | None = None,
+    ) -> tuple[PackedSequence, Tensor]: ...
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -229,7 +300,7 @@ class _SingleState(RecurrentModule):
         *,
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
-    ):
+    ) -> tuple[Any, Tensor]:
         """Runs the layers over a batch of sequences; arguments as for lstmkern.LSTM, hx being h_0 [L*D, N, H].
 
         Returns (output, h_n): output is laid out like input with D*H columns, h_n [L*D, N, H]. ValueError or

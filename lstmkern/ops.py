@@ -2,13 +2,14 @@
 
 The schemas and their CPU and CUDA kernels are registered by the compiled part; csrc/ops.cpp says what each argument is.
 Here are the registrations that are Python: fakes (torch.compile, torch.export, the meta device), Autograd (so that an
-op called directly never drops a gradient) and the batching rules of torch.func.vmap.
+op called directly never drops a gradient) and the batching rules of torch.func.vmap and of autograd's own, older vmap.
 """
 
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from . import onnx, reference
 from .functional import (
@@ -218,3 +219,36 @@ def _one_by_one(op, B: int, in_dims: tuple, args: tuple) -> tuple:
         for parts in zip(*each, strict=True)
     )
     return results, tuple([0] * len(r) if isinstance(r, list) else 0 for r in results)
+
+
+# ---- vmap of autograd.grad(is_grads_batched=True), jacobian(vectorize=True), gradcheck(check_batched_grad=True) ----
+
+
+def _register_legacy_vmap(op) -> None:
+    """The same, element by element, for the vmap below torch.autograd, whose tensors hide the dimensions it maps."""
+
+    def rule(*args):
+        level = torch._C._vmapmode_increment_nesting() - 1  # the vmaps around this call, numbered from 1
+        torch._C._vmapmode_decrement_nesting()
+        leaves, structure = tree_flatten(args)
+        while True:
+            # The mapped dimension in front; 0 if there is none of this level.
+            opened = [torch._remove_batch_dim(t, level, 0, 0) if isinstance(t, Tensor) else None for t in leaves]
+            B = max(0 if t is None else t.size(0) for t in opened)
+            if B:
+                break
+            level -= 1
+            if not level:
+                raise RuntimeError(f"{op}: vmap over no elements is not supported")
+        mapped = [t is not None and t.size(0) > 0 for t in opened]
+        inner = [o if m else t for o, m, t in zip(opened, mapped, leaves, strict=True)]
+        dims = tree_unflatten([0 if m else None for m in mapped], structure)
+        results, _ = _one_by_one(op, B, dims, tree_unflatten(inner, structure))
+        return tree_map(lambda t: torch._add_batch_dim(t, 0, level), results)
+
+    _library.impl(op, rule, "Batched")
+
+
+if hasattr(torch._C, "_vmapmode_increment_nesting"):
+    _register_legacy_vmap(forward_op)
+    _register_legacy_vmap(backward_op)

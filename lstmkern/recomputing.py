@@ -72,7 +72,8 @@ def layer_backward(forward, backward, grads, input, h0, c0, weights, ragged, out
         if grad_weights is None:
             grad_weights = dw
         elif needs[2]:
-            torch._foreach_add_(grad_weights, dw)
+            for total, more in zip(grad_weights, dw, strict=True):
+                total.add_(more)
     if needs[0] and len(grad_input) > 1:
         grad_input = [torch.cat(grad_input[::-1], time)]
     return grad_input[0], dh, dc, grad_weights

@@ -92,10 +92,12 @@ def layer(
             if resets is not None:
                 fresh = resets[t].unsqueeze(-1)
                 h, c = torch.where(fresh, 0, h), None if c is None else torch.where(fresh, 0, c)
-            h_new, c_new = step(mode, x[t], h, c, w)
             if alive is None:
-                h, c, hs[t], cs[t] = h_new, c_new, h_new, c_new
+                h, c = hs[t], cs[t] = step(mode, x[t], h, c, w)
                 continue
+            # From zeros in padding: an infinite state that is kept must not reach a gradient as 0 * inf either.
+            h_before, c_before = (None if s is None else torch.where(alive[t], s, 0) for s in (h, c))
+            h_new, c_new = step(mode, x[t], h_before, c_before, w)
             # A row that has ended keeps its state: a reverse pass meets the padding first, a forward pass last.
             h, hs[t] = torch.where(alive[t], h_new, h), torch.where(alive[t], h_new, 0)
             if c is not None:

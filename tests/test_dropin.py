@@ -270,6 +270,32 @@ def test_rng_is_left_alone_without_dropout(kind, pair):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("states", [2, 3])
+@pytest.mark.parametrize("form", ["dense", "packed", "cell"])
+def test_both_states_in_one_tensor(form, states):
+    """A stack of the two states is refused, as a mistake that a batch of two would hide; a list is a pair."""
+    name = "LSTMCell" if form == "cell" else "LSTM"
+    x, h = torch.randn(3, 2, 4), torch.randn(*(() if form == "cell" else (1,)), 2, 5)
+    x = {"dense": x, "packed": pack_padded_sequence(x, [3, 2]), "cell": x[0]}[form]
+    for package in (nn, lstmkern):
+        module = getattr(package, name)(4, 5)
+        with pytest.raises(TypeError, match=r"^lstm(_cell)?\(\)"):
+            module(x, torch.stack([h] * states))
+        close(module(x, [h, h + 1]), module(x, (h, h + 1)))
+        for wrong in ({0: h, 1: h}, iter((h, h))):
+            with pytest.raises((TypeError, AttributeError)):  # torch.nn's cells fail later, within
+                module(x, wrong)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "LSTMCell"])
+def test_both_states_in_one_tensor_of_one_sequence(name):
+    """Without a batch dimension torch.nn takes it apart, and so do we."""
+    x, h = (torch.randn(3, 4), torch.randn(2, 1, 5)) if name == "LSTM" else (torch.randn(4), torch.randn(2, 5))
+    for package in (nn, lstmkern):
+        module = getattr(package, name)(4, 5)
+        close(module(x, h), module(x, tuple(h)))
+
+
 # ---- life of a module ----
 
 

@@ -149,14 +149,76 @@ def test_backward_twice_needs_retain_graph(pair):
         loss.backward()
 
 
-@pytest.mark.parametrize("name", ["weight_hh_l0", "bias_ih_l0"])
-def test_weights_changed_before_backward_are_noticed(name, pair):
-    module, _, _ = problem("gru", pair)
+def test_weights_changed_before_backward_are_noticed(kind, pair):
+    module, _, _ = problem(kind, pair)
     loss = module(torch.randn(T, N, I).double())[0].sum()
     with torch.no_grad():
-        getattr(module, name).add_(1)
+        module.weight_hh_l0.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
+
+
+def biased(kind, pair, recompute=False):
+    """A module's parameters, its biases results of earlier operations, and its output for them."""
+    torch.manual_seed(1)
+    module, _, _ = problem(kind, pair, bidirectional=True)
+    leaves = {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters()}
+    used = {name: leaf * 2 if "bias" in name else leaf for name, leaf in leaves.items()}
+    with lstmkern.recompute(recompute):
+        output, _ = torch.func.functional_call(module, used, (torch.randn(T, N, I, dtype=torch.float64),))
+    return [*leaves.values()], used, output
+
+
+def write_into(tensors):
+    with torch.no_grad():
+        for name, t in tensors.items():
+            if "bias" in name:
+                t.mul_(3)
+
+
+def test_biases_may_change_before_backward(kind, pair):
+    """No first derivative depends on one: torch.nn on the CPU allows it too."""
+    theirs, ours = pair(kind, I, H)
+    x = torch.randn(T, N, I)
+    for module in (theirs, ours):
+        loss = module(x)[0].square().sum()
+        if module is ours or module.mode != "LSTM":  # oneDNN's LSTM refuses
+            write_into(dict(module.named_parameters()))
+        loss.backward()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_biases_that_are_results_may_change_before_backward(kind, pair):
+    grads = []
+    for change in (False, True):
+        leaves, used, output = biased(kind, pair)
+        if change:
+            write_into(used)
+        grads.append(torch.autograd.grad(output.sin().sum(), leaves))
+    for a, b in zip(*grads, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_changed_biases_are_noticed_where_they_are_read(kind, pair):
+    """By second derivatives, and by what computes the layer again."""
+    refused = "modified by an inplace operation"
+    leaves, used, output = biased(kind, pair)
+    write_into(used)
+    with pytest.raises(RuntimeError, match=refused):
+        torch.autograd.grad(output.sin().sum(), leaves, create_graph=True)
+    leaves, used, output = biased(kind, pair)
+    first = torch.autograd.grad(output.sin().sum(), leaves, create_graph=True)
+    write_into(used)
+    with pytest.raises(RuntimeError, match=refused):
+        torch.autograd.grad(sum(g.sin().sum() for g in first), leaves)
+    leaves, used, output = biased(kind, pair, recompute=True)
+    write_into(used)
+    if "rnn" in kind:  # keeps no gates in any case
+        torch.autograd.grad(output.sin().sum(), leaves)
+    else:
+        with pytest.raises(RuntimeError, match=refused):
+            torch.autograd.grad(output.sin().sum(), leaves)
 
 
 def test_truncated_backpropagation_carries_the_state(kind, pair):

@@ -99,14 +99,14 @@ def differentiable(module, case):
 def test_gradcheck(info, training, index):
     case = take(info, training, index)
     f, inputs = differentiable(build(OURS[info.module_cls], case), case)
-    assert torch.autograd.gradcheck(f, inputs, fast_mode=True)
+    assert torch.autograd.gradcheck(f, inputs, fast_mode=True, check_batched_grad=True)
 
 
 @pytest.mark.parametrize(("info", "training", "index"), CASES)
 def test_gradgradcheck(info, training, index):
     case = take(info, training, index)
     f, inputs = differentiable(build(OURS[info.module_cls], case), case)
-    assert torch.autograd.gradgradcheck(f, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(f, inputs, fast_mode=True, check_batched_grad=True)
 
 
 @pytest.mark.parametrize(("info", "training", "index"), CASES)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNEL_TESTS = ["tests/test_elementwise.py", "tests/test_parity.py", "tests/test_gradients.py"]
+KERNEL_TESTS = [f"tests/test_{name}.py" for name in ("elementwise", "parity", "gradients", "nonfinite")]
 
 
 def python(*args, **environment):

@@ -127,26 +127,33 @@ class BackwardKernel {
             *hr = static_cast<const S*>(L.weights[d].w_hr);
     const int64_t K = G * planes.plane, all = words<X>(K);
     for (int64_t k = part(all, rank, size); !direct && !once_hh && k < part(all, rank + 1, size); ++k) {
-      pack_word(w_hh, state, K, k, rows_by_plane(hh, L.P, Planes::among_hidden));
-      if (L.grad_input.data && !once_ih) pack_word(w_ih, inputs, K, k, rows_by_plane(ih, L.I, Planes::of_input));
+      pack_word(w_hh, state, K, k, rows_by_plane(hh, L.P, 0, Planes::among_hidden));
+      if (L.grad_input.data && !once_ih)
+        pack_word(w_ih, inputs, planes.lead + K, k, rows_by_plane(ih, L.I, planes.lead, Planes::of_input));
     }
     if (project)
       for (int64_t k = part(words<X>(L.P), rank, size); k < part(words<X>(L.P), rank + 1, size); ++k)
         pack_word(w_hr, hidden, L.P, k, [&](int64_t row) { return hr + row * L.H; });
-    // Where tiles read past a row's values, into what no one writes.
-    for (int half = 0; on_tiles<X> && half < halves; ++half)
+    auto zeros = [](X* row, int64_t from, int64_t to) {
+      for (int64_t k = from; k < to; ++k) row[k] = X{};
+    };
+    for (int half = 0; half < halves; ++half)
       for (int64_t row = part(chunk_rows, rank, size); row < part(chunk_rows, rank + 1, size); ++row) {
-        for (int64_t k = Planes::count * planes.plane; k < planes.ld; ++k)
-          chunks[half].dgates[row * planes.ld + k] = X{};
-        for (int64_t k = L.P; project && k < projected_ld; ++k) chunks[half].dprojected[row * projected_ld + k] = X{};
+        X* const dgates = chunks[half].dgates + row * planes.ld;
+        zeros(dgates, 0, planes.lead);
+        for (int which = 0; which < Planes::count; ++which)
+          zeros(dgates, planes.column(which) + L.H, planes.column(which + 1));
+        if (on_tiles<X>) zeros(dgates, planes.column(Planes::count), planes.ld);
+        if (project) zeros(chunks[half].dprojected + row * projected_ld, L.P, projected_ld);
       }
   }
 
-  // Where the row of w [G*H, ld] lies that belongs to place `row` in dgates, null for the planes' padding.
+  // Where the row of w [G*H, ld] lies that belongs to place `row` behind `lead` in dgates, null for the padding.
   template <class P>
-  auto rows_by_plane(const S* w, int64_t ld, P&& plane_of) const {
-    return [this, w, ld, plane_of](int64_t row) {
-      const int64_t in = row / planes.plane, unit = row - in * planes.plane;
+  auto rows_by_plane(const S* w, int64_t ld, int64_t lead, P&& plane_of) const {
+    return [this, w, ld, lead, plane_of](int64_t row) {
+      if (row < lead) return static_cast<const S*>(nullptr);
+      const int64_t in = (row - lead) / planes.plane, unit = row - lead - in * planes.plane;
       return unit < L.H ? w + (gate_in(in, plane_of) * L.H + unit) * ld : nullptr;
     };
   }
@@ -160,14 +167,15 @@ class BackwardKernel {
 
   // The panel p of w [G*H, ld], in the order of dgates.
   template <class P>
-  void pack_gates(X* to, const Panel& p, const S* w, int64_t ld, P&& plane_of) const {
-    const int64_t K = G * planes.plane;
+  void pack_gates(X* to, const Panel& p, const S* w, int64_t ld, int64_t lead, P&& plane_of) const {
+    const int64_t K = lead + G * planes.plane;
     int64_t word = 0;
     for (int64_t in = 0; in < G; ++in) {
       const S* gate = w + gate_in(in, plane_of) * L.H * ld;
-      for (; word * per_word<X> < (in + 1) * planes.plane; ++word)
+      const int64_t first = lead + in * planes.plane;
+      for (; word * per_word<X> < first + planes.plane; ++word)
         pack_word<X, C>(to, p, ld, K, word, [&](int64_t row) {
-          return row - in * planes.plane < L.H ? gate + (row - in * planes.plane) * ld : nullptr;
+          return row >= first && row < first + L.H ? gate + (row - first) * ld : nullptr;
         });
     }
     for (; word < words<X>(K); ++word) pack_word<X, C>(to, p, ld, K, word, [](int64_t) -> const S* { return nullptr; });
@@ -189,7 +197,7 @@ class BackwardKernel {
     const int64_t now = steps.active(s), later = steps.active(s + 1);
     auto low = [&](int64_t j) { return j < j0 ? j0 : j; };
     auto high = [&](int64_t j) { return j > j1 ? j1 : j; };
-    auto after_row = [&](int64_t j) { return after + Planes::first_hidden * planes.plane + j * planes.ld; };
+    auto after_row = [&](int64_t j) { return after + planes.column(Planes::first_hidden) + j * planes.ld; };
     auto share_of = [&](int64_t panels, auto&& f) {  // f(panel, the one after it)
       const int64_t p0 = part(panels, share.member, share.members), p1 = part(panels, share.member + 1, share.members);
       for (int64_t i = p0; i < p1; ++i)
@@ -200,18 +208,18 @@ class BackwardKernel {
       auto receive = [&](int64_t j, int64_t column, Vec<C> sum) {
         const Vec<C> dh = incoming(sum, s, j, column);
         if (project)
-          store(chunk.dprojected + (row + j) * projected_ld + column, dh);
+          store(chunk.dprojected + (row + j) * projected_ld + column, dh, L.P - column);
         else
           cell(dh, s, chunk, row + j, j, column);
       };
       const int64_t both = now < later ? now : later;
-      multiply_gates(alone, once_hh, rank, low(0), high(both), w_hh, L.weights[d].w_hh, L.P, Planes::among_hidden, p,
+      multiply_gates(alone, once_hh, rank, low(0), high(both), w_hh, L.weights[d].w_hh, L.P, 0, Planes::among_hidden, p,
                      state.panel(next), after_row, receive);
       // A sequence that ends here has no step after this one, and one that begins after it has none before.
       for (int64_t j = low(both); j < high(now); ++j)
         for (int v = 0; v < p.nv; ++v) receive(j, p.first + v * W, Vec<C>{});
-      multiply_gates(alone, once_hh, rank, low(both), high(later), w_hh, L.weights[d].w_hh, L.P, Planes::among_hidden,
-                     p, state.panel(next), after_row,
+      multiply_gates(alone, once_hh, rank, low(both), high(later), w_hh, L.weights[d].w_hh, L.P, 0,
+                     Planes::among_hidden, p, state.panel(next), after_row,
                      [&](int64_t j, int64_t column, Vec<C> sum) { to_h0(sum, s, j, column); });
     });
     if (project) {
@@ -242,18 +250,19 @@ class BackwardKernel {
   }
 
   // The same for rows of gate gradients and the weights w [G*H, ld] of all gates: packed, to be packed, or as they lie.
-  // Gate g is in plane plane_of(g) of a row.
+  // Gate g is in plane plane_of(g) behind `lead` columns of a row.
   template <class P, class A, class F>
   INLINE void multiply_gates(bool alone, bool once, int rank, int64_t j0, int64_t j1, const X* packed, const void* w,
-                             int64_t ld, P&& plane_of, const Panel& p, const Panel& next, A&& a_row, F&& receive) {
+                             int64_t ld, int64_t lead, P&& plane_of, const Panel& p, const Panel& next, A&& a_row,
+                             F&& receive) {
     if (j1 <= j0) return;
     if (!direct) {
-      const int64_t K = G * planes.plane;
+      const int64_t K = lead + G * planes.plane;
       const bool kept = ld * K * int64_t(sizeof(X)) <= kKept;
       const X *panel = packed + p.offset<X>(K), *after = kept ? panel : packed + next.offset<X>(K);
       if (once) {
         X* to = own + rank * own_size;
-        pack_gates(to, p, static_cast<const S*>(w), ld, plane_of);
+        pack_gates(to, p, static_cast<const S*>(w), ld, lead, plane_of);
         panel = after = to;
       }
       return multiply_rows(alone, j0, j1, K, panel, after, p, a_row, receive);
@@ -263,7 +272,7 @@ class BackwardKernel {
       with_rows(tall, [&](auto R) {
         for (int g = 0; g < G; ++g) {
           const X* a[R.value];
-          for (int r = 0; r < R.value; ++r) a[r] = a_row(j + r) + plane_of(g) * planes.plane;
+          for (int r = 0; r < R.value; ++r) a[r] = a_row(j + r) + lead + plane_of(g) * planes.plane;
           add_times_columns<R.value, C>(a, static_cast<const S*>(w) + g * L.H * ld + p.first, ld, L.H, ld - p.first,
                                         sums);
         }
@@ -302,14 +311,9 @@ class BackwardKernel {
     const int64_t t = steps.t(s), n = L.H - unit;
     const bool ends = j >= steps.ended(s), keep = !ends && !cut(s, j);
     C* carried = carry + j * Hp + unit;
-    X* to = chunk.dgates + row * planes.ld + unit;
+    X* to = chunk.dgates + row * planes.ld + planes.lead + unit;
     const S* saved = saved_of(CELL) ? at<const S>(L.gates, L, t, j) + d * L.gates_direction + unit : nullptr;
-    auto put = [&](int which, Vec<C> v) {
-      // The planes' padding takes part in products (with weights of zero), so it must be finite.
-      if (__builtin_expect(n < W, 0))
-        for (int64_t k = n; k < W; ++k) v[k] = 0;
-      store(to + which * planes.plane, v);
-    };
+    auto put = [&](int which, Vec<C> v) { store(to + which * planes.plane, v, n); };
     auto state_before = [&](const View& view, const void* initial) {
       const S* p = before(view, initial, L.H, s, j);
       return p ? load(p + unit, n) : Vec<C>{};
@@ -355,8 +359,9 @@ class BackwardKernel {
     steps.for_rows(begin, r0, r1, 0, L.N,
                    [&](int64_t row, int64_t s, int64_t j) { out[row] = at<S>(L.grad_input, L, steps.t(s), j); });
     for (int64_t i = i0; i < i1; ++i)
-      multiply_gates(false, once_ih, rank, r0, r1, w_ih, L.weights[d].w_ih, L.I, Planes::of_input, inputs.panel(i),
-                     inputs.panel(i + 1 < i1 ? i + 1 : i0), row_of, [&](int64_t row, int64_t column, Vec<C> sum) {
+      multiply_gates(false, once_ih, rank, r0, r1, w_ih, L.weights[d].w_ih, L.I, planes.lead, Planes::of_input,
+                     inputs.panel(i), inputs.panel(i + 1 < i1 ? i + 1 : i0), row_of,
+                     [&](int64_t row, int64_t column, Vec<C> sum) {
                        S* to = out[row] + column;
                        if (d) sum += load(to, L.I - column);
                        store(to, sum, L.I - column);

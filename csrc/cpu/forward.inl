@@ -19,9 +19,11 @@ class ForwardKernel {
 
   X* w_hr;            // panels
   C *bias, *bias_hn;  // [G*Hp]: b_ih + b_hh, but [Hp]: GRU's b_hn
-  X *h[2], *full;     // [N, h_ld] twice: the state before a step, behind the step's x where joint, and the state after
-                      // it; [N, full_ld]: before projection
-  C* c;               // [N, Hp]
+  // Rows of operands. A product may read them to a multiple of its words, and 0 * inf is NaN: what lies behind a row's
+  // values is zero from the start and never written to.
+  X *h[2], *full;  // [N, h_ld] twice: the state before a step, behind the step's x where joint, and the state after
+                   // it; [N, full_ld]: before projection
+  C* c;            // [N, Hp]
   // Of the rows of chunks, a region for each group (none where all steps are joint):
   C* gates;        // [all_rows, gates_ld]: x W_ih^T + bias
   X* staged;       // [all_rows, depth of I]: input as operands
@@ -231,7 +233,7 @@ class ForwardKernel {
     INLINE void put(Vec<C> value, int64_t column, int64_t n) const {
       store(out + column, value, n);
       Vec<C> read = std::is_same<X, S>::value ? value : rounded<S, C>(value);
-      store(next + column, anew ? Vec<C>{} : read);
+      store(next + column, anew ? Vec<C>{} : read, n);
       if (__builtin_expect(h_n != nullptr, 0)) store(h_n + column, value, n);
     }
   };
@@ -355,7 +357,7 @@ class ForwardKernel {
           h_now = cells::rnn_forward<CELL == Cell::rnn_relu, Vec<C>>(load(pre));
         }
         if (projecting)
-          store(full + j * full_ld + unit, h_now);
+          store(full + j * full_ld + unit, h_now, n);
         else
           to.put(h_now, unit, n);
       }

@@ -1,7 +1,8 @@
 // The gradients of a layer's weights: a chunk's dgates, transposed, times its inputs and its states before each step.
 
 // Where the derivatives of a row's gates lie: planes of whole registers. GRU: n r z n_h, so that the input's three and
-// the recurrent three are each contiguous. Everyone else: the gates in their order.
+// the recurrent three are each contiguous. Everyone else: the gates in their order. Tiles take K in steps of 16 words;
+// the input's three planes must not end with part of n_h, so what they lack of a whole step comes before them.
 template <Cell CELL, class X, class C>
 struct GatePlanes {
   static constexpr int count = CELL == Cell::gru ? 4 : gates_of(CELL);
@@ -9,13 +10,16 @@ struct GatePlanes {
   static constexpr int of_input(int gate) { return CELL == Cell::gru ? (gate + 1) % 3 : gate; }
   static constexpr int of_hidden(int gate) { return gate + first_hidden; }
   static constexpr int among_hidden(int gate) { return gate; }
-  const int64_t plane, ld;  // columns of a plane, of a row
+  const int64_t plane, lead, ld;  // columns of a plane, before the first plane, of a row
   explicit GatePlanes(int64_t H)
       : plane((H + width<C> - 1) / width<C> * width<C>),
-        ld(spread<X>(first_hidden * plane + depth<X>((count - first_hidden) * plane))) {}
+        lead(first_hidden ? depth<X>((count - first_hidden) * plane) - (count - first_hidden) * plane : 0),
+        ld(spread<X>(lead + first_hidden * plane + depth<X>((count - first_hidden) * plane))) {}
+  int64_t column(int which) const { return lead + which * plane; }
 };
 
-// What the time loop leaves of a chunk of steps.
+// What the time loop leaves of a chunk of steps. dgates and dprojected are operands of products that may read what is
+// not theirs of a row (padding of planes, of K): that is zero from the start and never written to.
 template <class X>
 struct Chunk {
   X* dgates;      // [chunk_rows, planes.ld]
@@ -108,8 +112,8 @@ class WeightGradients {
       tiles = (gate + 1) * tall < last ? (gate + 1) * tall - tile : last - tile;
       if (tiles > kRun) tiles = kRun;
       const int64_t unit = (tile - gate * tall) * down;
-      const X* x_part = chunk.dgates + Planes::of_input(gate) * planes.plane + unit;
-      const X* h_part = chunk.dgates + Planes::of_hidden(gate) * planes.plane + unit;
+      const X* x_part = chunk.dgates + planes.column(Planes::of_input(gate)) + unit;
+      const X* h_part = chunk.dgates + planes.column(Planes::of_hidden(gate)) + unit;
       pack_down<X, C>(packed, x_part, planes.ld, tiles, count);
       add_product(packed, tiles, unit, L.H, by_x, packed_x[half], count, sums[0] + gate * L.H * L.I, first);
       if (x_part != h_part) pack_down<X, C>(packed, h_part, planes.ld, tiles, count);
@@ -117,8 +121,8 @@ class WeightGradients {
     }
     for (int64_t v = part(G * vectors, rank, size); sums[2] && v < part(G * vectors, rank + 1, size); ++v) {
       const int gate = static_cast<int>(v / vectors);
-      const int64_t unit = v % vectors * W, x_column = Planes::of_input(gate) * planes.plane + unit,
-                    h_column = Planes::of_hidden(gate) * planes.plane + unit;
+      const int64_t unit = v % vectors * W, x_column = planes.column(Planes::of_input(gate)) + unit,
+                    h_column = planes.column(Planes::of_hidden(gate)) + unit;
       Vec<C> sum = add_rows(chunk.dgates + x_column, count, sums[2] + gate * L.H + unit, L.H - unit, first);
       if (x_column == h_column)
         store(sums[3] + gate * L.H + unit, sum, L.H - unit);

@@ -270,11 +270,13 @@ INLINE Vec<float> at_most(Vec<float> x, float top) { return x > top ? broadcast(
 INLINE Vec<float> quotient(Vec<float> a, Vec<float> b) { return a / b; }
 #endif
 
-// sigmoid(x) = 1 / (1 + exp(-x))
+// sigmoid(x) = 1 / (1 + exp(-x)), 0 below the lower limit (there the quotient is anything): a closed gate times inf is
+// NaN, not inf.
 template <class C>
 INLINE Vec<C> sigmoid_of(Vec<C> x) {
-  Exponential<C> e = exponential<-1>(at_most(at_least(x, -kLimit<C>), kLimit<C>));
-  return quotient(broadcast(C(1)), e.scale * e.p + (e.scale + 1));
+  Exponential<C> e = exponential<-1>(at_most(x, kLimit<C>));
+  const Vec<C> s = quotient(broadcast(C(1)), e.scale * e.p + (e.scale + 1));
+  return x < -kLimit<C> ? Vec<C>{} : s;
 }
 
 // With e = exp(-2|x|): tanh(|x|) = (1 - e) / (1 + e), the numerator from expm1 so that it keeps its digits near zero;
@@ -296,9 +298,11 @@ INLINE Vec<float> sigmoid(Vec<float> x) { return sigmoid_of<float>(x); }
 INLINE Vec<double> sigmoid(Vec<double> x) { return sigmoid_of<double>(x); }
 #if LSTMKERN_BF16
 // For results that are rounded to 8 bits, in half the operations: x P(x^2) / Q(x^2) with a minimax fit of tanh(x) / x
-// up to where tanh is 1. The fit leaves 2.1e-8 of the value, all roundings together up to 5 ulp of fp32.
+// up to where tanh is 1. The fit leaves 2.1e-8 of the value, all roundings together up to 5 ulp of fp32. At the limit
+// numerator and denominator are the same number, so that tanh is 1 and its derivative 0, whatever that multiplies.
 INLINE Vec<float> tanh(Vec<float> x) {
-  const Vec<float> y = at_most(at_least(x, -9.011f), 9.011f), u = y * y;
+  const float limit = 0x1.205a32p3f;  // 9.011
+  const Vec<float> y = at_most(at_least(x, -limit), limit), u = y * y;
   Vec<float> p = u * 0x1.ca2ed8p-27f + 0x1.59863ap-16f, q = u * 0x1.a11126p-21f + 0x1.58602cp-12f;
   p = p * u + 0x1.ca0f82p-9f;
   q = q * u + 0x1.a7ea2ap-6f;

@@ -32,6 +32,18 @@ without_padding(Rows<S> to, Rows<const S> from, int64_t T, int64_t N, int64_t co
   });
 }
 
+// dx of padding, zero even where its product was one of zeros with an infinite weight.
+template <class S>
+LSTMKERN_KERNEL(kThreads)
+clear_padding(Rows<S> rows, int64_t T, int64_t N, int64_t columns, Mask mask) {
+  constexpr int V = kAtOnce<S>;
+  for_pieces<V>(T * N, columns, [&](int64_t row, int64_t column, int n) {
+    const int64_t t = row / N, j = row % N;
+    const Compute<S> zeros[V] = {};
+    if (!mask.real({t, t, N}, j)) store(rows.at(t, j) + column, zeros, n);
+  });
+}
+
 // to = sums, or to += sums, rounded once to 16 bits.
 template <class S>
 LSTMKERN_KERNEL(kThreads)
@@ -150,6 +162,9 @@ class Gradients {
     }
     multiply(call, L.grad_input.data, matrix(trace.dgates, all.count, G * H, planes * H), matrix(weights, G * H, I, I),
              d > 0);
+    if (L.lengths && d + 1 == L.D)
+      launch("clear_padding", clear_padding<S>, cover(all.count, I, kAtOnce<S>, call.stream),
+             all.rows(static_cast<S*>(L.grad_input.data), I), L.T, L.N, I, mask_of(L));
   }
 
   // to [rows, columns] = a^T b over all rows, a [count, rows] in memory `a_stride` apart.
