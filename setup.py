@@ -10,6 +10,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.dist_info import dist_info
 
 VERSION = "0.1.0"
 OLDEST_TORCH = (2, 11)  # as pyproject.toml requires
@@ -33,14 +34,17 @@ def cuda_toolkit():
     return next((os.path.realpath(p) for p in found if p and Path(p, "include", "cuda_runtime.h").is_file()), None)
 
 
-class WithoutTorch(build_ext):
-    """Source distributions and metadata need no torch. What is compiled does."""
+def refuses(command):
+    """``command`` for a Python without torch: it exits with a sentence."""
 
-    def run(self):
-        sys.exit(
-            "lstmkern is compiled against your torch: install torch first, then run "
-            "`pip install --no-build-isolation .` (with isolation pip hides the installed torch)."
-        )
+    class WithoutTorch(command):
+        def run(self):
+            sys.exit(
+                "lstmkern is compiled against your torch: install torch first, then run "
+                "`pip install --no-build-isolation .` (with isolation pip hides the installed torch)."
+            )
+
+    return WithoutTorch
 
 
 def check(torch, toolkit, wish):
@@ -70,12 +74,13 @@ def files(*patterns):
 
 
 def extension():
-    """(the extension module, the command that compiles it)."""
+    """(the extension module, the commands that need to know what it is compiled against)."""
     sources = ["csrc/module.cpp", "csrc/eager.cpp", "csrc/ops.cpp", "csrc/results.cpp", *files("csrc/cpu/*.cpp")]
     try:
         import torch
     except ImportError:
-        return Extension("lstmkern._C", sources), WithoutTorch
+        # A source distribution needs no torch. With the metadata of a wheel, pip would go on to download one.
+        return Extension("lstmkern._C", sources), {"build_ext": refuses(build_ext), "dist_info": refuses(dist_info)}
     # The toolkit must be known before torch's helpers are imported: they look for it then, beside the nvcc on PATH.
     toolkit = cuda_toolkit() if torch.version.cuda else None
     wish = os.environ.get("LSTMKERN_CUDA", "")
@@ -110,8 +115,8 @@ def extension():
         extra_compile_args=flags,
         extra_link_args=["-fopenmp"],
     )
-    return module, BuildExtension
+    return module, {"build_ext": BuildExtension}
 
 
-module, command = extension()
-setup(version=VERSION, ext_modules=[module], cmdclass={"build_ext": command})
+module, commands = extension()
+setup(version=VERSION, ext_modules=[module], cmdclass=commands)

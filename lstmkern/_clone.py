@@ -18,11 +18,11 @@ NAME = "lstmkern._C"
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def load() -> ModuleType:
+def find() -> ModuleSpec:
     """The installed package's compiled part.
 
     Raises:
-        ImportError: there is none, it is not of these sources, or it does not load.
+        ImportError: there is none, or it is not of these sources.
     """
     found = installed()
     if found is None:
@@ -37,6 +37,11 @@ def load() -> ModuleType:
             "Python in another folder to use it, or run `pip install --no-build-isolation -e .` here to use these "
             "sources."
         )
+    return spec
+
+
+def load(spec: ModuleSpec) -> ModuleType:
+    """Import what ``find`` gave as this package's compiled part."""
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules[NAME] = sys.modules["lstmkern"]._C = module

@@ -1,24 +1,25 @@
 """Loads the compiled part; importing it registers torch.ops.lstmkern.*."""
 
-import importlib
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 
 import torch  # noqa: F401 (its libraries must be loaded before ours)
 
 
-def load():
+def load() -> ModuleType:
+    found = None
+    if find_spec("lstmkern._C") is None:
+        from . import _clone
+
+        found = _clone.find()
     try:
-        return importlib.import_module("lstmkern._C")
-    except ModuleNotFoundError as error:
-        if error.name != "lstmkern._C":
-            raise
+        return _clone.load(found) if found else import_module("lstmkern._C")
     except ImportError as error:
         raise ImportError(
             f"lstmkern's compiled part does not load ({error}): build it for this Python and torch with "
             "`pip install --no-build-isolation .` in lstmkern's source folder."
         ) from error
-    from . import _clone
-
-    return _clone.load()
 
 
 _C = load()

@@ -35,12 +35,14 @@ def no_torch(tmp_path):
     return str(tmp_path / "without")
 
 
-def test_build_without_torch(tmp_path, no_torch):
-    for command in ("build_ext", "build"):
-        result = run("setup.py", "-q", command, "--build-lib", tmp_path / "out", PYTHONPATH=no_torch)
-        assert result.returncode != 0
-        assert "install torch first" in result.stderr.strip().splitlines()[-1]
-        assert "Traceback" not in result.stderr
+@pytest.mark.parametrize("command", ["build_ext --build-lib", "build --build-lib", "dist_info --output-dir"])
+def test_build_without_torch(tmp_path, no_torch, command):
+    """Nor is there metadata of a wheel: pip would go on to download torch, and find out afterwards."""
+    (tmp_path / "out").mkdir()
+    result = run("setup.py", "-q", *command.split(), tmp_path / "out", PYTHONPATH=no_torch)
+    assert result.returncode != 0
+    assert "install torch first" in result.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -135,8 +137,12 @@ def test_import_without_the_compiled_part(clone):
     assert "pip install --no-build-isolation ." in one_sentence(clone())
 
 
-def test_a_compiled_part_that_does_not_load(tmp_path, clone):
-    (tmp_path / "clone" / "lstmkern" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").write_text("no library")
+@pytest.mark.parametrize("place", ["clone", "site"])
+def test_a_compiled_part_that_does_not_load(tmp_path, clone, place):
+    """In the sources themselves, or what was installed from them, such as for another torch."""
+    if place == "site":
+        install(tmp_path / "site", tmp_path / "clone")
+    (tmp_path / place / "lstmkern" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").write_text("no library")
     said = one_sentence(clone())
     assert "does not load (" in said and "build it for this Python and torch" in said
 

@@ -17,10 +17,11 @@ ROOT = Path(lstmkern.__file__).parent.parent
 COMMANDS = ["demo", "ladder", "train", "generate", "classify", "verify", "bench", "info"]
 
 
-def run(program, *args, **environment):
-    """Exit code, stdout and stderr of the Python code ``program``."""
+def run(program, *args, read=False, **environment):
+    """Exit code, stdout and stderr of the Python code ``program``; with ``read``, Python reads it on its stdin."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    done = subprocess.run([sys.executable, "-c", program, *args], env=env, capture_output=True, text=True)
+    command = [sys.executable, "-", *args] if read else [sys.executable, "-c", program, *args]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, input=program if read else None)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -139,6 +140,14 @@ def test_threads_of_a_training_sleep_while_they_wait(undecided, words, environme
     *begun, (number, found) = [line.split() for line in out.splitlines()]
     assert begun == [[number]] * starts
     assert found == policy
+
+
+def test_a_program_on_stdin_runs_to_its_end(undecided):
+    """Standard input cannot be read a second time: such a process does not start once more."""
+    code, out, err = run(TRAIN, "train", "--threads", "2", read=True)
+    assert (code, err) == (0, "")
+    (number,), found = (line.split() for line in out.splitlines())
+    assert found == [number, "None"]
 
 
 def test_nothing_else_starts_again(undecided, monkeypatch, capsys):

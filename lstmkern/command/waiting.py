@@ -26,6 +26,8 @@ def sleep_while_waiting(threads: int | None) -> None:
         return
     if os.name != "posix" or not sys.executable:  # elsewhere a program that replaces itself leaves the terminal
         return
+    if sys.argv[0] in ("", "-"):  # a program on standard input, which cannot be read once more
+        return
     os.environ["OMP_WAIT_POLICY"] = "passive"
     sys.stdout.flush()
     sys.stderr.flush()
