@@ -62,7 +62,7 @@ def text(out: Path) -> None:
         "docstrings",
         ["python -m lstmkern train --model awd-lstm", "python -m lstmkern classify --encoder <its encoder.pt>"],
         result=[line for line in model + classes if line.startswith(("perplexity", "accuracy"))],
-        language_model={"corpus": model[1], "epochs": table(out / "lm" / "metrics.csv")},
+        language_model={"corpus": f"{model[1]}; {model[2]}", "epochs": table(out / "lm" / "metrics.csv")},
         classifier={"corpus": classes[0], "epochs": table(out / "classify" / "metrics.csv")},
     )
 

@@ -237,7 +237,8 @@ def test_command_end_to_end(tmp_path, capsys, monkeypatch):
     assert main(["bench", "--quick", *TINY, "--dtype", "fp32", "bf16", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "| fp32: T,N,I,H,layers | threads | LSTM infer" in printed
-    assert "fp32 FMA" in printed
+    assert "fp32 FMA" in printed and "| peak rates measured on this machine | threads | rate" in printed
+    assert "\nratio to torch.nn (share of the roofline); above 1 is faster\n" in printed  # no goal for these sizes
     assert sorted(path.name for path in out.iterdir()) == ["goals.json", "goals.md"]
     found = json.loads((out / "goals.json").read_text())
     for field in ("command", "date", "commit", "machine", "capability", "threads", "versions", "roofline", "peaks"):

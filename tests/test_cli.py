@@ -67,11 +67,18 @@ def test_train_then_generate(here):
     code, out, err = run("train", *SMALL, "--model", "LMModel7")
     assert (code, err) == (0, "")
     lines = out.splitlines()
+    assert lines[0] == "lm7-lstm on lstmkern and torch.nn"
+    assert re.fullmatch(r"[\d,]+ words, vocabulary of \d+", lines[1])
+    assert re.fullmatch(r"\d+ training and \d+ validation batches of 8 sequences x 16 tokens", lines[2])
+    assert lines[-2:] == [
+        "results are in runs/lm7-lstm-1; to generate text from them:",
+        '  python -m lstmkern generate --checkpoint runs/lm7-lstm-1 --prompt "TEXT"',
+    ]
     head = "epoch  train_loss  valid_loss  accuracy   time | valid_loss  accuracy   time"
     rows = [line.split() for line in lines[lines.index(head) + 1 :][:3]]
     assert [row[0] for row in rows] == ["0", "1", "2"]
     assert max(map(len, lines)) <= 80
-    assert "beside torch.nn" in out
+    assert "lstmkern compared with torch.nn" in out and "median of 3 epochs" in out
     folder = here / "runs" / "lm7-lstm-1"
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint.pt", "metrics.csv", "metrics.png"]
     assert (folder / "metrics.png").read_bytes().startswith(b"\x89PNG")
@@ -226,7 +233,7 @@ def test_resume_of_a_copy_goes_to_a_new_directory(here, trained):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--prompt", "one million"], "does not know the word 'million'"),
+        (["--prompt", "one million"], r"does not know the word 'million', but \d+ words such as 'one', 'two', 'three'"),
         (["--prompt", ""], "the prompt is empty"),
         (["--prompt", "one", "--temperature", "-1"], "'-1' is not a number of at least 0"),
         (["--prompt", "one", "--length", "0"], "'0' is not a whole number"),
@@ -261,10 +268,14 @@ def test_errors_of_the_process(here):
 
 @pytest.mark.slow
 def test_demo(here):
-    """Both models beside torch.nn, one comparison, a continuation, and files for both. One epoch, so no figures."""
+    """Both models compared with torch.nn, one comparison, a continuation, and files for both. One epoch: no figures."""
     code, out, err = run("demo", "--epochs", "1")
     assert (code, err) == (0, "")
-    for text in ("lm6-lstm on lstmkern and torch.nn\n63,095 tokens, 30 words; 49 training", "lm7-lstm on", "speed"):
+    for text in (
+        "lm6-lstm on lstmkern and torch.nn\n63,095 words, vocabulary of 30\n49 training",
+        "lm7-lstm on",
+        "speed",
+    ):
         assert text in out
     assert out.count("epoch  train_loss  valid_loss  accuracy   time") == 2
     assert "continue 'nine thousand nine hundred ninety eight .'" in out
@@ -280,11 +291,33 @@ def test_info():
     assert _extension.cpu_capability() in out
 
 
+@pytest.mark.parametrize(
+    ("cuda", "hip", "built", "said"),
+    [
+        (None, None, None, "not built: torch is a CPU build\n"),
+        ("13.0", None, None, "not built\n"),
+        (None, "7.0", None, "not built\n"),
+        ("13.0", None, "13.0", "built with CUDA 13.0\n"),
+    ],
+)
+def test_info_says_why_there_are_no_cuda_kernels(monkeypatch, capsys, cuda, hip, built, said):
+    info = {**_extension.build_info(), "cuda": built}
+    monkeypatch.setattr(_extension, "build_info", lambda: info)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert main(["info"]) == 0
+    assert f"CUDA kernels                {said}" in capsys.readouterr().out
+
+
 def test_verify_passes():
     code, out, err = run("verify")
     assert (code, err) == (0, ""), out
     assert "all 10 checks passed" in out or torch.cuda.is_available()
     assert "FAILED" not in out
+    assert (
+        "gradcheck  fp32 error  torch.nn's fp32 error  result" in out
+        and "is at most twice torch.nn's plus 16 eps" in out
+    )
 
 
 def test_verify_notices_a_wrong_kernel(monkeypatch, capsys):

@@ -160,6 +160,15 @@ def test_nothing_else_starts_again(undecided, monkeypatch, capsys):
     assert "OMP_WAIT_POLICY" not in os.environ
 
 
+def test_every_option_has_a_help_text():
+    """One that starts with a word: a default alone does not say what the option is."""
+    (commands,) = [action for action in command.make_parser()._actions if action.dest == "command"]
+    assert list(commands.choices) == COMMANDS
+    for name, parser in commands.choices.items():
+        for action in parser._actions:
+            assert action.help and re.match(r"\w", action.help), (name, action.option_strings)
+
+
 def test_commands_that_train_have_threads():
     """main() reads both: what a command is told, and whether it trains."""
     parser = command.make_parser()

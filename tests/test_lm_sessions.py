@@ -324,7 +324,7 @@ def test_more_epochs_have_a_schedule_of_their_own(here, capsys):
         assert main([*args, "--out", name]) == 0
     capsys.readouterr()
     assert main(["train", "--resume", "straight/checkpoint.pt", "--epochs", "5"]) == 0
-    assert "2 epochs become 5" in capsys.readouterr().out
+    assert "\ntraining epochs 2 to 4 with a new one-cycle schedule, warm-up included\n" in capsys.readouterr().out
     with pytest.MonkeyPatch.context() as patch:
         pressing(patch, train, "losses", 7)
         assert main(["train", "--resume", "stopped", "--epochs", "5"]) == 130
@@ -336,6 +336,8 @@ def test_more_epochs_have_a_schedule_of_their_own(here, capsys):
     assert [r["valid_loss"] for r in one["history"]] == [r["valid_loss"] for r in other["history"]]
     assert all(torch.equal(one["model"][key], other["model"][key]) for key in one["model"])
     capsys.readouterr()
+    assert main(["train", "--resume", "straight", "--epochs", "6"]) == 0
+    assert "\ntraining epoch 5 with a new one-cycle schedule" in capsys.readouterr().out
     assert main(["train", "--resume", "stopped", "--epochs", "4"]) == 2
     one_sentence(capsys, "--epochs 4 contradicts checkpoint .*, which was made with 5")
 
@@ -363,7 +365,7 @@ def test_a_finished_session_has_nothing_left_to_do(here, capsys):
     capsys.readouterr()
     assert main(["train", "--resume", "out"]) == 0
     out = capsys.readouterr().out
-    assert "nothing was left to do: all 1 epochs were trained before, a larger --epochs trains on" in out
+    assert out.startswith("nothing was left to do: this training ended after 1 epoch, a larger --epochs trains on\n")
     after = torch.load("out/checkpoint.pt", weights_only=True)["runs"]["lstmkern"]["model"]
     assert all(torch.equal(after[key], before[key]) for key in before)
 
@@ -446,6 +448,7 @@ def test_the_ladder_shows_the_median_and_a_bar(here, monkeypatch, small_numbers)
     assert "LMModel1, seed 0" in seen[0] and "LMModel4, seed 2" in seen[-1] and len(seen) == 6
     text = console.file.getvalue()
     assert "median of seeds 0 to 2" in text
+    assert "book: fastbook chapter 12\n" in "\n".join(map(str.strip, text.splitlines())) + "\n"  # in one line
     head, *rows = [line.split(",") for line in (out / "ladder.csv").read_text().splitlines()]
     for row in rows:
         row = dict(zip(head, row, strict=True))
@@ -464,8 +467,9 @@ def test_the_ladder_says_why_lmmodel6_is_below_the_book():
             self.config, self.history = config_of(model, seed=seed), [Result(accuracy)]
 
     note = climb._below_the_book([Done(0.60)])
-    assert note.startswith("LMModel6 at seed 0 is 0.12 below the book because its accuracy depends on the seed")
-    assert "--seeds 3" in note
+    assert note.startswith("LMModel6 at seed 0 is 0.12 below the book: its accuracy depends on the seed.\n")
+    assert "with torch.nn 0.57 to 0.80" in note and "--seeds 3" in note
+    assert max(map(len, note.splitlines())) <= 100
     note = climb._below_the_book([Done(0.60, seed=2), Done(0.65), Done(0.9, seed=1)])
     assert note.startswith("LMModel6 at the median of 3 seeds is 0.07 below") and "--seeds" not in note
     assert climb._below_the_book([Done(0.71)]) == climb._below_the_book([Done(0.4, "lm1")]) == ""
@@ -529,6 +533,8 @@ def test_classify_has_a_bar_before_the_first_batch(here, encoder, monkeypatch):
     model = classify.TextClassifier(classify.encoder_of(classify_encoder(encoder)), 2)
     classify.train_classifier(model, train_texts, valid, 1, after_batch=lambda: done.append(1))
     assert len(done) == total
+    groups = len(model.groups())
+    assert f"unfrozen: how many of the {groups} groups of layers an epoch trains" in console.file.getvalue()
     with pytest.raises(InputError, match="holds no classifier.pt: give the file of a checkpoint"):
         classify.load_classifier(encoder / "out")
     assert classify.load_classifier(out).classes

@@ -162,7 +162,7 @@ def roofline_table(results: dict) -> str:
         for name, key in (("L2", "L2_gb_per_s"), ("memory", "memory_gb_per_s")):
             if key in found:
                 rows.append([f"reading from {name}", str(found["threads"]), f"{found[key]:.0f} GB/s"])
-    return report.markdown(["measured here", "threads", "rate"], rows)
+    return report.markdown(["peak rates measured on this machine", "threads", "rate"], rows)
 
 
 def main(
@@ -179,7 +179,8 @@ def main(
         out.mkdir(parents=True, exist_ok=True)
     about = report.context(list(threads))
     results = run_goals(console, cases_for(shapes or list(SHAPES), cells, dtypes), threads, seconds)
-    title = f"{report.machine_line(about)}\nratio to torch.nn / goal (share of the roofline); above 1 is faster\n"
+    wanted = " / goal" if any(case["goal"] for case in results["cases"]) else ""
+    title = f"{report.machine_line(about)}\nratio to torch.nn{wanted} (share of the roofline); above 1 is faster\n"
     text = f"{title}\n{goals_table(results)}\n{roofline_table(results)}"
     console.print(text, soft_wrap=True)
     if results["left_out"]:

@@ -25,10 +25,15 @@ def add_commands(commands: Any) -> None:
         "Check every kernel on every device present: gradcheck, and parity with torch.nn.",
     )
     bench = options.add_command(
-        commands, "bench", run_bench, "Measure the kernels beside torch.nn and the roofline of this machine."
+        commands,
+        "bench",
+        run_bench,
+        "Compare the kernels' speed with torch.nn's and with the roofline of this machine.",
     )
     bench.add_argument(
-        "--quick", action="store_true", help=f"{goals.QUICK_SECONDS} seconds instead of {goals.FULL_SECONDS}"
+        "--quick",
+        action="store_true",
+        help=f"measure for {goals.QUICK_SECONDS} seconds instead of {goals.FULL_SECONDS}",
     )
     bench.add_argument("--seconds", type=options.seconds, help="stop taking new measurements after this long")
     bench.add_argument(
@@ -39,14 +44,26 @@ def add_commands(commands: Any) -> None:
         metavar="N",
         help="CPU threads (default: 1, and every core)",
     )
-    bench.add_argument("--dtype", nargs="+", choices=tuple(DTYPES), default=["fp32", "bf16"])
-    bench.add_argument("--cell", nargs="+", choices=("LSTM", "GRU", "RNN"), default=["LSTM", "GRU"])
+    bench.add_argument(
+        "--dtype",
+        nargs="+",
+        choices=tuple(DTYPES),
+        default=["fp32", "bf16"],
+        help="types of input and weights (default: fp32 bf16)",
+    )
+    bench.add_argument(
+        "--cell",
+        nargs="+",
+        choices=("LSTM", "GRU", "RNN"),
+        default=["LSTM", "GRU"],
+        help="kinds of layers (default: LSTM GRU)",
+    )
     bench.add_argument(
         "--shape",
         type=options.value(goals.parse_shape, lambda sizes: True, "a shape T,N,I,H[,layers]"),
         nargs="+",
         metavar="T,N,I,H,LAYERS",
-        help="sizes (default: those of the goals)",
+        help="sizes of the layers (default: those of the goals; in fp32 and bf16 no other sizes have goals)",
     )
     bench.add_argument("--out", metavar="DIR", help="write goals.json and goals.md there")
     options.add_command(
@@ -74,12 +91,13 @@ def run_bench(args: argparse.Namespace) -> int:
 def run_info(args: argparse.Namespace) -> int:
     built = _extension.build_info()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    reason = "" if torch.version.cuda or torch.version.hip else ": torch is a CPU build"
     rows = {
         "lstmkern": built["version"],
         "compiler": built["compiler"],
         "OpenMP": "yes" if built["openmp"] else "no",
         "CPU instruction set in use": f"{_extension.cpu_capability()}, for bf16 {_extension.cpu_capability(bf16=True)}",
-        "CUDA kernels": f"built with CUDA {built['cuda']}" if built["cuda"] else "not built",
+        "CUDA kernels": f"built with CUDA {built['cuda']}" if built["cuda"] else f"not built{reason}",
         "CUDA architectures": ", ".join(built["cuda_archs"]) or "none",
         "GPU": ", ".join(gpus) or "none seen",
         "torch": torch.__version__,

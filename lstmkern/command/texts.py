@@ -22,7 +22,7 @@ def add_commands(commands: Any) -> None:
     gen.add_argument(
         "--checkpoint", required=True, metavar="PATH", help="checkpoint.pt of `train`, or the directory that it is in"
     )
-    gen.add_argument("--prompt", required=True, help=f'such as "{DEMO_PROMPT}"')
+    gen.add_argument("--prompt", required=True, help=f'the text to continue, such as "{DEMO_PROMPT}"')
     gen.add_argument(
         "--length",
         type=options.value(int, lambda n: 1 <= n <= LONGEST, f"a whole number from 1 to {LONGEST:,}"),
@@ -36,7 +36,7 @@ def add_commands(commands: Any) -> None:
         "of texts, which would repeat the most frequent, such as blanks)",
     )
     gen.add_argument(
-        "--seed", type=options.seed, default=0, help="of the words drawn at temperatures above 0 (default: 0)"
+        "--seed", type=options.seed, default=0, help="seed of the words drawn at temperatures above 0 (default: 0)"
     )
 
     sort = options.add_command(
@@ -54,10 +54,15 @@ def add_commands(commands: Any) -> None:
         help="folder with one folder of texts per class (default: docstrings, which package do they come from)",
     )
     sort.add_argument("--classes", type=options.count, default=20, help="use only the largest classes (default: 20)")
-    sort.add_argument("--epochs", type=options.count, default=6, help="after all layers are unfrozen (default: 6)")
-    sort.add_argument("--seed", type=options.seed, default=0)
+    sort.add_argument(
+        "--epochs",
+        type=options.count,
+        default=6,
+        help="epochs to train all layers; before them, one epoch per stage of unfreezing (default: 6)",
+    )
+    sort.add_argument("--seed", type=options.seed, default=0, help="seed of new weights and of dropout (default: 0)")
     sort.add_argument("--checkpoint", help="a trained classifier: classifier.pt, or the directory that it is in")
-    sort.add_argument("--prompt", help="the text that it is to classify")
+    sort.add_argument("--prompt", help="the text to classify")
     options.add_session(sort, "classify")
 
 

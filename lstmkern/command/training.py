@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import functools
+import shlex
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from ..lm import distributed
 from ..lm.checkpoint import CHECKPOINT, Checkpoint, load_checkpoint
+from ..lm.dataset import HUMAN_NUMBERS
 from ..lm.errors import InputError
 from ..lm.generate import generate
 from ..lm.models import CELLS, RECIPES
@@ -19,6 +21,7 @@ from . import options
 from .libraries import make_console
 
 DEMO_PROMPT = "nine thousand nine hundred ninety eight ."
+_SEED = f"seed of the weights and of dropout (default: {Config.seed})"
 
 
 def _model(text: str) -> str:
@@ -30,17 +33,21 @@ def add_commands(commands: Any) -> None:
         commands,
         "demo",
         run_demo,
-        "Train LMModel6 and LMModel7 to count, beside torch.nn, and let LMModel7 go on counting.",
+        "Train LMModel6 and LMModel7 to count, compared with torch.nn, and let LMModel7 go on counting.",
     )
-    demo.add_argument("--cell", choices=CELLS, default=Config.cell)
-    demo.add_argument("--epochs", type=options.count, default=Config.epochs)
-    demo.add_argument("--seed", type=options.seed, default=Config.seed)
+    demo.add_argument(
+        "--cell", choices=CELLS, default=Config.cell, help=f"recurrent layer of both models (default: {Config.cell})"
+    )
+    demo.add_argument(
+        "--epochs", type=options.count, default=Config.epochs, help=f"epochs to train (default: {Config.epochs})"
+    )
+    demo.add_argument("--seed", type=options.seed, default=Config.seed, help=_SEED)
     options.add_session(demo, "demo")
 
     ladder = options.add_command(
-        commands, "ladder", run_ladder, "Train LMModel1 to LMModel7 as the book does: one table, one plot."
+        commands, "ladder", run_ladder, "Train LMModel1 to LMModel7 as fastbook chapter 12 does: one table, one plot."
     )
-    ladder.add_argument("--seed", type=options.seed, default=Config.seed)
+    ladder.add_argument("--seed", type=options.seed, default=Config.seed, help=_SEED)
     ladder.add_argument(
         "--seeds",
         type=options.count,
@@ -69,19 +76,20 @@ def add_commands(commands: Any) -> None:
     option(
         "--epochs",
         type=options.count,
-        help=f"(default: {Config.epochs}; more for a small text: to write words takes a model of characters "
-        f"{RECIPES['char-gru'].least_steps} steps of the optimizer, one of subwords {RECIPES['awd-lstm'].least_steps})",
+        help=f"epochs to train (default: {Config.epochs}; more for a small text: a model of characters needs "
+        f"{RECIPES['char-gru'].least_steps} optimizer steps to write words, one of subwords "
+        f"{RECIPES['awd-lstm'].least_steps})",
     )
     option("--lr", type=options.rate, help=f"peak learning rate of the one-cycle schedule (default: {Config.lr})")
     option(
         "--batch-size",
         type=options.count,
-        help=f"rows of a batch, of all processes together (default: {Config.batch_size})",
+        help=f"sequences per batch, of all processes together (default: {Config.batch_size})",
     )
     option(
         "--seq-len",
         type=options.seq_len,
-        help=f"tokens of a row between two steps of the optimizer (default: {Config.seq_len})",
+        help=f"tokens per sequence in an optimizer step (default: {Config.seq_len})",
     )
     option("--hidden", type=options.count, help=f"width of the layers (default: {Config.hidden})")
     option("--embedding", type=options.count, help="width of the embedding (models of characters and subwords)")
@@ -90,7 +98,7 @@ def add_commands(commands: Any) -> None:
         "--dropout", type=options.factor, help="factor, 0 to 3, of all dropout probabilities of awd-lstm (default: 1)"
     )
     option("--clip", type=options.nonnegative, help="norm to which gradients are scaled down, 0 never (default: 0)")
-    option("--seed", type=options.seed, help=f"of weights and dropout (default: {Config.seed})")
+    option("--seed", type=options.seed, help=_SEED)
     option("--device", help=f"cpu, cuda or cuda:N (default: {Config.device})")
     option("--dtype", choices=tuple(DTYPES), help=f"bf16 is autocast, with weights in fp32 (default: {Config.dtype})")
     option("--compile", action="store_true", help="torch.compile the training step's forward")
@@ -109,9 +117,9 @@ def add_commands(commands: Any) -> None:
     option(
         "--limit",
         type=options.length,
-        help=f"characters to read of it, 0 all (models of characters; default: {Config.limit})",
+        help=f"characters to read of --text, 0 for all (models of characters; default: {Config.limit})",
     )
-    option("--subwords", type=options.count, help=f"size of that vocabulary (default: {Config.subwords})")
+    option("--subwords", type=options.count, help=f"size of the subword vocabulary (default: {Config.subwords})")
     train.add_argument("--encoder", metavar="FILE", help="awd-lstm: start from this encoder, with its vocabulary")
     train.add_argument(
         "--compare",
@@ -122,7 +130,7 @@ def add_commands(commands: Any) -> None:
         "--resume",
         metavar="CHECKPOINT",
         help="checkpoint.pt, or the directory that it is in: continue that session there; with a larger --epochs, the "
-        "epochs that are left have a one-cycle schedule of their own, from its warm-up on",
+        "epochs that are left get a new one-cycle schedule, warm-up included",
     )
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard's event files")
     options.add_session(train, "<model>")
@@ -160,15 +168,17 @@ def run_train(args: argparse.Namespace) -> int:
         where, force = args.out, args.force
     choose = resume is None and "epochs" not in given
     with output_directory(where, config.name, force) as place:
-        runs, out, _ = train_session(
+        runs, out, data = train_session(
             console, config, kernels, place, resume, pretrained, args.tensorboard, choose_epochs=choose
         )
     if len(runs) > 1:
         console.print(comparison_table([(runs[0], runs[1])]))
-    done = ""
-    if resume and all(len(state["history"]) >= config.epochs for state in resume.runs.values()):
-        done = f"nothing was left to do: all {config.epochs} epochs were trained before, a larger --epochs trains on; "
-    console.print(f"{done}results are in {out}", soft_wrap=True)
+    prompt = "one thousand ." if data.source == HUMAN_NUMBERS else "TEXT"
+    console.print(
+        f"results are in {out}; to generate text from them:\n"
+        f'  {options.program()} generate --checkpoint {shlex.quote(str(out))} --prompt "{prompt}"',
+        soft_wrap=True,
+    )
     return 0
 
 

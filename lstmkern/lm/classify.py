@@ -227,6 +227,7 @@ def classify_session(
     out = place()
     console.print(
         f"{len(classes)} classes; {len(train.ids):,} texts to train on, {len(valid.ids):,} held out\n"
+        f"unfrozen: how many of the {len(model.groups())} groups of layers an epoch trains, from the output back\n"
         "epoch  unfrozen  train_loss  valid_loss  accuracy",
         soft_wrap=True,
     )

@@ -24,6 +24,8 @@ from .stream import TokenStream, split_documents, unigram_perplexity, validation
 from .train import Config
 from .vocabulary import Characters, Subwords, Vocabulary, vocabulary_from
 
+HUMAN_NUMBERS = "HUMAN_NUMBERS"  # what models of words read unless told otherwise
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -53,7 +55,7 @@ def load_dataset(
 def _words(config: Config, *_) -> Dataset:
     # The book drops the last, incomplete batch as soon as a model carries its state.
     keep_last = not config.recipe.stateful
-    return _batched(config, config.data or "HUMAN_NUMBERS", load_corpus(config.data), keep_last)
+    return _batched(config, config.data or HUMAN_NUMBERS, load_corpus(config.data), keep_last)
 
 
 def _characters(config: Config, *_) -> Dataset:

@@ -70,6 +70,11 @@ def tokens_per_second(run: Run) -> float:
     return median(result.tokens_per_s for result in run.history)
 
 
+def counted(epochs: int) -> str:
+    """ "1 epoch", "2 epochs"."""
+    return f"{epochs} epoch{'s' if epochs != 1 else ''}"
+
+
 def speed_ratio(run: Run, peer: Run) -> float:
     """Median over the epochs of how many times as fast as ``peer`` ``run`` trained; epochs of both were interleaved."""
     pairs = zip(run.history, peer.history, strict=True)
@@ -80,8 +85,8 @@ def comparison_table(pairs: Sequence[tuple[Run, Run]]) -> Table:
     """Final accuracy and speed of each (run, peer), with the ratio of their speeds."""
     first, second = pairs[0]
     table = Table(
-        title=f"{first.kernels} beside {second.kernels}",
-        caption=f"{first.device}, threads: {torch.get_num_threads()}; training speed, median of {first.epoch} epochs",
+        title=f"{first.kernels} compared with {second.kernels}",
+        caption=f"{first.device}, threads: {torch.get_num_threads()}; training speed, median of {counted(first.epoch)}",
         box=box.SIMPLE_HEAD,
     )
     table.add_column("model")

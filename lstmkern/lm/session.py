@@ -19,7 +19,7 @@ from .errors import InputError, Interrupted
 from .output import output_directory as output_directory  # for the commands
 from .pretrained import ENCODER_FILE, MODEL, Pretrained, put_weights, save_encoder
 from .progress import Bar, working
-from .report import EpochTable, TensorBoard, perplexity, write_metrics, write_plot
+from .report import EpochTable, TensorBoard, counted, perplexity, write_metrics, write_plot
 from .train import Config, Run, check_device, fit
 
 
@@ -115,10 +115,15 @@ def _train(
 
     epoch = runs[0].epoch % config.epochs
     per_epoch, vocab = len(data.train.epoch(epoch)) + len(data.valid), data.vocab
+    if resume and all(run.epoch >= config.epochs for run in runs):
+        console.print(
+            f"nothing was left to do: this training ended after {counted(config.epochs)}, a larger --epochs trains on",
+            soft_wrap=True,
+        )
     console.print(
         f"{config.name} on {' and '.join(kernels)}\n"
-        f"{data.tokens:,} tokens, {len(vocab)} {vocab.unit}; {per_epoch - len(data.valid)} training and "
-        f"{len(data.valid)} validation batches of {config.batch_size} x {config.seq_len}",
+        f"{data.tokens:,} {vocab.unit}, vocabulary of {len(vocab):,}\n{per_epoch - len(data.valid)} training and "
+        f"{len(data.valid)} validation batches of {config.batch_size} sequences x {config.seq_len} tokens",
         soft_wrap=True,
     )
     if config.recipe.reads != "words":
@@ -126,11 +131,9 @@ def _train(
     if choose_epochs and chosen:
         console.print(chosen, soft_wrap=True)
     if resume and config.epochs > resume.config.epochs:
-        console.print(
-            f"{resume.config.epochs} epochs become {config.epochs}: what is left of them has a one-cycle schedule of "
-            "its own, which starts anew with the warm-up",
-            soft_wrap=True,
-        )
+        first, last = min(run.epoch for run in runs), config.epochs - 1
+        which = f"epochs {first} to {last}" if first < last else f"epoch {last}"
+        console.print(f"training {which} with a new one-cycle schedule, warm-up included", soft_wrap=True)
     table = EpochTable(console, runs)
     table.header()
     bar = Bar(

@@ -29,7 +29,11 @@ class Vocabulary(list):
         try:
             return [number[token] for token in self.split(text)]
         except KeyError as unknown:
-            raise InputError(f"the model does not know the {self.unit[:-1]} {unknown.args[0]!r} of the text") from None
+            known = [token for token in self if token.isalnum()][:6] or self[:6]
+            raise InputError(
+                f"the model does not know the {self.unit[:-1]} {unknown.args[0]!r}, but {len(self)} {self.unit} such "
+                f"as {', '.join(map(repr, known))}"
+            ) from None
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.separator.join(self[i] for i in ids)
