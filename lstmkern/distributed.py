@@ -36,7 +36,7 @@ def _on_whole_tensors(_, op, types, args, kwargs):
 
     def whole(t):
         if isinstance(t, DTensor):
-            return t.full_tensor()
+            return t.detach().full_tensor()  # with a gradient torch 2.11 would need detach_, which it lacks here
         if isinstance(t, Tensor) and t.is_floating_point():
             raise RuntimeError(
                 f"{op}: got mixed torch.Tensor and DTensor, need to convert all torch.Tensor to DTensor before calling "
