@@ -5,6 +5,8 @@ Here are the registrations that are Python: fakes (torch.compile, torch.export, 
 op called directly never drops a gradient) and the batching rules of torch.func.vmap and of autograd's own, older vmap.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
@@ -104,12 +106,19 @@ def _has_tangent(tensors) -> bool:
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
+@functools.cache
+def _single_level(function):
+    """The function for one level of grad, without what torch.autograd.Function does to look for levels."""
+    methods = {"forward": staticmethod(function.forward), "backward": staticmethod(function.backward)}
+    return type(function.__name__, (torch.autograd.function._SingleLevelFunction,), methods)
+
+
 def _apply(function, *args):
     if not torch._C._are_functorch_transforms_active():
         return function.apply(*args)
     # Here the dispatcher has peeled the transforms off down to one level of grad: what Function.apply would arrange.
     with enable_single_level_autograd_function():
-        return super(torch.autograd.Function, function).apply(*args)
+        return _single_level(function).apply(*args)
 
 
 def _forward_autograd(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells):
