@@ -1,7 +1,7 @@
 """How cost grows with T, N, H and threads: time and memory of a call, ours beside torch.nn's.
 
     python -m benchmarks.growth [--seconds 75] [--out benchmarks/results]
-    python -m benchmarks.growth --redraw [--out benchmarks/results]    # the plots anew from growth.json
+    python -m benchmarks.growth --redraw [--out benchmarks/results]    # redraw the plots from growth.json
 
 Writes growth.json and the plots growth-time.png and growth-memory.png. Time: interleaved pairs. Memory: every point is
 a process of its own (memory.py).

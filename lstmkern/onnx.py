@@ -3,8 +3,8 @@
 Formulas and layouts: https://onnx.ai/onnx/operators/onnx__LSTM.html (GRU, RNN). ONNX differs from torch in the order of
 the gates (LSTM i o f c, GRU z r h), keeps both biases in one tensor, and gives the output as [T, D, N, H].
 
-The nodes have the form of opset 14, and torch converts a model to the opset that the caller asks for. What surrounds
-the nodes must survive that in both directions, before any optimization. Not all does: chunk (Split), new_zeros
+The nodes have the form of opset 14, and torch converts a model to the opset that the caller asks for. The other
+operators written here must convert up and down too, before any optimization. Not all does: chunk (Split), new_zeros
 (CastLike), cat of one tensor and reshape of a transposed one (Identity) make older opsets invalid or impossible.
 """
 

@@ -1,7 +1,7 @@
 """torch.nn.utils._per_sample_grad.call_for_per_sample_grads: each sequence's own gradient, in grad_sample.
 
 torch puts an ExpandedWeight in each parameter's place, a tensor that says itself what a function makes of it. Here is
-what lstmkern::layer_forward does: forward as ever; backward computes each sequence anew and takes it back alone.
+what lstmkern::layer_forward does: forward is unchanged; backward recomputes each sequence and differentiates it alone.
 """
 
 import torch

@@ -20,12 +20,7 @@ ROOT = Path(lstmkern.__file__).parent.parent  # subprocesses run the package tha
 SMALL = ["--batch-size", "8", "--hidden", "12", "--epochs", "3", "--data", "data"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -21,12 +21,7 @@ TINY = ["train", "--model", "char-gru", "--text", "text.txt", "--batch-size", "8
 SMALL = Config(model="lm6", epochs=2, batch_size=8, hidden=12, seed=3)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -159,17 +159,17 @@ class ForwardKernel {
       int64_t first = 0;  // step
       if (L.resets.data)
         while (first < L.T && steps.active(first) <= j) ++first;
-      const bool anew = is_reset(first, j);
+      const bool reset = is_reset(first, j);
       const S* h0 = static_cast<const S*>(L.h0) + (d * L.N + L.order[j]) * L.P;
       for (int64_t u = 0; u < h_ld - x_columns; u += W) {
-        Vec<C> v = anew || u >= L.P ? Vec<C>{} : load(h0 + u, L.P - u);
+        Vec<C> v = reset || u >= L.P ? Vec<C>{} : load(h0 + u, L.P - u);
         store(h[0] + j * h_ld + x_columns + u, v, h_ld - x_columns - u);
         store(h[1] + j * h_ld + x_columns + u, v, h_ld - x_columns - u);
       }
       for (int64_t u = 0; project && u < full_ld; u += W) store(full + j * full_ld + u, Vec<C>{});
       if constexpr (CELL == Cell::lstm) {
         const S* c0 = static_cast<const S*>(L.c0) + (d * L.N + L.order[j]) * L.H;
-        for (int64_t u = 0; u < L.H; u += W) store(c + j * Hp + u, anew ? Vec<C>{} : load(c0 + u, L.H - u));
+        for (int64_t u = 0; u < L.H; u += W) store(c + j * Hp + u, reset ? Vec<C>{} : load(c0 + u, L.H - u));
       }
     }
   }
@@ -224,16 +224,16 @@ class ForwardKernel {
     return L.resets.data && j < steps.active(s) && *at<const bool>(L.resets, L, steps.t(s), j);
   }
 
-  // Where h of one sequence's step goes: to the user, to the next step (zeroed if that begins anew), and to h_n if
+  // Where h of one sequence's step goes: to the user, to the next step (zeroed if that is reset), and to h_n if
   // the step is the sequence's last.
   struct Place {
     S *out, *h_n;
     X* next;
-    bool anew;
+    bool reset;
     INLINE void put(Vec<C> value, int64_t column, int64_t n) const {
       store(out + column, value, n);
       Vec<C> read = std::is_same<X, S>::value ? value : rounded<S, C>(value);
-      store(next + column, anew ? Vec<C>{} : read, n);
+      store(next + column, reset ? Vec<C>{} : read, n);
       if (__builtin_expect(h_n != nullptr, 0)) store(h_n + column, value, n);
     }
   };
@@ -348,7 +348,7 @@ class ForwardKernel {
           if (keep) store(at<S>(L.cells, L, t, j) + d * L.H + unit, c_now, n);
           if (__builtin_expect(to.h_n != nullptr, 0))
             store(static_cast<S*>(L.c_n) + (d * L.N + L.order[j]) * L.H + unit, c_now, n);
-          if (__builtin_expect(to.anew, 0)) store(c + j * hp + unit, Vec<C>{});
+          if (__builtin_expect(to.reset, 0)) store(c + j * hp + unit, Vec<C>{});
         } else if constexpr (CELL == Cell::gru) {
           Vec<C> n_now = load(pre + W);
           h_now = cells::gru_output(load(pre), n_now, load(h_prev + j * h_ld + unit));

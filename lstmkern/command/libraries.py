@@ -1,4 +1,4 @@
-"""The libraries that only some commands need. A command asks for them first, not when its work is done."""
+"""Optional libraries. A command checks for those it needs before it starts work."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def add_command(commands: Any, name: str, function: Callable[[argparse.Namespace
 def add_session(parser: Parser, name: str) -> None:
     """Make ``parser`` that of a command that trains, with options for threads and where the results go."""
     parser.set_defaults(trains=True)
-    parser.add_argument("--threads", type=count, help="CPU threads; 1 is best beside other work (default: torch's)")
+    parser.add_argument("--threads", type=count, help="CPU threads; 1 is best on a busy machine (default: torch's)")
     parser.add_argument("--out", help=f"directory for the results (default: runs/{name}-<next free number>)")
     parser.add_argument("--force", action="store_true", help="write into --out even if it already holds files")
 

@@ -200,7 +200,7 @@ def restore_run(run: Run, checkpoint: Checkpoint) -> None:
     if not run.finite():
         raise InputError(
             f"checkpoint {checkpoint.path} is of a training that diverged, with weights or losses of nan or inf: train "
-            "anew with a lower --lr"
+            "again with a lower --lr"
         )
 
 

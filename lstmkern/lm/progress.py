@@ -10,7 +10,7 @@ from rich.status import Status
 
 
 def working(console: Console, what: str) -> Status:
-    """A spinner with ``what`` beside it. A thread turns it: not for work that runs the kernels."""
+    """A spinner labelled ``what``. It runs in its own thread: do not use it while kernels run."""
     return console.status(f"{what} ...")
 
 
@@ -37,7 +37,7 @@ class Bar:
         self._bar.stop()
 
     def name(self, name: str) -> None:
-        """Show ``name`` beside the bar from now on."""
+        """Set the bar's label to ``name``."""
         self._bar.update(self._task, description=name, refresh=True)
 
     def advance(self) -> None:

@@ -165,7 +165,7 @@ def _train(
             if distributed.total(torch.tensor(sum(not run.finite() for run in runs))).item():
                 raise Interrupted(
                     f"interrupted in epoch {runs[0].epoch}, which is not kept: its loss is nan or inf, so that the "
-                    "training has diverged; train anew with a lower --lr"
+                    "training has diverged; train again with a lower --lr"
                 ) from None
             save()
             raise Interrupted(

@@ -353,5 +353,5 @@ def _check_losses(run: Run) -> None:
     clip = "" if config.clip else ", or with --clip 0.5"
     raise Diverged(
         f"the training of {config.name} on {run.kernels} diverged: its {part} loss is {loss} in epoch {result.epoch}; "
-        f"train anew with a lower learning rate, such as --lr {usual if config.lr > usual else config.lr / 10:g}{clip}"
+        f"train again with a lower learning rate, such as --lr {usual if config.lr > usual else config.lr / 10:g}{clip}"
     )
