@@ -18,7 +18,7 @@ endif
 COMPILED := build/.compiled-$(subst /,_,$(PY))
 
 .PHONY: demo test ladder text test-fastai test-asan lint build bench bench-quick bench-guard bench-peers test-cuda-build \
-  mutations gpu-first gpu-check gpu-bench gpu-build-for clean
+  wheel wheels mutations gpu-first gpu-check gpu-bench gpu-build-for clean
 
 demo: $(COMPILED)
 	$(PY) -m lstmkern demo
@@ -32,6 +32,19 @@ $(DISASSEMBLER): | $(READY)
 	-$(PY) -m pip install --quiet --no-deps --target build/disassembler/wheel nvidia-cuda-nvdisasm==13.5.37 && \
 	  mv "$$(find build/disassembler/wheel -name nvdisasm -type f)" $@ && chmod +x $@
 	@rm -rf build/disassembler/wheel
+
+# A wheel for this Python and torch, in dist/, tested in a new environment (tests/wheel.py).
+# RECORD=benchmarks/results/wheels.json adds the result to that file.
+RECORD ?=
+wheel: $(COMPILED)
+	$(PY) tests/wheel.py --torch "$(TORCH)" $(if $(RECORD),--record "$(RECORD)")
+
+# The same for other Pythons, which must be on PATH as python3.12 and so on: make wheels PYTHONS="3.10 3.12".
+PYTHONS ?= 3.10 3.11 3.12 3.13
+wheels:
+	@for version in $(PYTHONS); do python$$version -c "" || \
+	  { echo "make wheels: python$$version does not run: put it on PATH or leave it out of PYTHONS" >&2; exit 1; }; done
+	@for version in $(PYTHONS); do $(MAKE) wheel PYTHON=python$$version VENV=.venv-$$version || exit 1; done
 
 # pytest on every core, where pytest-xdist is there. Each process keeps all its threads, so that the same is tested as in
 # one process; but those that wait sleep instead of spinning on a core that another process needs.
