@@ -18,7 +18,7 @@ endif
 COMPILED := build/.compiled-$(subst /,_,$(PY))
 
 .PHONY: demo test ladder text test-fastai test-asan lint build bench bench-quick bench-guard bench-peers test-cuda-build \
-  wheel wheels mutations gpu-first gpu-check gpu-bench gpu-build-for clean
+  wheel wheels mutations gpu-first gpu-check gpu-bench gpu-build-for check-all clean
 
 demo: $(COMPILED)
 	$(PY) -m lstmkern demo
@@ -157,6 +157,12 @@ gpu-first gpu-check gpu-bench:
 # TORCH=torch==2.11.0. It goes to carry/, where gpu-first, gpu-check and gpu-bench find it.
 gpu-build-for:
 	@$(PYTHON) -m benchmarks.gpu.build_for --python "$(PY)" --torch "$(TORCH)"
+
+# All of .ci/run, and what is slow, rarely breaks or needs more on the machine. For a release.
+check-all:
+	.ci/run
+	$(MAKE) wheels
+	$(MAKE) bench-guard
 
 clean:
 	rm -rf build lstmkern/_C*.so
