@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -112,3 +113,13 @@ def test_the_claim_is_what_the_files_say():
     assert row.split("|")[-2].strip() == f"{case['ratio']:.1f}"
     assert table.count("\n|") == 5  # a header, its rule, four rows
     assert "2 threads" in table
+
+
+def test_pictures_are_current_and_have_their_alt_text():
+    """After a change of docs/pictures/draw.py: python docs/pictures/draw.py"""
+    folder = ROOT / "docs" / "pictures"
+    page = (ROOT / "docs" / "how-it-is-fast.md").read_text(encoding="utf-8")
+    for draw in runpy.run_path(str(folder / "draw.py"))["PICTURES"]:
+        picture, name = draw(), f"{draw.__name__}.svg"
+        assert picture.svg() == (folder / name).read_text(encoding="utf-8")
+        assert f"![{picture.title}](pictures/{name})" in page
