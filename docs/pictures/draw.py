@@ -1,7 +1,7 @@
 """Draw the pictures of docs/how-it-is-fast.md: python docs/pictures/draw.py
 
-Each picture is an SVG 480 units wide with text of 15 units or more, which is readable on a phone. It has a light card as its
-background, so it is readable on a dark page.
+Each picture is an SVG 480 units wide with text of 15 units or more, which is readable on a phone. Its background is
+a light card, so it is readable on a dark page.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class Picture:
         )
 
     def svg(self) -> str:
-        head = f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {self.height:g}' role='img' {FONT} fill='{INK}'>"
+        size = f"viewBox='0 0 {WIDTH} {self.height:g}'"
+        head = f"<svg xmlns='http://www.w3.org/2000/svg' {size} role='img' {FONT} fill='{INK}'>"
         marker = (
             "<defs><marker id='head' viewBox='0 0 10 10' refX='9' refY='5' markerWidth='7' markerHeight='7' "
             f"orient='auto'><path d='M0 0 L10 5 L0 10 z' fill='{INK}'/></marker></defs>"
