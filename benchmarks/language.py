@@ -1,9 +1,9 @@
-"""The full runs of the language models, kept with the machine they are from.
+"""Full trainings of the language models, saved together with their machine.
 
     python -m benchmarks.language ladder     # LMModel1 to 7: benchmarks/results/ladder.json, ladder.png; two minutes
-    python -m benchmarks.language text       # docstrings, and which package they come from: docstrings.json
+    python -m benchmarks.language text       # an AWD-LSTM on docstrings, and a classifier: docstrings.json
 
-Runs the command line itself and keeps what it printed and the tables that it wrote.
+Runs the command line and saves its output and the tables that it wrote.
 """
 
 import argparse
