@@ -38,7 +38,7 @@ GROUPS = {
     "microkernel of dW": r"\bkernel<",
     "packing": r"\bpack(_\w+)?[<(]|Kernel<.*>::prepare\(",
     "adding to dW": r"::(add_product|weight_gradients|add_rows)\b",
-    "cell": r"\b(Forward|Backward)Kernel<",
+    "cell": r"\b(Forward|Backward)Kernel<|\bfinish_(forward|backward)<",
     "system": r"^\[system\]",
     "other": "",
 }
