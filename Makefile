@@ -78,8 +78,8 @@ $(VENV)/.ready: requirements-dev.txt
 bench-quick: $(COMPILED)
 	$(PY) -m lstmkern bench --quick
 
-# Everything, half an hour: JSON and plots in benchmarks/results, and the tables in README and docs/performance.md.
-# The peers of requirements-bench.txt (make bench-peers) and perf are used if they are installed.
+# Everything, half an hour; leaves JSON and plots in benchmarks/results and the tables in README.
+# The peers of requirements-bench.txt take part where they are installed (make bench-peers), and perf where that is.
 BENCH_OUT := benchmarks/results
 bench: $(COMPILED)
 	$(PY) -m lstmkern bench --out $(BENCH_OUT)
@@ -94,7 +94,7 @@ bench: $(COMPILED)
 bench-peers: $(READY)
 	$(PY) -m pip install --quiet -r requirements-bench.txt
 
-# Instruction counts of small layers, compared with the committed baseline (without valgrind: ratios to torch.nn).
+# Instructions of small layers beside the committed baseline (needs valgrind; ratios to torch.nn without).
 bench-guard: $(COMPILED)
 	$(PY) -m benchmarks.guard
 
