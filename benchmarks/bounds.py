@@ -364,10 +364,10 @@ def main(argv: list[str] | None = None) -> int:
     from rich.console import Console
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=360)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--seconds", type=float, default=360, help="time limit (default: 360)")
     parser.add_argument("--shape", type=parse_shape, nargs="+", help="only these (default: all with a goal and T > 1)")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="write bounds.json into this directory")
     args = parser.parse_args(argv)
     # With T = N = 1 the overhead of a call is measured, not a GEMM.
     shapes = args.shape or [sizes for sizes in SHAPES if sizes[0] > 1]

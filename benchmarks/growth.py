@@ -71,9 +71,9 @@ def measure_time(work: Sequence[tuple[str, int, Case, int]], seconds: float) -> 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=75, help="limit of the timings; memory takes about 30 more")
-    parser.add_argument("--threads", type=int, default=roofline.cores())
+    parser.add_argument("--threads", type=int, default=roofline.cores(), help="CPU threads (default: every core)")
     parser.add_argument("--most", type=int, help="leave out sizes above this one, for a quick look")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="directory of the results")
     parser.add_argument("--redraw", action="store_true", help="draw the plots from growth.json, without measuring")
     args = parser.parse_args(argv)
     if args.redraw:

@@ -113,7 +113,7 @@ def document(about: dict) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4, help="how long each layer is sampled")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="write hotspots.json into this directory")
     parser.add_argument("--loop", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.loop is not None:

@@ -69,7 +69,9 @@ def text(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("ladder", "text"))
+    parser.add_argument(
+        "what", choices=("ladder", "text"), help="the word models on HUMAN_NUMBERS, or the subword models on docstrings"
+    )
     what = {"ladder": ladder, "text": text}[parser.parse_args().what]
     os.environ["COLUMNS"] = "120"
     with tempfile.TemporaryDirectory() as folder:

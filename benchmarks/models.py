@@ -55,10 +55,10 @@ def markdown(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="write the results to this JSON file")
+    parser.add_argument("--pairs", type=int, default=7, help="pairs of runs per model (default: 7)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--models", nargs="*", help="only these")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

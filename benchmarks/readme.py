@@ -230,8 +230,10 @@ def pages(results: Results, root: Path) -> dict[Path, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--root", type=Path, default=ROOT, help="of README.md and docs/")
+    parser.add_argument(
+        "--results", type=Path, default=ROOT / "benchmarks" / "results", help="directory of the result files"
+    )
+    parser.add_argument("--root", type=Path, default=ROOT, help="directory that holds README.md and docs/")
     args = parser.parse_args(argv)
     if not any(args.results.glob("*.json")):
         print(f"no results in {args.results}: the pages stay as they are", file=sys.stderr)
