@@ -121,12 +121,13 @@ def check_installed(python: Path) -> None:
 def record(path: Path, wheel: Path, seconds: float) -> None:
     """Add this wheel to a file of results."""
     results = json.loads(path.read_text()) if path.exists() else {}
+    cuda = os.environ.get("LSTMKERN_CUDA")
     git = ["git", "rev-parse", "--short=12", "HEAD"]
     results[f"Python {platform.python_version()}"] = {
+        "command": " ".join([*([f"LSTMKERN_CUDA={cuda}"] if cuda else []), "python", *sys.argv]),
         "wheel": wheel.name,
         "bytes": wheel.stat().st_size,
         "torch": torch.__version__,
-        "cuda": os.environ.get("LSTMKERN_CUDA") != "0" and torch.version.cuda,
         "machine": platform.platform(),
         "commit": subprocess.run(git, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip(),
         "date": time.strftime("%Y-%m-%d"),
