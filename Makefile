@@ -1,4 +1,4 @@
-# make demo | test | ladder | text | test-fastai | test-asan | lint | build | bench | bench-quick | bench-guard |
+# make demo | test | ladder | text | test-fastai | test-asan | lint | docs | docs-check | build | bench | bench-quick | bench-guard |
 # test-cuda-build | mutations | gpu-first | gpu-check | gpu-bench | gpu-build-for. Overridable: PYTHON, TORCH (what pip
 # installs), VENV (empty: the active environment, which must have torch, is used as it is).
 PYTHON ?= python3
@@ -10,14 +10,16 @@ SOURCES := $(shell find csrc -type f) setup.py
 ifeq ($(strip $(VENV)),)
 PY := $(PYTHON)
 READY :=
+DOCS_READY :=
 else
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
 endif
 # One stamp per interpreter: an extension built for one torch does not load in another.
 COMPILED := build/.compiled-$(subst /,_,$(PY))
 
-.PHONY: demo test ladder text test-fastai test-asan lint build bench bench-quick bench-guard bench-peers test-cuda-build \
+.PHONY: demo test ladder text test-fastai test-asan lint docs docs-check build bench bench-quick bench-guard bench-peers test-cuda-build \
   mutations gpu-first gpu-check gpu-bench gpu-build-for clean
 
 demo: $(COMPILED)
@@ -62,6 +64,16 @@ lint: $(READY)
 	$(PY) -m ruff format --check .
 	PATH="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$$PATH" clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu')
 
+# The documentation site, in build/docs: warnings are errors, then every link, anchor and public name is checked.
+docs: $(COMPILED) $(DOCS_READY)
+	rm -rf build/docs
+	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
+	$(PY) -m pytest -p no:cacheprovider tests/site/check_html.py
+
+# Every page in headless Chromium: `apt-get install chromium` first. Screenshots go to build/docs-screenshots.
+docs-check: docs
+	$(PY) -m pytest -p no:cacheprovider tests/site/check_browser.py
+
 build: $(COMPILED)
 
 $(COMPILED): $(SOURCES) | $(READY)
@@ -72,6 +84,10 @@ $(VENV)/.ready: requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet $(TORCH)
 	$(PY) -m pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.docs-ready: requirements-docs.txt | $(READY)
+	$(PY) -m pip install --quiet -r requirements-docs.txt
 	@touch $@
 
 # The table of goals for this machine, in three minutes.
