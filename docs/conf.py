@@ -50,21 +50,20 @@ add_module_names = False
 # Every reference must resolve, except to other projects: their inventories would have to be fetched.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|nn|F|np|numpy|matplotlib|rich|tokenizers|collections|pathlib|typing|types|os)(\..*)?"),
-    ("py:.*", r"(Tensor|PackedSequence|Path|Any|Callable|Iterator|Iterable|Sequence|Mapping|Literal|ModuleType|Console)"),
-    ("py:.*", r"(torch\.nn\.)?(Module|RNNBase|RNNCellBase|LSTM|GRU|RNN)"),
-    ("py:class", r"optional"),
+    ("py:.*", r"(torch|nn|numpy|matplotlib|rich|tokenizers|collections|pathlib|typing|types)\..*"),
+    ("py:.*", r"(Tensor|PackedSequence|Module|Path|Any|Callable|Iterator|Sequence|Console|optional)"),
 ]
 
 # HTML.
 html_theme = "furo"
 html_title = f"{project} {version}"
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {}
-repository = about.get("urls", {}).get("Repository") or about.get("urls", {}).get("Source")
+repository = about.get("urls", {}).get("Source")
 if repository:
     html_theme_options |= {"source_repository": repository, "source_branch": "main", "source_directory": "docs/"}
 pygments_style = "friendly"

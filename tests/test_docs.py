@@ -1,0 +1,141 @@
+"""Every code block of the documentation runs: Python in one namespace per page, shell commands in a scratch folder.
+
+How a page is written so that this works is in CONTRIBUTING.md; tests/doc_commands.py says which commands are run here.
+"""
+
+import doctest
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from doc_commands import ELSEWHERE, ROOT, commands, environment, make_targets, run, step_for, steps_of_ci
+from markdown_it import MarkdownIt
+from sybil import Document, Example, Region
+from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
+from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser, SkipParser
+
+PAGES = sorted(
+    path
+    for pattern in ("README.md", "CONTRIBUTING.md", "docs/**/*.md")
+    for path in ROOT.glob(pattern)
+    if path.is_file()
+)
+SHELL = ("console", "sh")
+SHOWN = {"text", "cpp", "cuda", "diff", "yaml", "toml", "json", "bibtex", "mermaid", "make", "onnx"}  # not run
+DOCTEST = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def run_shell(language: str):
+    def evaluate(example: Example) -> None:
+        for command in commands(example.parsed, language):
+            target = step_for(command)
+            if target is None:
+                run(command, Path.cwd())
+            elif target:
+                assert target in make_targets(), f"{command!r}: the Makefile has no target {target!r}"
+                assert target in steps_of_ci(), f"{command!r}: neither .ci/run nor `make check-all` runs {target!r}"
+
+    return evaluate
+
+
+class OtherBlocks:
+    """Blocks that are neither Python nor shell: only those of a known kind are allowed."""
+
+    def __call__(self, document: Document):
+        for region in FencedCodeBlockLexer(r"[^\n]*")(document):
+            language = region.lexemes["language"].strip()
+            directive = language.startswith("{")
+            if not directive and language not in {*SHOWN, *SHELL, "python"}:
+                yield Region(region.start, region.end, parsed=language, evaluator=self.refuse)
+
+    @staticmethod
+    def refuse(example: Example) -> str:
+        allowed = ", ".join(["python", *SHELL, *sorted(SHOWN)])
+        return f"a block in {example.parsed or 'no language'!r}: name one of {allowed}"
+
+
+PARSERS = [
+    PythonCodeBlockParser(doctest_optionflags=DOCTEST),
+    *(CodeBlockParser(language, run_shell(language)) for language in SHELL),
+    OtherBlocks(),
+    SkipParser(),
+]
+
+
+def run_page(path: Path) -> int:
+    """Run every block of a page in order; the number of blocks."""
+    examples = list(Document.parse(str(path), *PARSERS).examples())
+    for example in examples:
+        example.evaluate()
+    return len(examples)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_block_of_a_page_runs(page, tmp_path):
+    """In a process of its own: a page may change torch's settings or replace torch.nn's classes."""
+    program = f"import test_docs, pathlib; test_docs.run_page(pathlib.Path({str(page)!r}))"
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment(ROOT / "tests"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert ended.returncode == 0, ended.stdout[-6000:]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_block_is_only_indented(page):
+    """Such a block has no language, so nothing tells whether it is to be run."""
+    tokens = MarkdownIt("commonmark").parse(without_comments(page.read_text()))
+    lines = [token.map[0] + 1 for token in tokens if token.type == "code_block"]
+    assert not lines, f"fence the blocks of lines {lines} and name their language"
+
+
+def without_comments(text: str) -> str:
+    """``text`` with as many lines, HTML comments blank."""
+    return re.sub(r"<!--.*?-->", lambda match: "\n" * match[0].count("\n"), text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("```python\nraise SystemError('seen')\n```\n", "seen"),
+        ("```python\n>>> 1 + 1\n3\n```\n", "Expected"),
+        ("```python\nx = 1\n```\n\n```console\n$ python -c 'raise SystemExit(3)'\n```\n", "exit code 3"),
+        ("```sh\nrm -rf /tmp/nothing\n```\n", "no test runs"),
+        ("```console\n$ make no-such-target\n```\n", "has no target"),
+        ("```console\n$ make clean\n```\n", "neither .ci/run nor"),
+        ("```\nno language\n```\n", "name one of"),
+        ("```fortran\nEND\n```\n", "name one of"),
+    ],
+)
+def test_a_wrong_block_is_noticed(text, complaint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    with pytest.raises(BaseException, match=complaint):
+        run_page(page)
+
+
+def test_blocks_share_a_namespace_and_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```python\nfrom pathlib import Path\nx = 2\n```\n\n```python\n>>> x + 1\n3\n```\n\n"
+        '```console\n$ FILE=made python -c \'import os; open(os.environ["FILE"], "w")\' \\\n    && ls\nmade\n```\n\n'
+        "```python\nassert Path('made').exists()\n```\n"
+    )
+    assert run_page(page) == 4
+
+
+def test_the_table_of_commands_names_real_steps():
+    steps, targets = steps_of_ci(), make_targets()
+    for pattern, target in ELSEWHERE.items():
+        if "{" not in target:
+            assert target in targets, f"{pattern}: the Makefile has no target {target!r}"
+            assert target in steps, f"{pattern}: neither .ci/run nor `make check-all` runs {target!r}"
