@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+from sphinx.pycode import ModuleAnalyzer
+
 import lstmkern
 
 if sys.version_info >= (3, 11):
@@ -72,3 +74,14 @@ copybutton_prompt_text = r"\$ |>>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 ogp_site_url = ""
 ogp_social_cards = {"enable": False}
+
+
+def setup(app):
+    """Shows one signature per function: overloads tell a type checker what the list of parameters tells a reader."""
+    analyze = ModuleAnalyzer.analyze
+
+    def analyze_without_overloads(self):
+        analyze(self)
+        self.overloads.clear()
+
+    ModuleAnalyzer.analyze = analyze_without_overloads
