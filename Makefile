@@ -1,5 +1,5 @@
-# make demo | test | ladder | text | test-fastai | test-asan | lint | docs | docs-check | build | bench | bench-quick | bench-guard |
-# test-cuda-build | mutations | gpu-first | gpu-check | gpu-bench | gpu-build-for. Overridable: PYTHON, TORCH (what pip
+# make demo | test | ladder | text | test-fastai | test-asan | lint | docs | docs-check | build | bench | bench-quick |
+# bench-guard | test-cuda-build | mutations | gpu-first | gpu-check | gpu-bench | gpu-build-for. Overridable: PYTHON, TORCH (what pip
 # installs), VENV (empty: the active environment, which must have torch, is used as it is).
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -19,8 +19,8 @@ endif
 # One stamp per interpreter: an extension built for one torch does not load in another.
 COMPILED := build/.compiled-$(subst /,_,$(PY))
 
-.PHONY: demo test ladder text test-fastai test-asan lint docs docs-check build bench bench-quick bench-guard bench-peers test-cuda-build \
-  mutations gpu-first gpu-check gpu-bench gpu-build-for clean
+.PHONY: demo test ladder text test-fastai test-asan lint docs docs-check build bench bench-quick bench-guard bench-peers \
+  test-cuda-build mutations gpu-first gpu-check gpu-bench gpu-build-for clean
 
 demo: $(COMPILED)
 	$(PY) -m lstmkern demo
@@ -67,7 +67,7 @@ lint: $(READY)
 # The documentation site, in build/docs: warnings are errors, then every link, anchor and public name is checked.
 docs: $(COMPILED) $(DOCS_READY)
 	rm -rf build/docs
-	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
+	$(PY) -m sphinx -q -E -W --keep-going -b html -d build/docs-parsed docs build/docs
 	$(PY) -m pytest -p no:cacheprovider tests/site/check_html.py
 
 # Every page in headless Chromium: `apt-get install chromium` first. Screenshots go to build/docs-screenshots.
