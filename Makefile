@@ -1,5 +1,5 @@
-# make demo | test | ladder | text | test-fastai | test-asan | lint | docs | docs-check | build | bench | bench-quick |
-# bench-guard | test-cuda-build | mutations | gpu-first | gpu-check | gpu-bench | gpu-build-for. Overridable: PYTHON, TORCH (what pip
+# make demo | docs | docs-check | test | ladder | text | test-fastai | test-asan | lint | build | bench | bench-quick | bench-guard |
+# test-cuda-build | mutations | gpu-first | gpu-check | gpu-bench | gpu-build-for. Overridable: PYTHON, TORCH (what pip
 # installs), VENV (empty: the active environment, which must have torch, is used as it is).
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -19,8 +19,8 @@ endif
 # One stamp per interpreter: an extension built for one torch does not load in another.
 COMPILED := build/.compiled-$(subst /,_,$(PY))
 
-.PHONY: demo test ladder text test-fastai test-asan lint docs docs-check build bench bench-quick bench-guard bench-peers \
-  test-cuda-build mutations gpu-first gpu-check gpu-bench gpu-build-for clean
+.PHONY: demo test ladder text test-fastai test-asan lint build bench bench-quick bench-guard bench-peers test-cuda-build \
+  mutations gpu-first gpu-check gpu-bench gpu-build-for clean
 
 demo: $(COMPILED)
 	$(PY) -m lstmkern demo
@@ -65,6 +65,7 @@ lint: $(READY)
 	PATH="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$$PATH" clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu')
 
 # The documentation site, in build/docs: warnings are errors, then every link, anchor and public name is checked.
+.PHONY: docs docs-check
 docs: $(COMPILED) $(DOCS_READY)
 	rm -rf build/docs
 	$(PY) -m sphinx -q -E -W --keep-going -b html -d build/docs-parsed docs build/docs
