@@ -13,19 +13,24 @@ ROOT = Path(__file__).resolve().parents[1]
 LONGEST = 120  # seconds that a command of the documentation may take on a busy machine
 
 # Commands that test_docs.py does not run, because they install something or take minutes: a pattern for the whole
-# command, and the target of the Makefile that does what the command does. Continuous integration runs that target.
+# command, and what does the same in continuous integration, a target of the Makefile or (on small sizes) a test file.
 ELSEWHERE = {
     r"pip install (-v )?--no-build-isolation (-e )?\.": "wheel",
     r"pip install \S*lstmkern\S*\.whl": "wheel",
     r"pip install ['\"]?lstmkern\[\w+\]['\"]?": "wheel",
     r"pip install .*": "demo",
     r"python3? -m venv \S+": "demo",
+    r"make bench(-\w+)?": "tests/test_benchmarks.py",
+    r"make (ladder|text)": "tests/test_lm_text.py",
     r"make (?P<target>[a-z-]+)( [A-Z]+=\S*)*": "{target}",
+    r"python -m benchmarks\.\w+( .*)?": "tests/test_benchmarks.py",
+    r"python -m pytest benchmarks.*": "tests/test_benchmarks.py",
     r"python -m pytest( .*)?": "test",
-    r"(lstmkern|python -m lstmkern) demo": "demo",
-    r"(lstmkern|python -m lstmkern) ladder( .*)?": "ladder",
-    r"(lstmkern|python -m lstmkern) bench --quick": "bench-quick",
-    r"(lstmkern|python -m lstmkern) bench( .*)?": "bench",
+    r"lstmkern demo": "demo",
+    r"lstmkern ladder( .*)?": "tests/test_lm_ladder.py",
+    r"lstmkern bench( .*)?": "tests/test_bench.py",
+    r"lstmkern train --model char-gru --text FILE": "tests/test_lm_text.py",
+    r"lstmkern generate --checkpoint runs/char-gru-1 .*": "tests/test_lm_text.py",
 }
 # Commands of other projects that only prepare a machine.
 PREPARATION = [r"git clone \S+( \S+)?", r"cd \S+", r"(sudo )?apt-get install .*", r"(source|\.) \S+/bin/activate"]
@@ -53,14 +58,29 @@ def commands(source: str, language: str) -> Iterator[str]:
             yield command
 
 
-def step_for(command: str) -> str | None:
-    """The make target that stands for ``command``, "" if it only prepares a machine, or None: it is to be run here."""
+def stand_in(command: str) -> str | None:
+    """What stands for ``command`` in ELSEWHERE; "" if it only prepares a machine, None if it is to be run here."""
+    command = re.sub(r"^(\w+=('[^']*'|\"[^\"]*\"|\S*) )+", "", command).replace("python -m lstmkern ", "lstmkern ")
     if any(re.fullmatch(pattern, command) for pattern in PREPARATION):
         return ""
-    for pattern, target in ELSEWHERE.items():
+    for pattern, runs in ELSEWHERE.items():
         if match := re.fullmatch(pattern, command):
-            return target.format(**match.groupdict())
+            return runs.format(**match.groupdict())
     return None
+
+
+def check_stand_in(command: str, runs: str) -> None:
+    """Check that continuous integration has what stands for ``command``.
+
+    Raises:
+        AssertionError: there is no such target or test, or continuous integration does not run it.
+    """
+    for target in re.findall(r"\bmake ([a-z-]+)", command) + [runs] * (not runs.endswith(".py")):
+        assert target in make_targets(), f"{command!r}: the Makefile has no target {target!r}"
+    if runs.endswith(".py"):
+        assert (ROOT / runs).is_file(), f"{command!r}: there is no {runs}"
+    else:
+        assert runs in steps_of_ci(), f"{command!r}: neither .ci/run nor `make check-all` runs {runs!r}"
 
 
 def programs(command: str) -> list[str]:
