@@ -25,6 +25,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
     "sphinx-mathjax-offline",  # MathJax as files of the site
+    "sphinx_argparse_cli",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinxext.opengraph",  # each page's first sentences as its description

@@ -1,9 +1,12 @@
-"""Every code block of the documentation runs: Python in one namespace per page, shell commands in a scratch folder.
+"""Every code block of the documentation and every example of a docstring runs: Python in one namespace per page, shell
+commands in a scratch folder.
 
 How a page is written so that this works is in CONTRIBUTING.md; tests/doc_commands.py says which commands are run here.
 """
 
 import doctest
+import importlib
+import pkgutil
 import re
 import subprocess
 import sys
@@ -15,6 +18,8 @@ from markdown_it import MarkdownIt
 from sybil import Document, Example, Region
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
 from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser, SkipParser
+
+import lstmkern
 
 PAGES = sorted(
     path
@@ -85,6 +90,14 @@ def test_every_block_of_a_page_runs(page, tmp_path):
         timeout=600,
     )
     assert ended.returncode == 0, ended.stdout[-6000:]
+
+
+@pytest.mark.parametrize("module", [m.name for m in pkgutil.walk_packages(lstmkern.__path__, "lstmkern.")])
+def test_examples_of_docstrings_run(module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if not module.endswith("__main__"):
+        failed, _ = doctest.testmod(importlib.import_module(module), optionflags=DOCTEST)
+        assert not failed, f"{failed} examples in the docstrings of {module} give something else"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
