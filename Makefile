@@ -1,6 +1,7 @@
-# make demo | docs | docs-check | test | ladder | text | test-fastai | test-asan | lint | build | bench | bench-quick | bench-guard |
-# test-cuda-build | mutations | gpu-first | gpu-check | gpu-bench | gpu-build-for. Overridable: PYTHON, TORCH (what pip
-# installs), VENV (empty: the active environment, which must have torch, is used as it is).
+# make demo | build | lint | docs | docs-check | test | test-fastai | test-asan | test-cuda-build | mutations | wheel |
+# wheels | check-all | bench | bench-quick | bench-guard | bench-peers | ladder | text | gpu-first | gpu-check | gpu-bench | gpu-build-for | clean
+# Variables: PYTHON, the interpreter; TORCH, what pip installs; VENV, the environment that is created. With VENV= the
+# active environment is used without changes; it must have torch.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
@@ -16,17 +17,17 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DOCS_READY := $(VENV)/.docs-ready
 endif
-# One stamp per interpreter: an extension built for one torch does not load in another.
+# One stamp file per interpreter: an extension compiled for one torch does not load in another.
 COMPILED := build/.compiled-$(subst /,_,$(PY))
 
 .PHONY: demo test ladder text test-fastai test-asan lint build bench bench-quick bench-guard bench-peers test-cuda-build \
-  mutations gpu-first gpu-check gpu-bench gpu-build-for clean
+  wheel wheels mutations gpu-first gpu-check gpu-bench gpu-build-for check-all clean
 
 demo: $(COMPILED)
 	$(PY) -m lstmkern demo
 
-# NVIDIA's disassembler, for tests/test_sass.py and benchmarks.sass: fetched where there is an nvcc without it. Without a
-# network it stays away, and what needs it is skipped.
+# NVIDIA's disassembler, for tests/test_sass.py and benchmarks.sass. It is downloaded if there is an nvcc without it. If
+# the download fails, the tests that need it are skipped.
 DISASSEMBLER := build/disassembler/nvdisasm
 DISASSEMBLER_WANTED = $(and $(shell command -v nvcc),$(if $(shell command -v nvdisasm)$(wildcard \
   $(CUDA_HOME)/bin/nvdisasm),,$(DISASSEMBLER)))
@@ -35,18 +36,31 @@ $(DISASSEMBLER): | $(READY)
 	  mv "$$(find build/disassembler/wheel -name nvdisasm -type f)" $@ && chmod +x $@
 	@rm -rf build/disassembler/wheel
 
-# pytest on every core, where pytest-xdist is there. Each process keeps all its threads, so that the same is tested as in
-# one process; but those that wait sleep instead of spinning on a core that another process needs.
+# A wheel for this Python and torch, in dist/, tested in a new environment (tests/wheel.py).
+# RECORD=benchmarks/results/wheels.json adds the result to that file.
+RECORD ?=
+wheel: $(COMPILED)
+	$(PY) tests/wheel.py --torch "$(TORCH)" $(if $(RECORD),--record "$(RECORD)")
+
+# The same for other Pythons, which must be on PATH as python3.12 and so on: make wheels PYTHONS="3.10 3.12".
+PYTHONS ?= 3.10 3.11 3.12 3.13
+wheels:
+	@for version in $(PYTHONS); do python$$version -c "" || \
+	  { echo "make wheels: python$$version does not run: put it on PATH or leave it out of PYTHONS" >&2; exit 1; }; done
+	@for version in $(PYTHONS); do $(MAKE) wheel PYTHON=python$$version VENV=.venv-$$version || exit 1; done
+
+# pytest on every core, if pytest-xdist is installed. Each process keeps all its threads, so that it tests the same as a
+# single process. Threads that wait must sleep (OMP_WAIT_POLICY) instead of spinning on a core that another process needs.
 SPREAD = -m pytest $$($(1) -c "import xdist" 2> /dev/null && echo "-n auto --dist worksteal")
 test: export OMP_WAIT_POLICY := passive
 test: $(COMPILED) $(DISASSEMBLER_WANTED)
 	$(PY) $(call SPREAD,$(PY))
 
-# The language models' full runs; results, with the machine they are from, go to benchmarks/results.
+# Full trainings of the language models. Results go to benchmarks/results; each file names its machine.
 ladder text: $(COMPILED)
 	$(PY) -m benchmarks.language $@
 
-# fastai beside the same torch, in an environment of its own: its other needs would crowd ours.
+# fastai with the same torch, in a separate environment because it requires many packages.
 FASTAI_VENV := .venv-fastai
 test-fastai: $(COMPILED) $(FASTAI_VENV)/.ready
 	$(FASTAI_VENV)/bin/python -m pytest -p no:cacheprovider tests/fastai
@@ -95,8 +109,8 @@ $(VENV)/.docs-ready: requirements-docs.txt | $(READY)
 bench-quick: $(COMPILED)
 	$(PY) -m lstmkern bench --quick
 
-# Everything, half an hour; leaves JSON and plots in benchmarks/results and the tables in README.
-# The peers of requirements-bench.txt take part where they are installed (make bench-peers), and perf where that is.
+# All benchmarks, half an hour. Writes JSON and plots to benchmarks/results and updates the tables in README.
+# Peers of requirements-bench.txt (make bench-peers) and Linux perf are used if they are installed.
 BENCH_OUT := benchmarks/results
 bench: $(COMPILED)
 	$(PY) -m lstmkern bench --out $(BENCH_OUT)
@@ -111,17 +125,17 @@ bench: $(COMPILED)
 bench-peers: $(READY)
 	$(PY) -m pip install --quiet -r requirements-bench.txt
 
-# Instructions of small layers beside the committed baseline (needs valgrind; ratios to torch.nn without).
+# Instruction counts of small layers, compared with the committed ones. Without valgrind, ratios to torch.nn instead.
 bench-guard: $(COMPILED)
 	$(PY) -m benchmarks.guard
 
-# The complete extension against the CUDA build of torch, on a machine without a GPU (tests/cuda_build.sh).
+# Builds the complete extension against the CUDA build of torch; needs no GPU (tests/cuda_build.sh).
 test-cuda-build:
 	PYTHON=$(PYTHON) tests/cuda_build.sh
 
-# The kernel part of the tests on an extension built with AddressSanitizer and UndefinedBehaviorSanitizer; what depends on
-# the instruction set once more for each (those for bf16 alone: with bf16 alone). The libraries must be there before
-# Python is, which is not built with them; its own leaks are not our business. The sanitizers do not see what tile
+# The tests of the kernels on an extension built with AddressSanitizer and UndefinedBehaviorSanitizer. test_parity.py also
+# runs once per instruction set; for the AVX-512 sets only its bf16 tests. Python is not built with the sanitizers, so their
+# libraries are preloaded, and leaks, which would be Python's own, are not reported. The sanitizers do not see what AMX
 # instructions read.
 ASAN := build/asan
 ASAN_PY := $(if $(READY),$(abspath $(PY)),$(PY))
@@ -140,13 +154,13 @@ $(ASAN)/.built: $(SOURCES) $(shell find lstmkern tests -name '*.py') | $(READY)
 	LSTMKERN_SANITIZE=1 LSTMKERN_CUDA=0 $(PY) setup.py build_ext --build-temp $(ASAN)/temp --build-lib $(ASAN)
 	@touch $@
 
-# Faults put into the CUDA kernels, one at a time: the simulator's tests must notice each.
+# Puts faults into the CUDA kernels, one at a time. The tests on the simulator must notice each.
 mutations: $(READY)
 	$(PY) tests/simt/mutations.py
 
-# On a machine with a GPU, with its own python3 and CUDA build of torch (VENV is not used): first 220 seconds at most, then
-# 200, then 150. Each ends with a table; results go to $OUT or benchmarks/results. With DEVICE=cpu a rehearsal of all that
-# surrounds the kernels, on any machine. ONLY=smoke,tests: these parts alone. VARIANTS: benchmarks/gpu/compare.py.
+# For a machine with a GPU. They use its python3 and its CUDA build of torch, not VENV, and take at most 220, 200 and 150
+# seconds. Each ends with a table; results go to $OUT or benchmarks/results. DEVICE=cpu rehearses everything except the
+# CUDA kernels, on any machine. ONLY=smoke,tests runs only these parts. VARIANTS: see benchmarks/gpu/compare.py.
 DEVICE ?= cuda
 ONLY ?=
 GPU_PY = $(PYTHON)
@@ -157,10 +171,16 @@ endif
 gpu-first gpu-check gpu-bench:
 	@$(GPU_PY) -m benchmarks.gpu $(@:gpu-%=%) --device "$(DEVICE)" --only "$(ONLY)"
 
-# The extension for such a machine, built on this one, which needs no GPU: make gpu-build-for PY=python3.12
-# TORCH=torch==2.11.0. It goes to carry/, where gpu-first, gpu-check and gpu-bench find it.
+# Builds the extension for such a machine on this one, which needs no GPU: make gpu-build-for PY=python3.12
+# TORCH=torch==2.11.0. The result is in carry/, where gpu-first, gpu-check and gpu-bench find it.
 gpu-build-for:
 	@$(PYTHON) -m benchmarks.gpu.build_for --python "$(PY)" --torch "$(TORCH)"
+
+# Before a release: all of .ci/run, and what is slow or needs more on the machine.
+check-all:
+	.ci/run
+	$(MAKE) wheels
+	$(MAKE) bench-guard
 
 clean:
 	rm -rf build lstmkern/_C*.so

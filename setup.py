@@ -8,12 +8,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.dist_info import dist_info
 
 VERSION = "0.1.0"
-OLDEST_TORCH = (2, 11)  # as pyproject.toml requires
+OLDEST_TORCH = (2, 11)
+OLDEST_SETUPTOOLS = 77  # as in pyproject.toml
 ROOT = Path(__file__).resolve().parent
 
 # For A100 and its kin, for H100, and as PTX for what came later (that of 9.0a would run on no other chip).
@@ -69,6 +71,21 @@ def check(torch, toolkit, wish):
         )
 
 
+def torch_requirement():
+    """What this distribution requires of torch.
+
+    Compiled code works with one minor version of torch, so a wheel requires the one it was compiled against: otherwise
+    pip would install the newest. ``==2.13.*`` also accepts 2.13.0+cpu and development versions such as 2.13.0a0+git1.
+    """
+    try:
+        import torch
+    except ImportError:
+        torch = None
+    if torch is None or "sdist" in sys.argv:
+        return f"torch>={'.'.join(map(str, OLDEST_TORCH))}"
+    return f"torch=={'.'.join(torch.__version__.split('.')[:2])}.*"
+
+
 def files(*patterns):
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
@@ -91,7 +108,7 @@ def extension():
 
     # The CUDA part is built where it can be, whether or not a GPU is in sight. LSTMKERN_CUDA=0 forbids it, 1 insists.
     with_cuda = bool(toolkit) and wish != "0"
-    macros = [("LSTMKERN_VERSION", f'"{VERSION}"')]
+    macros = [("LSTMKERN_VERSION", f'"{VERSION}"'), ("LSTMKERN_TORCH_VERSION", f'"{torch.__version__}"')]
     # No -march: each kernel file names its own instruction set. No -std: torch chooses. CFLAGS may name another -O.
     # -g0: Python's own flags ask for debugging information, which makes the library five times as large and slower to
     # compile.
@@ -125,5 +142,15 @@ def extension():
     return module, {"build_ext": BuildExtension}
 
 
+def check_setuptools():
+    """Exit with a sentence if setuptools cannot read pyproject.toml: without build isolation pip does not check it."""
+    if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
+        sys.exit(
+            f"lstmkern needs setuptools {OLDEST_SETUPTOOLS} or newer to build, and {setuptools.__version__} is "
+            "installed: run `pip install --upgrade setuptools` first."
+        )
+
+
+check_setuptools()
 module, commands = extension()
-setup(version=VERSION, ext_modules=[module], cmdclass=commands)
+setup(version=VERSION, install_requires=[torch_requirement()], ext_modules=[module], cmdclass=commands)

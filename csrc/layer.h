@@ -12,6 +12,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace lstmkern {
 
@@ -93,8 +94,10 @@ struct Backward : Layer {  // output, cells and gates are the forward's
 namespace cpu {
 void forward(const Forward& layer);
 void backward(const Backward& layer);
-const char* capability(DType dtype);  // the instruction set in use: "baseline", "avx2", "avx512", for bf16 also
-                                      // "avx512_bf16" and "amx"
+// The instruction set in use: "baseline", "avx2" or "avx512", for bf16 also "avx512_bf16" or "amx".
+const char* capability(DType dtype);
+// The instruction sets that this build has kernels for, best first.
+std::vector<const char*> capabilities();
 }  // namespace cpu
 
 }  // namespace lstmkern

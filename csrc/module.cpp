@@ -16,6 +16,10 @@
 
 namespace py = pybind11;
 
+// lstmkern/_extension.py looks for this text in the file before it loads it: code that was compiled for another minor
+// version of torch may crash while it loads.
+__attribute__((used)) static const char kCompiledFor[] = "lstmkern is compiled for torch " LSTMKERN_TORCH_VERSION;
+
 namespace lstmkern {
 namespace {
 
@@ -75,6 +79,11 @@ PYBIND11_MODULE(_C, m) {
       [] {
         py::dict info;
         info["version"] = LSTMKERN_VERSION;
+        info["torch"] = LSTMKERN_TORCH_VERSION;
+        info["python"] = PY_VERSION;
+        py::list capabilities;
+        for (const char* name : lstmkern::cpu::capabilities()) capabilities.append(name);
+        info["capabilities"] = capabilities;
         info["compiler"] = "GCC-compatible " __VERSION__;
 #if defined(LSTMKERN_CUDA_VERSION)
         info["cuda"] = LSTMKERN_CUDA_VERSION;
@@ -93,7 +102,8 @@ PYBIND11_MODULE(_C, m) {
 #endif
         return info;
       },
-      "version, compiler, cuda (version or None), cuda_archs, openmp of this build");
+      "version, torch, python, capabilities (instruction sets), compiler, cuda (version or None), cuda_archs, openmp "
+      "of this build");
   m.def(
       "cpu_capability",
       [](bool bf16) { return lstmkern::cpu::capability(bf16 ? lstmkern::DType::bf16 : lstmkern::DType::f32); },

@@ -1,7 +1,7 @@
-"""The compiled part for Python that was started in a clone.
+"""Finds the compiled part when Python is started in a clone.
 
-There the clone's lstmkern/ is imported, which `pip install .` leaves without a compiled part. The installed package has
-one: it is taken if it was built from this clone and nothing that is compiled has changed since.
+Python then imports the clone's lstmkern/, which has no compiled part after `pip install .`. The installed package has
+one. It is used if it was built from this clone and no source file of the extension has changed since.
 """
 
 import json
@@ -22,7 +22,7 @@ def find() -> ModuleSpec:
     """The installed package's compiled part.
 
     Raises:
-        ImportError: there is none, or it is not of these sources.
+        ImportError: no package is installed, or it was not built from these sources.
     """
     found = installed()
     if found is None:
@@ -41,7 +41,7 @@ def find() -> ModuleSpec:
 
 
 def load(spec: ModuleSpec) -> ModuleType:
-    """Import what ``find`` gave as this package's compiled part."""
+    """Import the module that ``find`` returned as this package's compiled part."""
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     sys.modules[NAME] = sys.modules["lstmkern"]._C = module
@@ -49,7 +49,10 @@ def load(spec: ModuleSpec) -> ModuleType:
 
 
 def installed() -> tuple[ModuleSpec, Path | None] | None:
-    """(compiled part, folder it was built from or None if pip did not note it) of a package other than this one."""
+    """The compiled part of an installed package other than this one, and the folder that it was built from.
+
+    The folder is None if pip did not record it. The result is None if no such package is installed.
+    """
     for distribution in distributions(name="lstmkern"):
         package = Path(distribution.locate_file("lstmkern")).resolve()
         if package != ROOT / "lstmkern" and (spec := PathFinder.find_spec(NAME, [str(package)])):
@@ -59,7 +62,7 @@ def installed() -> tuple[ModuleSpec, Path | None] | None:
 
 
 def is_current(spec: ModuleSpec, built_from: Path | None) -> bool:
-    """Whether the compiled part was built from this folder, after the last change to what it is compiled from."""
+    """Whether the compiled part was built from this folder, after the last change to its sources."""
     built = Path(spec.origin).stat().st_mtime
     sources = [ROOT / "setup.py", *(ROOT / "csrc").rglob("*")]
     return built_from == ROOT and all(path.stat().st_mtime <= built for path in sources if path.is_file())

@@ -1,25 +1,72 @@
-"""Loads the compiled part; importing it registers torch.ops.lstmkern.*."""
+"""Loads the compiled part. Importing it registers torch.ops.lstmkern.*."""
 
+import mmap
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 
-import torch  # noqa: F401 (its libraries must be loaded before ours)
+import torch  # its libraries must be loaded before ours
+
+COMPILED_FOR = b"lstmkern is compiled for torch "  # in csrc/module.cpp, where the version follows it
 
 
 def load() -> ModuleType:
-    found = None
-    if find_spec("lstmkern._C") is None:
+    """The compiled part.
+
+    Raises:
+        ImportError: there is none, it was compiled for another minor version of torch, or it does not load.
+    """
+    spec, clone = find_spec("lstmkern._C"), None
+    if spec is None:
         from . import _clone
 
-        found = _clone.find()
+        spec = clone = _clone.find()
+    check_torch(torch_of(spec.origin), torch.__version__)
     try:
-        return _clone.load(found) if found else import_module("lstmkern._C")
+        return _clone.load(clone) if clone else import_module("lstmkern._C")
     except ImportError as error:
         raise ImportError(
             f"lstmkern's compiled part does not load ({error}): build it for this Python and torch with "
             "`pip install --no-build-isolation .` in lstmkern's source folder."
         ) from error
+
+
+def torch_of(library: str) -> str | None:
+    """The version of torch that the file was compiled for; None if it does not say so. The file is not loaded."""
+    with open(library, "rb") as file:
+        if not file.seek(0, 2):
+            return None
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            start = content.find(COMPILED_FOR)
+            if start < 0:
+                return None
+            start += len(COMPILED_FOR)
+            return content[start : content.find(b"\0", start)].decode()
+
+
+def minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+def check_torch(compiled_for: str | None, running: str) -> None:
+    """Raise ImportError if torch ``running`` cannot load what was compiled for another version.
+
+    torch promises no binary compatibility of its C++ interface between minor versions. The extension would fail to
+    load, or load and crash.
+    """
+    if compiled_for is not None and minor(compiled_for) != minor(running):
+        raise ImportError(
+            f"lstmkern was compiled for torch {compiled_for}, but torch {running} is installed: install torch "
+            f"{minor(compiled_for)}, or build lstmkern for torch {minor(running)} with "
+            "`pip install --no-build-isolation .` in its source folder."
+        )
+
+
+def other_torch(compiled_for: str, running: str) -> str:
+    """One sentence if torch ``running`` is not the one that lstmkern was compiled for, otherwise an empty string."""
+    if compiled_for == running:
+        return ""
+    return f"lstmkern was compiled for torch {compiled_for} and runs with torch {running}."
 
 
 _C = load()

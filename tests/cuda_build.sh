@@ -24,7 +24,7 @@ start=$SECONDS
 # tell what is new.
 root=$PWD copy=build/cuda-source
 mkdir -p "$copy" && rm -f "$copy"/lstmkern/_C*.so
-tar -c --exclude='*.so' --exclude=__pycache__ csrc lstmkern setup.py pyproject.toml README.md | tar -x -C "$copy"
+tar -c --exclude='*.so' --exclude=__pycache__ csrc lstmkern setup.py pyproject.toml README.md LICENSE | tar -x -C "$copy"
 cd "$copy"
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-9.0a} MAX_JOBS=${MAX_JOBS:-2} CFLAGS=${CFLAGS:--O0}
 [[ $(nvcc --help) != *--Ofast-compile* ]] || export NVCC_APPEND_FLAGS="${NVCC_APPEND_FLAGS-} --Ofast-compile=max"

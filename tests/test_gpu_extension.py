@@ -18,7 +18,7 @@ CUDA, PLAIN = b"\x7fELF .nv_fatbin ", b"\x7fELF "
 def tree(tmp_path, monkeypatch):
     """A checkout in miniature."""
     root = tmp_path / "tree"
-    for name in ("csrc/cuda/grid.cu", "lstmkern/__init__.py", "setup.py", "pyproject.toml", "README.md"):
+    for name in ("csrc/cuda/grid.cu", "lstmkern/__init__.py", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(f"# {name}")
     monkeypatch.setattr(records, "ROOT", root)

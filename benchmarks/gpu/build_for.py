@@ -85,7 +85,7 @@ def compile_in_copy(python: Path, archs: str) -> Path:
     kept, so that ninja can tell what is new."""
     copy = python.parent.parent / "source"
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
-    for name in ("csrc", "lstmkern", "setup.py", "pyproject.toml", "README.md"):
+    for name in ("csrc", "lstmkern", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         source, target = records.ROOT / name, copy / name
         if source.is_dir():
             for gone in [p for p in target.rglob("*") if p.is_file() and not (source / p.relative_to(target)).exists()]:

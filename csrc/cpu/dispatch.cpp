@@ -1,6 +1,7 @@
 // Picks the kernel variants for this machine, once. LSTMKERN_CPU_CAPABILITY lowers the choice.
 #include <cstdlib>
 #include <cstring>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -40,6 +41,7 @@ bool amx_granted() {
 
 struct Choice {
   Variant all, bf16;
+  std::vector<const char*> compiled;  // names, best first
 };
 
 // The best variant that may be used, among those from the wished one (or the first) on.
@@ -71,7 +73,9 @@ Choice choose() {
     while (!v->usable || (v->bf16_only && !bf16)) ++v;
     return *v;
   };
-  return {best(false), best(true)};
+  std::vector<const char*> compiled;
+  for (const Variant& v : variants) compiled.push_back(v.name);
+  return {best(false), best(true), compiled};
 }
 
 const Choice& choice() {
@@ -109,6 +113,7 @@ void backward(const Backward& layer) {
   pass(layer, layer.grad_c0, layer.grad_c_n, layer.H);
 }
 const char* capability(DType dtype) { return variant(dtype).name; }
+std::vector<const char*> capabilities() { return choice().compiled; }
 
 }  // namespace cpu
 }  // namespace lstmkern

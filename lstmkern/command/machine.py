@@ -94,6 +94,8 @@ def run_info(args: argparse.Namespace) -> int:
     reason = "" if torch.version.cuda or torch.version.hip else ": torch is a CPU build"
     rows = {
         "lstmkern": built["version"],
+        "built for": f"torch {built['torch']}, Python {built['python']}",
+        "CPU instruction sets built": ", ".join(built["capabilities"]),
         "compiler": built["compiler"],
         "OpenMP": "yes" if built["openmp"] else "no",
         "CPU instruction set in use": f"{_extension.cpu_capability()}, for bf16 {_extension.cpu_capability(bf16=True)}",
@@ -105,4 +107,6 @@ def run_info(args: argparse.Namespace) -> int:
     }
     for name, value in rows.items():
         print(f"{name:<28}{value}")
+    if note := _extension.other_torch(built["torch"], torch.__version__):
+        print(note)
     return 0
