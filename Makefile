@@ -1,5 +1,6 @@
 # make demo | build | lint | docs | docs-check | test | test-fastai | test-asan | test-cuda-build | mutations | wheel |
-# wheels | check-all | bench | bench-quick | bench-guard | bench-peers | ladder | text | gpu-first | gpu-check | gpu-bench | gpu-build-for | clean
+# wheels | check-all | bench | bench-quick | bench-guard | bench-peers | ladder | text | gpu-first | gpu-check | gpu-bench |
+# gpu-build-for | clean.
 # Variables: PYTHON, the interpreter; TORCH, what pip installs; VENV, the environment that is created. With VENV= the
 # active environment is used without changes; it must have torch.
 PYTHON ?= python3

@@ -20,12 +20,14 @@ ELSEWHERE = {
     r"pip install ['\"]?lstmkern\[\w+\]['\"]?": "wheel",
     r"pip install .*": "demo",
     r"python3? -m venv \S+": "demo",
+    r"make build": "demo",
     r"make bench(-\w+)?": "tests/test_benchmarks.py",
     r"make (ladder|text)": "tests/test_lm_text.py",
     r"make (?P<target>[a-z-]+)( [A-Z]+=\S*)*": "{target}",
     r"python -m benchmarks\.\w+( .*)?": "tests/test_benchmarks.py",
     r"python -m pytest benchmarks.*": "tests/test_benchmarks.py",
     r"python -m pytest( .*)?": "test",
+    r"\.ci/run": ".ci/run",
     r"lstmkern demo": "demo",
     r"lstmkern ladder( .*)?": "tests/test_lm_ladder.py",
     r"lstmkern bench( .*)?": "tests/test_bench.py",
@@ -60,7 +62,8 @@ def commands(source: str, language: str) -> Iterator[str]:
 
 def stand_in(command: str) -> str | None:
     """What stands for ``command`` in ELSEWHERE; "" if it only prepares a machine, None if it is to be run here."""
-    command = re.sub(r"^(\w+=('[^']*'|\"[^\"]*\"|\S*) )+", "", command).replace("python -m lstmkern ", "lstmkern ")
+    command = re.sub(r"^(\w+=('[^']*'|\"[^\"]*\"|\S*) )+", "", command).removeprefix(".venv/bin/")
+    command = command.replace("python -m lstmkern ", "lstmkern ")
     if any(re.fullmatch(pattern, command) for pattern in PREPARATION):
         return ""
     for pattern, runs in ELSEWHERE.items():
@@ -73,14 +76,31 @@ def check_stand_in(command: str, runs: str) -> None:
     """Check that continuous integration has what stands for ``command``.
 
     Raises:
-        AssertionError: there is no such target or test, or continuous integration does not run it.
+        AssertionError: there is no such target or file, or continuous integration does not run it.
     """
-    for target in re.findall(r"\bmake ([a-z-]+)", command) + [runs] * (not runs.endswith(".py")):
+    file = "/" in runs
+    for target in re.findall(r"\bmake ([a-z-]+)", command) + [runs] * (not file):
         assert target in make_targets(), f"{command!r}: the Makefile has no target {target!r}"
-    if runs.endswith(".py"):
+    if file:
         assert (ROOT / runs).is_file(), f"{command!r}: there is no {runs}"
     else:
         assert runs in steps_of_ci(), f"{command!r}: neither .ci/run nor `make check-all` runs {runs!r}"
+
+
+def check(command: str, folder: Path) -> None:
+    """Run ``command`` in ``folder``, or check that something stands for each part of it.
+
+    Raises:
+        AssertionError: it fails, or it is not a command that the documentation may have.
+    """
+    parts = re.split(r"\s*&&\s*", command)
+    stand_ins = [stand_in(part) for part in parts]
+    if None in stand_ins:
+        run(command, folder)
+        return
+    for part, runs in zip(parts, stand_ins, strict=True):
+        if runs:
+            check_stand_in(part, runs)
 
 
 def programs(command: str) -> list[str]:
@@ -136,8 +156,9 @@ def steps_of_ci() -> set[str]:
     text = re.sub(r"^\s*#.*\n", "", (ROOT / ".ci/run").read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
     runs = re.findall(r"\bmake\s(.*)", text)
-    if rule := re.search(r"^check-all:(.*)\n((?:\t.*\n)*)", makefile, re.MULTILINE):
-        runs += [rule[1], *re.findall(r"\$\(MAKE\)\s(.*)", rule[2])]
+    rule = re.search(r"^check-all:(.*)\n((?:\t.*\n)*)", makefile, re.MULTILINE)
+    if rule:
+        runs += ["check-all", rule[1], *re.findall(r"\$\(MAKE\)\s(.*)", rule[2])]
     return {word for run in runs for word in run.split()}
 
 

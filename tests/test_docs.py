@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from doc_commands import ELSEWHERE, LONGEST, ROOT, check_stand_in, commands, environment, run, stand_in
+from doc_commands import ELSEWHERE, LONGEST, ROOT, check, check_stand_in, commands, environment
 from markdown_it import MarkdownIt
 from sybil import Document, Example, Region
 from sybil.parsers.markdown.lexers import FencedCodeBlockLexer
@@ -35,11 +35,7 @@ DOCTEST = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 def run_shell(language: str):
     def evaluate(example: Example) -> None:
         for command in commands(example.parsed, language):
-            elsewhere = stand_in(command)
-            if elsewhere is None:
-                run(command, Path.cwd())
-            elif elsewhere:
-                check_stand_in(command, elsewhere)
+            check(command, Path.cwd())
 
     return evaluate
 
