@@ -1,5 +1,6 @@
-# make demo | build | lint | test | test-fastai | test-asan | test-cuda-build | mutations | wheel | wheels | check-all |
-# bench | bench-quick | bench-guard | bench-peers | ladder | text | gpu-first | gpu-check | gpu-bench | gpu-build-for | clean
+# make demo | build | lint | docs | docs-check | test | test-fastai | test-asan | test-cuda-build | mutations | wheel |
+# wheels | check-all | bench | bench-quick | bench-guard | bench-peers | ladder | text | gpu-first | gpu-check | gpu-bench |
+# gpu-build-for | clean.
 # Variables: PYTHON, the interpreter; TORCH, what pip installs; VENV, the environment that is created. With VENV= the
 # active environment is used without changes; it must have torch.
 PYTHON ?= python3
@@ -11,9 +12,11 @@ SOURCES := $(shell find csrc -type f) setup.py
 ifeq ($(strip $(VENV)),)
 PY := $(PYTHON)
 READY :=
+DOCS_READY :=
 else
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+DOCS_READY := $(VENV)/.docs-ready
 endif
 # One stamp file per interpreter: an extension compiled for one torch does not load in another.
 COMPILED := build/.compiled-$(subst /,_,$(PY))
@@ -76,6 +79,17 @@ lint: $(READY)
 	$(PY) -m ruff format --check .
 	PATH="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$$PATH" clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu')
 
+# The documentation site, in build/docs: warnings are errors, then every link, anchor and public name is checked.
+.PHONY: docs docs-check
+docs: $(COMPILED) $(DOCS_READY)
+	rm -rf build/docs
+	$(PY) -m sphinx -q -E -W --keep-going -b html -d build/docs-parsed docs build/docs
+	$(PY) -m pytest -p no:cacheprovider tests/site/check_html.py
+
+# Every page in headless Chromium: `apt-get install chromium` first. Screenshots go to build/docs-screenshots.
+docs-check: docs
+	$(PY) -m pytest -p no:cacheprovider tests/site/check_browser.py
+
 build: $(COMPILED)
 
 $(COMPILED): $(SOURCES) | $(READY)
@@ -86,6 +100,10 @@ $(VENV)/.ready: requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet $(TORCH)
 	$(PY) -m pip install --quiet -r requirements-dev.txt
+	@touch $@
+
+$(VENV)/.docs-ready: requirements-docs.txt | $(READY)
+	$(PY) -m pip install --quiet -r requirements-docs.txt
 	@touch $@
 
 # The table of goals for this machine, in three minutes.
