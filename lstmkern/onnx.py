@@ -83,12 +83,3 @@ def layer(
         empty = (lengths == 0).unsqueeze(1)
         finals = [torch.where(empty, initial, final) for initial, final in zip(states, finals, strict=True)]
     return output, finals[0], finals[1] if mode == "LSTM" else None, None, None
-
-
-def refuse_torchscript(*args, **kwargs):
-    """Raises NotImplementedError: what runs in place of a module or an op while TorchScript traces or compiles it."""
-    raise NotImplementedError(
-        "lstmkern does not support TorchScript (torch.onnx.export(dynamo=False), torch.jit.trace, torch.jit.script): "
-        "use torch.onnx.export(dynamo=True) or torch.export, or call lstmkern.restore_modules(model, every=True) first "
-        "to export torch.nn's modules"
-    )

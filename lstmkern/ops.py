@@ -13,8 +13,8 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from . import onnx, reference
-from .functional import (
+from . import leaf, reference
+from .autograd import (
     LayerBackward,
     LayerFunction,
     backward_op,
@@ -163,7 +163,7 @@ def _backward_autograd(
 _library = torch.library.Library("lstmkern", "FRAGMENT")
 _library.impl("layer_forward", _forward_autograd, "Autograd")
 _library.impl("layer_backward", _backward_autograd, "Autograd")
-_library.impl("layer_forward", onnx.refuse_torchscript, "Tracer")  # torch.jit.trace of functional's layers
+_library.impl("layer_forward", leaf.refuse_torchscript, "Tracer")  # torch.jit.trace of functional's layers
 
 
 # ---- vmap ----

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import recomputing
-from .functional import eager_backward, eager_forward, forward_op
+from .autograd import eager_backward, eager_forward, forward_op
 
 try:
     from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight, implements_per_sample_grads
@@ -94,7 +94,7 @@ class PerSampleFunction(torch.autograd.Function):
             received = _at(steps, grad_output), _at(state, grad_h_n), _at(state, grad_c_n), _at(steps, grad_cells)
             own = None, _at(one, lengths), _at(steps, resets)
             layer = (_at(steps, input), _at(state, h0), _at(state, c0), weights)
-            saved = recomputing.saved_again(eager_forward, *layer, own, ctx.mode, batch_first)
+            saved = recomputing.recompute_saved(eager_forward, *layer, own, ctx.mode, batch_first)
             dx, dh, dc, dw = eager_backward(*received, *layer, *own, *saved, ctx.mode, batch_first, needs)
             for whole, where, part in ((grad_input, steps, dx), (grad_h0, state, dh), (grad_c0, state, dc)):
                 if whole is not None:

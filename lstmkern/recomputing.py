@@ -35,7 +35,7 @@ def is_active() -> bool:
     return _active.get() and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
-def saved_again(forward, input, h0, c0, weights, ragged, mode, batch_first) -> tuple[Tensor, Tensor, Tensor]:
+def recompute_saved(forward, input, h0, c0, weights, ragged, mode, batch_first) -> tuple[Tensor, Tensor, Tensor]:
     """(output, cells, gates) as the forward op keeps them for backward."""
     output, _, _, cells, gates = forward(input, h0, c0, weights, *ragged, mode, batch_first, True, False)
     return output, cells, gates
@@ -62,7 +62,7 @@ def layer_backward(forward, backward, grads, input, h0, c0, weights, ragged, out
             return initial if begin == 0 or initial is None else every.select(time, begin - 1).unsqueeze(0)  # noqa: B023
 
         x, h, c, own = part(input), state(h0, output), state(c0, cells), (batch_sizes, lengths, part(resets))
-        saved = saved_again(forward, x, h, c, weights, own, mode, batch_first)
+        saved = recompute_saved(forward, x, h, c, weights, own, mode, batch_first)
         last = begin == 0
         dx, dh, dc, dw = backward(
             part(grad_output), dh, dc, part(grad_cells), x, h, c, weights, *own, *saved, mode, batch_first,
