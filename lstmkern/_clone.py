@@ -43,15 +43,17 @@ def find() -> ModuleSpec:
 def load(spec: ModuleSpec) -> ModuleType:
     """Import what ``find`` gave as this package's compiled part."""
     module = module_from_spec(spec)
+    assert spec.loader is not None
     spec.loader.exec_module(module)
-    sys.modules[NAME] = sys.modules["lstmkern"]._C = module
+    sys.modules[NAME] = module
+    setattr(sys.modules["lstmkern"], "_C", module)  # noqa: B010 (a type checker knows no such attribute of a module)
     return module
 
 
 def installed() -> tuple[ModuleSpec, Path | None] | None:
     """(compiled part, folder it was built from or None if pip did not note it) of a package other than this one."""
     for distribution in distributions(name="lstmkern"):
-        package = Path(distribution.locate_file("lstmkern")).resolve()
+        package = Path(str(distribution.locate_file("lstmkern"))).resolve()
         if package != ROOT / "lstmkern" and (spec := PathFinder.find_spec(NAME, [str(package)])):
             url = urlsplit(json.loads(distribution.read_text("direct_url.json") or "{}").get("url", ""))
             return spec, Path(url2pathname(url.path)).resolve() if url.scheme == "file" else None
@@ -60,6 +62,6 @@ def installed() -> tuple[ModuleSpec, Path | None] | None:
 
 def is_current(spec: ModuleSpec, built_from: Path | None) -> bool:
     """Whether the compiled part was built from this folder, after the last change to what it is compiled from."""
-    built = Path(spec.origin).stat().st_mtime
+    built = Path(str(spec.origin)).stat().st_mtime
     sources = [ROOT / "setup.py", *(ROOT / "csrc").rglob("*")]
     return built_from == ROOT and all(path.stat().st_mtime <= built for path in sources if path.is_file())

@@ -1,13 +1,19 @@
-"""Loads the compiled part; importing it registers torch.ops.lstmkern.*."""
+"""Loads the compiled part, which registers ``torch.ops.lstmkern.*``."""
 
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch  # noqa: F401 (its libraries must be loaded before ours)
 
 
 def load() -> ModuleType:
+    """Import the compiled part: this package's, or in a clone the installed one's (see _clone.py).
+
+    Raises:
+        ImportError: there is none for this Python and torch.
+    """
     found = None
     if find_spec("lstmkern._C") is None:
         from . import _clone
@@ -22,7 +28,10 @@ def load() -> ModuleType:
         ) from error
 
 
-_C = load()
+if TYPE_CHECKING:
+    from . import _C
+else:
+    _C = load()
 build_info = _C.build_info
 cpu_capability = _C.cpu_capability
 cpu_peak = _C.cpu_peak

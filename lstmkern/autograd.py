@@ -182,7 +182,8 @@ class LayerBackward(torch.autograd.Function):
             results = (*states, *grad_weights)
             return tuple(results[i] for i in received)
 
-        _, pull_back = torch.func.vjp(first_derivative, *(tensors[i] for i in given))
+        # vjp returns three values only with has_aux.
+        _, pull_back = torch.func.vjp(first_derivative, *(tensors[i] for i in given))  # type: ignore[misc]
         result: list[Tensor | None] = [None] * (3 + len(tensors))
         for i, grad in zip(given, pull_back(tuple(cotangents[i] for i in received)), strict=True):
             result[3 + i] = grad
@@ -195,7 +196,7 @@ def _refuse_freed(tensors: Iterable[Tensor | None]) -> None:
     torch's own operations would read that memory and crash.
     """
     for t in tensors:
-        if type(t) not in (Tensor, torch.nn.Parameter) or not t.numel():
+        if t is None or type(t) not in (Tensor, torch.nn.Parameter) or not t.numel():
             continue
         try:
             freed = not t.untyped_storage().size()
@@ -274,21 +275,21 @@ def layer_forward(
     zero.
     """
     tensors = (input, h0, c0, *weights)
+    results: Results
     if _through_dispatcher(tensors):
         if torch.onnx.is_in_onnx_export():
             ragged = (batch_sizes, lengths, resets)
             return onnx.layer(input, h0, c0, weights, count_directions(weights), *ragged, mode, batch_first, cells)
         if h0 is None:
             h0, c0 = zero_states(mode, input, weights, batch_sizes, batch_first)
-        results: Results = forward_op(
-            input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells
-        )
+        results = forward_op(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
         return results
     if type(input) is not Tensor and distributed.takes_dtensors(input) and h0 is None:
         h0, c0 = zero_states(mode, input, weights, batch_sizes, batch_first)
     if needs_grad(tensors):
-        results = LayerFunction.apply(input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights)
-        return results
+        apply: Any = LayerFunction.apply
+        recorded: Results = apply(input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights)
+        return recorded
     return eager_forward(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
 
 
@@ -318,6 +319,10 @@ def layer_backward(
         gradients: Gradients = backward_op(*tensors[:7], weights, *ragged, *saved, mode, batch_first, needs)
         return gradients
     if needs_grad(tensors):
-        results = LayerBackward.apply((mode, batch_first, needs), ragged, saved, *tensors)
-        return *results[:3], list(results[3:])
-    return eager_backward(*tensors[:4], input, h0, c0, weights, *ragged, *saved, mode, batch_first, needs)
+        settings = (mode, batch_first, needs)
+        apply: Any = LayerBackward.apply
+        results: tuple[Tensor | None, ...] = apply(settings, ragged, saved, *tensors)
+        return results[0], results[1], results[2], list(results[3:])
+    return eager_backward(
+        grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, *ragged, *saved, mode, batch_first, needs
+    )

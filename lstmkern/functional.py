@@ -214,9 +214,9 @@ def lstm(
         input: ``[T, N, I]``, ``[N, T, I]`` if ``batch_first``, or the data ``[R, I]`` of a packed batch, which needs
             ``batch_sizes``. fp32, fp64, bf16 or fp16.
         hx: initial states ``(h_0 [L*D, N, P], c_0 [L*D, N, H])``; None for zeros.
-        weights: one list per layer with ``w_ih [4*H, I]``, ``w_hh [4*H, P]`` and, if the layer has them, ``b_ih [4*H]``,
-            ``b_hh [4*H]`` and ``w_hr [P, H]``; then the same of the reverse direction. ``module.all_weights`` of a
-            module with one direction has this form.
+        weights: one list per layer with ``w_ih [4*H, I]``, ``w_hh [4*H, P]`` and, if the layer has them,
+            ``b_ih [4*H]``, ``b_hh [4*H]`` and ``w_hr [P, H]``; then the same of the reverse direction.
+            ``module.all_weights`` of a module with one direction has this form.
         bidirectional: whether each layer has a reverse direction.
         batch_first: whether dense input and output are ``[N, T, ...]``.
         dropout: probability of dropout on the output of each layer but the last, applied only if ``training``.
@@ -229,8 +229,8 @@ def lstm(
 
     Returns:
         ``(output, (h_n, c_n))``, or ``(output, (h_n, c_n), cells)`` if ``return_cells``: ``output`` has the layout of
-        ``input`` with ``D*P`` columns, ``h_n`` is ``[L*D, N, P]``, ``c_n`` ``[L*D, N, H]``, and ``cells`` has the layout
-        of ``output`` with ``D*H`` columns.
+        ``input`` with ``D*P`` columns, ``h_n`` is ``[L*D, N, P]``, ``c_n`` ``[L*D, N, H]``, and ``cells`` has the
+        layout of ``output`` with ``D*H`` columns.
 
     Raises:
         ValueError: a layer has too few or too many weights, or ``hx`` does not fit their number.

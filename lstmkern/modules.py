@@ -37,9 +37,9 @@ class LSTM(RecurrentModule, torch.nn.LSTM):
     and Cummins, Learning to forget, 2000; the projection: Sak, Senior and Beaufays, 2014 (arXiv:1402.1128).
 
     The parameters are those of torch.nn, with the gates stacked in the order i, f, g, o: ``weight_ih_l[k] [4*H, I]``
-    (``[4*H, D*P]`` above the first layer), ``weight_hh_l[k] [4*H, P]``, ``bias_ih_l[k]`` and ``bias_hh_l[k] [4*H]``, and
-    ``weight_hr_l[k] [P, H]`` with a projection; ``_reverse`` is appended for the reverse direction. :math:`D` is the
-    number of directions, and :math:`P = H` without a projection.
+    (``[4*H, D*P]`` above the first layer), ``weight_hh_l[k] [4*H, P]``, ``bias_ih_l[k]`` and ``bias_hh_l[k] [4*H]``,
+    and ``weight_hr_l[k] [P, H]`` with a projection; ``_reverse`` is appended for the reverse direction. :math:`D` is
+    the number of directions, and :math:`P = H` without a projection.
 
     Args:
         input_size: features :math:`I` of each input.
@@ -82,9 +82,8 @@ class LSTM(RecurrentModule, torch.nn.LSTM):
             input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
         )
 
-    # Without overloads the result would be a union of all four, of no use to a type checker. torch.nn's forward lacks
-    # the keyword arguments.
-    @overload  # type: ignore[override]
+    # Without overloads the result would be a union of all four, of no use to a type checker.
+    @overload
     def forward(
         self,
         input: Tensor,
@@ -145,8 +144,8 @@ class LSTM(RecurrentModule, torch.nn.LSTM):
     ) -> tuple[Any, ...]:
         r"""Run the layers over a batch of sequences.
 
-        Sizes: :math:`T` steps, :math:`N` sequences, :math:`I` = ``input_size``, :math:`H` = ``hidden_size``, :math:`P` =
-        ``proj_size`` or :math:`H`, :math:`D` = 2 if ``bidirectional`` else 1, :math:`L` = ``num_layers``.
+        Sizes: :math:`T` steps, :math:`N` sequences, :math:`I` = ``input_size``, :math:`H` = ``hidden_size``, :math:`P`
+        = ``proj_size`` or :math:`H`, :math:`D` = 2 if ``bidirectional`` else 1, :math:`L` = ``num_layers``.
 
         Args:
             input: ``[T, N, I]``; ``[N, T, I]`` if ``batch_first``; ``[T, I]`` for one sequence; or a
@@ -157,15 +156,15 @@ class LSTM(RecurrentModule, torch.nn.LSTM):
                 sequence's end, ``h_n`` and ``c_n`` are the states at the end, and the reverse direction starts there.
                 A sequence of length 0 keeps ``h_0`` and ``c_0``. On a GPU lengths are not checked but clamped to
                 :math:`0..T`; in a CUDA graph they must be on the GPU.
-            resets: bool, with the layout of ``input`` without its last dimension: ``[T, N]``, ``[N, T]``, or ``[R]`` for
-                packed data of :math:`R` steps. Where it is true, h and c are set to zero before that step, in the time
-                order of each direction: :math:`h_{t-1}` and :math:`c_{t-1}` in the formulas become 0.
+            resets: bool, with the layout of ``input`` without its last dimension: ``[T, N]``, ``[N, T]``, or ``[R]``
+                for packed data of :math:`R` steps. Where it is true, h and c are set to zero before that step, in the
+                time order of each direction: :math:`h_{t-1}` and :math:`c_{t-1}` in the formulas become 0.
             return_cells: whether to return the last layer's c of every step too.
 
         Returns:
             ``(output, (h_n, c_n))``, or ``(output, (h_n, c_n), cells)`` if ``return_cells``. ``output`` has the layout
-            of ``input`` with ``D*P`` columns, ``h_n`` is ``[L*D, N, P]``, ``c_n`` ``[L*D, N, H]``, and ``cells`` has the
-            layout of ``output`` with ``D*H`` columns.
+            of ``input`` with ``D*P`` columns, ``h_n`` is ``[L*D, N, P]``, ``c_n`` ``[L*D, N, H]``, and ``cells`` has
+            the layout of ``output`` with ``D*H`` columns.
 
         Raises:
             ValueError: wrong rank or dtype of ``input``, or ``lengths`` or ``resets`` that do not fit it.

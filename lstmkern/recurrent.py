@@ -21,9 +21,8 @@ class RecurrentModule(KernelModule, torch.nn.RNNBase):
     # Tensors that replace the parameters of these names, since _flat_weights was assigned.
     _assigned_weights: dict[str, Tensor | None] = {}  # noqa: RUF012 (replaced, never changed)
 
-    # torch.nn declares an attribute.
     @property
-    def _flat_weights(self) -> list[Tensor | None]:  # type: ignore[override]
+    def _flat_weights(self) -> list[Tensor | None]:
         """All weights in the order of _flat_weights_names. torch.nn keeps this list for cuDNN; here it is derived.
 
         The tensors of an assigned list replace the parameters, as in torch.nn, until a parameter is set or the module

@@ -39,8 +39,8 @@ def lstm_step(x: Tensor, h: Tensor, c: Tensor, weights: Sequence[Tensor]) -> tup
         x: ``[N, I]``.
         h: ``[N, P]``.
         c: ``[N, H]``.
-        weights: ``w_ih [4*H, I]``, ``w_hh [4*H, P]``; then ``b_ih``, ``b_hh [4*H]`` and ``w_hr [P, H]`` if the layer has
-            them.
+        weights: ``w_ih [4*H, I]``, ``w_hh [4*H, P]``; then ``b_ih``, ``b_hh [4*H]`` and ``w_hr [P, H]`` if the layer
+            has them.
 
     Returns:
         The next ``(h, c)``.
@@ -124,9 +124,7 @@ def _matrix_products(x: Tensor, h: Tensor, weights: Sequence[Tensor]) -> tuple[T
     return F.linear(x, w_ih, b_ih), F.linear(h, w_hh, b_hh)
 
 
-def step(
-    mode: str, x: Tensor, h: Tensor, c: Tensor | None, weights: Sequence[Tensor]
-) -> tuple[Tensor, Tensor | None]:
+def step(mode: str, x: Tensor, h: Tensor, c: Tensor | None, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     """One step of the cell that ``mode`` names.
 
     Args:
@@ -181,22 +179,23 @@ def layer(
     """One layer in one or two directions. Arguments and results are those of the op ``lstmkern::layer_forward``.
 
     Args:
-        input: ``[T, N, I]``; ``[N, T, I]`` if ``batch_first``; packed ``[R, I]`` with ``batch_sizes``; or, for one step,
-            ``[N, I]``.
+        input: ``[T, N, I]``; ``[N, T, I]`` if ``batch_first``; packed ``[R, I]`` with ``batch_sizes``; or, for one
+            step, ``[N, I]``.
         h0: ``[D, N, P]``; ``[N, P]`` for one step.
         c0: ``[D, N, H]`` or ``[N, H]`` for an LSTM, otherwise None.
         weights: those of the cell's step, once for each direction.
         batch_sizes: int64 ``[T]`` on the CPU: how many sequences have a step t. Only for packed input.
         lengths: int64 ``[N]``: each sequence's number of steps in a padded batch. None if all have T.
-        resets: bool, with the layout of ``input`` without its last dimension: the state is set to zero before that step.
+        resets: bool, with the layout of ``input`` without its last dimension: the state is set to zero before that
+            step.
         mode: as for :func:`step`.
         batch_first: whether dense input, output, cells and resets are ``[N, T, ...]``.
 
     Returns:
         ``(output, h_n, c_n, cells)``: ``output`` has the layout of ``input`` with ``D*P`` columns and is zero past a
-        sequence's end; ``h_n`` is ``[D, N, P]``, ``c_n`` ``[D, N, H]``; ``cells`` is c of every step, with the layout of
-        ``output`` and ``D*H`` columns. ``c_n`` and ``cells`` are empty except for an LSTM. For one step ``output`` and
-        ``cells`` are the next state, and ``h_n`` and ``c_n`` are empty.
+        sequence's end; ``h_n`` is ``[D, N, P]``, ``c_n`` ``[D, N, H]``; ``cells`` is c of every step, with the layout
+        of ``output`` and ``D*H`` columns. ``c_n`` and ``cells`` are empty except for an LSTM. For one step ``output``
+        and ``cells`` are the next state, and ``h_n`` and ``c_n`` are empty.
 
     Example:
         >>> import torch, lstmkern

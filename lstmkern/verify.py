@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ import lstmkern
 from . import _extension
 
 # What the table calls it: class, further arguments. Each runs in one direction and in two.
-KERNELS = {
+KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
     "LSTM": ("LSTM", {}),
     "LSTM projected": ("LSTM", {"proj_size": 2}),
     "GRU": ("GRU", {}),
@@ -128,15 +129,15 @@ def _inputs(module: nn.RNNBase, T: int, N: int, device: str, dtype: torch.dtype)
     return [value.to(device, dtype).requires_grad_() for value in values]
 
 
-def _call(module: nn.RNNBase, parameters: dict[str, Tensor], inputs: list[Tensor]) -> list[Tensor]:
+def _call(module: nn.RNNBase, parameters: Mapping[str, Tensor], inputs: list[Tensor]) -> list[Tensor]:
     """Output and final states of ``module`` with ``parameters`` in place of its own."""
     x, *state = inputs
     hx = tuple(state) if module.mode == "LSTM" else state[0]
-    output, final = torch.func.functional_call(module, parameters, (x, hx))
+    output, final = torch.func.functional_call(module, dict(parameters), (x, hx))
     return [output, *final] if isinstance(final, tuple) else [output, final]
 
 
-def _gradcheck(device: str, name: str, options: dict) -> bool:
+def _gradcheck(device: str, name: str, options: dict[str, Any]) -> bool:
     torch.manual_seed(0)
     # Small, because every entry of every tensor costs two calls; odd, because no vector width divides it.
     module = getattr(lstmkern, name)(2, 3, **options).to(device, torch.float64)
@@ -150,7 +151,7 @@ def _gradcheck(device: str, name: str, options: dict) -> bool:
     return torch.autograd.gradcheck(function, (*inputs, *parameters.values()), raise_exception=False)
 
 
-def _parity(device: str, name: str, options: dict) -> tuple[float, float, str]:
+def _parity(device: str, name: str, options: dict[str, Any]) -> tuple[float, float, str]:
     """Error of ours and of torch.nn's in fp32, and what exceeds twice torch.nn's error plus SLACK, if anything."""
     torch.manual_seed(0)
     reference = getattr(nn, name)(19, 37, 2, **options).double()
@@ -179,8 +180,8 @@ def _results(module: nn.RNNBase, device: str, dtype: torch.dtype) -> dict[str, T
     outputs = _call(module, parameters, inputs)
     generator = torch.Generator().manual_seed(1)
     factors = (torch.randn(o.shape, generator=generator, dtype=torch.float64).to(device, dtype) for o in outputs)
-    sum((o * f).sum() for o, f in zip(outputs, factors, strict=True)).backward()
+    torch.stack([(o * f).sum() for o, f in zip(outputs, factors, strict=True)]).sum().backward()
     names = ("input", "h_0", "c_0")
-    gradients = {f"gradient of {key}": t.grad for key, t in zip(names, inputs, strict=False)}
+    gradients: dict[str, Any] = {f"gradient of {key}": t.grad for key, t in zip(names, inputs, strict=False)}
     gradients |= {f"gradient of {key}": p.grad for key, p in parameters.items()}
     return {key: o.detach() for key, o in zip(("output", "h_n", "c_n"), outputs, strict=False)} | gradients

@@ -38,7 +38,7 @@ def run(module, *args, **keywords):
         data.float().sum().backward()
     gradients = [p.grad for p in module.parameters()]
     module.zero_grad()
-    return [t for t in torch.utils._pytree.tree_leaves(result)] + gradients, "lstmkern" in ops.names
+    return [*torch.utils._pytree.tree_leaves(result), *gradients], "lstmkern" in ops.names
 
 
 def equal(ours, theirs):

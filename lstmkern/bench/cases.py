@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,9 +130,9 @@ def goal(case: Case) -> float | None:
     return _GOALS[list(SHAPES).index(sizes)][COLUMNS.index(key)] if key in COLUMNS else None
 
 
-def modules_for(case: Case) -> tuple[torch.nn.Module, torch.nn.Module]:
+def modules_for(case: Case) -> tuple[torch.nn.RNNBase, torch.nn.RNNBase]:
     """Our layer and torch.nn's, with the same weights."""
-    options = {"bidirectional": case.bidirectional, "dtype": DTYPES[case.dtype]}
+    options: dict[str, Any] = {"bidirectional": case.bidirectional, "dtype": DTYPES[case.dtype]}
     if case.proj:
         options["proj_size"] = case.proj
     theirs = getattr(torch.nn, case.cell)(case.I, case.H, case.layers, **options)
@@ -140,11 +141,11 @@ def modules_for(case: Case) -> tuple[torch.nn.Module, torch.nn.Module]:
     return ours, theirs
 
 
-def step_of(module: torch.nn.RNNBase, x: Tensor, train: bool, **keywords) -> Callable[[], object]:
+def step_of(module: torch.nn.RNNBase, x: Tensor, train: bool, **keywords: Tensor) -> Callable[[], object]:
     """A function that runs ``module`` on ``x`` [T, N, I] and, to train, the gradients of x and of every parameter."""
     if not train:
 
-        def infer():
+        def infer() -> object:
             with torch.no_grad():
                 return module(x, **keywords)
 
@@ -154,7 +155,7 @@ def step_of(module: torch.nn.RNNBase, x: Tensor, train: bool, **keywords) -> Cal
     columns = (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
     grad = torch.randn(*x.shape[:2], columns).to(x.dtype)
 
-    def learn():
+    def learn() -> object:
         return torch.autograd.grad(module(x, **keywords)[0], wanted, grad)
 
     return learn
@@ -163,7 +164,7 @@ def step_of(module: torch.nn.RNNBase, x: Tensor, train: bool, **keywords) -> Cal
 class Contest:
     """``case`` as two functions, ours() and theirs(), and a warm_up() on fewer steps for Pairs."""
 
-    def __init__(self, case: Case):
+    def __init__(self, case: Case) -> None:
         torch.manual_seed(0)
         self.case = case
         self.modules = modules_for(case)
@@ -178,7 +179,7 @@ class Contest:
         The estimate is from the best of them: who is interrupted just then would be measured in too few rounds.
         """
 
-        def seconds(run):
+        def seconds(run: Callable[[], object]) -> float:
             start = now()
             run()
             return now() - start

@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import report
 from .cases import SHAPES, Case, Contest, goal
@@ -24,24 +24,26 @@ _PEER_COST = {"LSTM": 1.4, "GRU": 3.0}
 
 
 def parse_shape(text: str) -> tuple[int, int, int, int, int]:
-    """ "T,N,I,H[,layers]" as numbers; ValueError for anything else."""
-    sizes = tuple(int(part) for part in text.split(","))
+    """The numbers in "T,N,I,H" or "T,N,I,H,layers"; ValueError for anything else."""
+    sizes = [int(part) for part in text.split(",")]
     if len(sizes) not in (4, 5) or min(sizes) < 1:
         raise ValueError(text)
-    return sizes if len(sizes) == 5 else (*sizes, 1)
+    T, N, features, H, layers = sizes if len(sizes) == 5 else (*sizes, 1)
+    return T, N, features, H, layers
 
 
 def cases_for(shapes: Sequence[tuple[int, ...]], cells: Sequence[str], dtypes: Sequence[str]) -> list[Case]:
+    """A case for each combination of shape, kind of layer and dtype, to infer and to train."""
     return [
-        Case(cell, *shape[:4], layers=shape[4], dtype=dtype, train=train)
-        for shape in shapes
+        Case(cell, T, N, features, H, layers, dtype, train)
+        for T, N, features, H, layers in shapes
         for cell in cells
         for dtype in dtypes
         for train in (False, True)
     ]
 
 
-def measure_case(case: Case, roofline: Roofline, seconds: float) -> dict:
+def measure_case(case: Case, roofline: Roofline, seconds: float) -> dict[str, Any]:
     """One case against torch.nn with the threads of ``roofline``: what Pairs.result has, gflops, share and goal."""
     contest = Contest(case)
     pairs = Pairs(
@@ -53,7 +55,7 @@ def measure_case(case: Case, roofline: Roofline, seconds: float) -> dict:
     return summarize_case(case, roofline, pairs.run(seconds))
 
 
-def summarize_case(case: Case, roofline: Roofline, pairs: Pairs) -> dict:
+def summarize_case(case: Case, roofline: Roofline, pairs: Pairs) -> dict[str, Any]:
     """The result of ``pairs`` whose work is that of ``case`` and whose probe is roofline.probe(case)."""
     result = pairs.result()
     return {
@@ -76,7 +78,7 @@ def run_goals(
     threads: Sequence[int],
     seconds: float,
     clock: Callable[[], float] = now,
-) -> dict:
+) -> dict[str, Any]:
     """Measure ``cases`` with each number of ``threads`` in about ``seconds``.
 
     Cheap cases come first. Each gets a part of the remaining time that grows with its work; one whose single round
@@ -128,7 +130,7 @@ def run_goals(
     }
 
 
-def goals_table(results: dict) -> str:
+def goals_table(results: dict[str, Any]) -> str:
     """Markdown, one table for each dtype: ratio / goal (share of the roofline); "-" is not measured."""
     cases, text = results["cases"], []
     for dtype in dict.fromkeys(c["dtype"] for c in cases):
@@ -147,14 +149,14 @@ def goals_table(results: dict) -> str:
     return "\n".join(text)
 
 
-def _entry(case: dict | None) -> str:
+def _entry(case: dict[str, Any] | None) -> str:
     if case is None:
         return "-"
     wanted = f" / {case['goal']:g}" if case["goal"] else ""
     return f"{case['ratio']:.2f}{wanted} ({case['share']:.0%})"
 
 
-def roofline_table(results: dict) -> str:
+def roofline_table(results: dict[str, Any]) -> str:
     """Markdown: the rates of the machine."""
     rows = [[f"{p['rate']} FMA, {p['capability']}", str(p["threads"]), f"{p['gflops']:.0f} GFLOP/s"] for p in
             results["peaks"]]  # fmt: skip

@@ -79,10 +79,10 @@ class Pairs:
             theirs()
         first = warm_up() if warm_up is not None else None
         if first is None:
-            first = tuple(min(self._time(function, 1) for _ in range(2)) for function in (ours, theirs))
+            first = (min(self._time(ours, 1) for _ in range(2)), min(self._time(theirs, 1) for _ in range(2)))
         # Calls per block.
         self.calls = [max(1, math.ceil(block / max(seconds, 1e-9))) for seconds in first]
-        self.round_seconds = sum(seconds * calls for seconds, calls in zip(first, self.calls, strict=True))
+        self.round_seconds: float = sum(seconds * calls for seconds, calls in zip(first, self.calls, strict=True))
         if probe:
             start = clock()
             probe()

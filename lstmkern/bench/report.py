@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ _FLAGS = [
 ]  # fmt: skip
 
 
-def cpu() -> dict:
+def cpu() -> dict[str, Any]:
     """{"cpu", "flags", "caches", "cores"}: name of the processor, its vector instruction sets, bytes of its caches."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
@@ -45,7 +46,7 @@ def commit() -> str | None:
     if not (root / "csrc").is_dir():
         return None
 
-    def git(*args):
+    def git(*args: str) -> str:
         said = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True)
         return said.stdout.strip()
 
@@ -66,7 +67,7 @@ def command() -> str:
     return " ".join([*([] if script == "lstmkern" else ["python"]), script, *sys.argv[1:]])
 
 
-def context(threads: int | Sequence[int]) -> dict:
+def context(threads: int | Sequence[int]) -> dict[str, Any]:
     """What a result file must say to be worth anything: machine, versions, commit, command, threads, date."""
     built = _extension.build_info()
     return {
@@ -86,7 +87,7 @@ def context(threads: int | Sequence[int]) -> dict:
     }
 
 
-def write_json(path: str | Path, about: dict, **results) -> None:
+def write_json(path: str | Path, about: dict[str, Any], **results: Any) -> None:
     """Write ``about`` (see context) and ``results`` to ``path``, all or nothing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,7 @@ def write_json(path: str | Path, about: dict, **results) -> None:
         temporary.write_text(json.dumps(_rounded({**about, **results}), indent=1) + "\n", encoding="utf-8")
 
 
-def _rounded(value):
+def _rounded(value: Any) -> Any:
     """Floats to five digits: more is noise, and makes every line of a result file differ from the last one's."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
@@ -126,7 +127,7 @@ def number(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def machine_line(about: dict) -> str:
+def machine_line(about: dict[str, Any]) -> str:
     """One line on the machine of a result file."""
     machine, versions = about["machine"], about["versions"]
     caches = ", ".join(f"{level} {size // 1024} KiB" for level, size in machine["caches"].items())

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .. import _extension
 from .cases import Case
@@ -124,7 +125,7 @@ class Roofline:
         seconds = max(steps, recurrent) + max(stream, rest)
         return Floor(seconds, "operations" if max(recurrent, rest) >= max(steps, stream) else "bytes")
 
-    def as_json(self) -> dict:
+    def as_json(self) -> dict[str, Any]:
         found = {
             "threads": self.threads,
             "fma_gflops": {name: rate / 1e9 for name, rate in self.fma.items() if rate},
@@ -136,7 +137,7 @@ class Roofline:
         return found
 
 
-def survey(threads: Sequence[int]) -> list[dict]:
+def survey(threads: Sequence[int]) -> list[dict[str, Any]]:
     """[{capability, rate, threads, gflops}]: the rate of FMAs for every instruction set that may be in use here."""
     return [
         {"capability": capability, "rate": rate, "threads": count, "gflops": speed / 1e9}
