@@ -1,7 +1,7 @@
-"""The compiled part for Python that was started in a clone.
+"""Finds the compiled part for a Python that was started in a clone of the repository.
 
-There the clone's lstmkern/ is imported, which `pip install .` leaves without a compiled part. The installed package has
-one: it is taken if it was built from this clone and nothing that is compiled has changed since.
+There Python imports the clone's lstmkern/, in which `pip install .` puts no compiled part. The installed package has
+one. It is used if it was built from this clone and if no source has changed since.
 """
 
 import json
@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def find() -> ModuleSpec:
-    """The installed package's compiled part.
+    """The compiled part of the installed package.
 
     Raises:
-        ImportError: there is none, or it is not of these sources.
+        ImportError: there is none, or it was not built from these sources.
     """
     found = installed()
     if found is None:
@@ -41,7 +41,7 @@ def find() -> ModuleSpec:
 
 
 def load(spec: ModuleSpec) -> ModuleType:
-    """Import what ``find`` gave as this package's compiled part."""
+    """Import the result of :func:`find` as this package's compiled part."""
     module = module_from_spec(spec)
     assert spec.loader is not None
     spec.loader.exec_module(module)
@@ -51,7 +51,7 @@ def load(spec: ModuleSpec) -> ModuleType:
 
 
 def installed() -> tuple[ModuleSpec, Path | None] | None:
-    """(compiled part, folder it was built from or None if pip did not note it) of a package other than this one."""
+    """(compiled part, the folder it was built from or None if unknown) of an lstmkern other than this one."""
     for distribution in distributions(name="lstmkern"):
         package = Path(str(distribution.locate_file("lstmkern"))).resolve()
         if package != ROOT / "lstmkern" and (spec := PathFinder.find_spec(NAME, [str(package)])):
@@ -61,7 +61,7 @@ def installed() -> tuple[ModuleSpec, Path | None] | None:
 
 
 def is_current(spec: ModuleSpec, built_from: Path | None) -> bool:
-    """Whether the compiled part was built from this folder, after the last change to what it is compiled from."""
+    """Whether the compiled part was built from this folder, after the last change to its sources."""
     built = Path(str(spec.origin)).stat().st_mtime
     sources = [ROOT / "setup.py", *(ROOT / "csrc").rglob("*")]
     return built_from == ROOT and all(path.stat().st_mtime <= built for path in sources if path.is_file())

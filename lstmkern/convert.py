@@ -24,7 +24,7 @@ __all__ = ["Report", "replace_modules", "restore_modules"]
 
 @dataclass
 class Report:
-    """What :func:`replace_modules` or :func:`restore_modules` did.
+    """What :func:`lstmkern.replace_modules` or :func:`lstmkern.restore_modules` did.
 
     ``len(report)`` is the number of changed modules; ``str(report)`` has one line per module.
 
@@ -89,12 +89,12 @@ def replace_modules(model: nn.Module) -> Report:
 
 
 def restore_modules(model: nn.Module, *, every: bool = False) -> Report:
-    """Undo :func:`replace_modules`: the modules that it changed become torch.nn's again, in place.
+    """Undo :func:`lstmkern.replace_modules`: the modules that it changed become torch.nn's again, in place.
 
     Args:
         model: the model; it may be a recurrent module itself.
-        every: also change the modules that were created as lstmkern's, for tools that know only torch.nn's classes, such
-            as torch.ao.quantization. Subclasses of lstmkern's modules are skipped.
+        every: also change the modules that were created as lstmkern's, for tools that know only torch.nn's classes,
+            such as torch.ao.quantization. Subclasses of lstmkern's modules are skipped.
 
     Returns:
         A :class:`~lstmkern.convert.Report` of the changed and the skipped modules.

@@ -1,4 +1,4 @@
-"""Result files and tables: JSON that names its machine, versions, commit and command, and Markdown."""
+"""Result files and tables: JSON with the machine, versions, commit and command of the run, and Markdown."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .. import __version__, _extension
 from ..lm.checkpoint import atomic_path
 from .roofline import cache_sizes, cores
 
-# The instruction sets that a kernel for recurrent layers may use.
+# CPU flags of the instruction sets that may matter to a recurrent layer.
 _FLAGS = [
     "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_fp16",
     "avx512_vnni", "amx_tile", "amx_bf16", "amx_fp16", "amx_int8", "asimd", "asimdhp", "sve", "bf16",
@@ -26,7 +26,7 @@ _FLAGS = [
 
 
 def cpu() -> dict[str, Any]:
-    """{"cpu", "flags", "caches", "cores"}: name of the processor, its vector instruction sets, bytes of its caches."""
+    """{"cpu", "flags", "caches", "cores"}: the processor's name, vector instruction sets, cache sizes and cores."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
@@ -40,8 +40,10 @@ def cpu() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree that this package runs from ("+" if the tree has changes, results aside); None if
-    installed."""
+    """The commit of the source tree that this package runs from; None if it is installed.
+
+    "+" is appended if tracked files outside benchmarks/results have changes.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / "csrc").is_dir():
         return None
@@ -58,7 +60,7 @@ def commit() -> str | None:
 
 
 def command() -> str:
-    """The command line of this process, without the paths of this machine."""
+    """The command line of this process, without this machine's paths."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     if spec is not None:
@@ -68,7 +70,7 @@ def command() -> str:
 
 
 def context(threads: int | Sequence[int]) -> dict[str, Any]:
-    """What a result file must say to be worth anything: machine, versions, commit, command, threads, date."""
+    """What every result file needs: machine, versions, commit, command, threads, date."""
     built = _extension.build_info()
     return {
         "command": command(),
@@ -96,7 +98,7 @@ def write_json(path: str | Path, about: dict[str, Any], **results: Any) -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """Floats to five digits: more is noise, and makes every line of a result file differ from the last one's."""
+    """Round floats to five digits. More digits are noise, and would change every line of a result file each time."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):
@@ -115,7 +117,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned in plain text too."""
+    """A Markdown table with aligned columns."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = ["| " + " | ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) + " |" for row in (head, *rows)]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
@@ -128,7 +130,7 @@ def number(value: float) -> str:
 
 
 def machine_line(about: dict[str, Any]) -> str:
-    """One line on the machine of a result file."""
+    """One line about the machine of a result file."""
     machine, versions = about["machine"], about["versions"]
     caches = ", ".join(f"{level} {size // 1024} KiB" for level, size in machine["caches"].items())
     return (
