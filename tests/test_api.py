@@ -11,9 +11,10 @@ import torch
 
 import lstmkern
 
-# Imported by nothing else, or with dependencies of their own.
+# Documented elsewhere, or with dependencies of their own.
 ELSEWHERE = ("lstmkern.lm", "lstmkern.command", "lstmkern.__main__", "lstmkern._C", "lstmkern.pictures")
-MODULES = [m.name for m in pkgutil.walk_packages(lstmkern.__path__, "lstmkern.") if not m.name.startswith(ELSEWHERE)]
+INSIDE = (m.name for m in pkgutil.walk_packages(lstmkern.__path__, "lstmkern."))
+MODULES = ["lstmkern", *(name for name in INSIDE if not name.startswith(ELSEWHERE))]
 CLASSES = (lstmkern.LSTM, lstmkern.GRU, lstmkern.RNN, lstmkern.LSTMCell, lstmkern.GRUCell, lstmkern.RNNCell)
 
 

@@ -140,6 +140,14 @@ def test_environment(value, expected):
     assert said.stdout.split() == expected.split()
 
 
+def test_info_says_so():
+    command = [sys.executable, "-m", "lstmkern", "info"]
+    for value, expected in (("1", True), ("0", False)):
+        environment = {**os.environ, disable.VARIABLE: value}
+        said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        assert (f"{disable.VARIABLE} " in said) == expected
+
+
 def test_another_value_is_refused():
     with pytest.raises(ValueError, match="LSTMKERN_DISABLE=yes: set it to 1"):
         disable.read("yes")
