@@ -182,7 +182,7 @@ class LayerBackward(torch.autograd.Function):
             results = (*states, *grad_weights)
             return tuple(results[i] for i in received)
 
-        # vjp returns three values only with has_aux.
+        # torch declares that vjp may return three values, which it does only with has_aux.
         _, pull_back = torch.func.vjp(first_derivative, *(tensors[i] for i in given))  # type: ignore[misc]
         result: list[Tensor | None] = [None] * (3 + len(tensors))
         for i, grad in zip(given, pull_back(tuple(cotangents[i] for i in received)), strict=True):
