@@ -78,9 +78,7 @@ def replace_modules(model: nn.Module) -> Report:
             continue
         parametrized = _is_plainly_parametrized(module, base)
         if type(module) is not base and not parametrized:
-            report.skipped.append(
-                (name, _label(type(module)), f"a subclass of {_label(base)} may compute something else")
-            )
+            report.skipped.append((name, _label(type(module)), f"a subclass of {_label(base)} may compute more"))
         elif "forward" in module.__dict__:
             report.skipped.append((name, _label(base), "its forward was replaced"))
         else:
@@ -121,9 +119,7 @@ def restore_modules(model: nn.Module, *, every: bool = False) -> Report:
             _change_class(module, base, parametrized)
             report.swapped.append((name, _label(ours), _label(base)))
         else:
-            report.skipped.append(
-                (name, _label(type(module)), f"a subclass of {_label(ours)} may compute something else")
-            )
+            report.skipped.append((name, _label(type(module)), f"a subclass of {_label(ours)} may compute more"))
     return report
 
 
