@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lstmkern
-from lstmkern import functional
+from lstmkern import autograd, functional
 
 
 def step(module, x, hx, **ragged):
@@ -66,13 +66,13 @@ def test_keeps_a_third(cell):
 def test_gates_are_not_computed_into_memory_in_chunks(monkeypatch):
     """A dense layer of one direction never holds the gates of all steps, in backward either."""
     shapes = []
-    backward = functional.eager_backward
+    backward = autograd.eager_backward
 
     def watching(*args):
         shapes.append(args[13].shape)  # gates
         return backward(*args)
 
-    monkeypatch.setattr(functional, "eager_backward", watching)
+    monkeypatch.setattr(autograd, "eager_backward", watching)
     module, x = lstmkern.LSTM(4, 16), torch.randn(80, 2, 4)
     with lstmkern.recompute():
         module(x)[0].sum().backward()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .. import _extension
+from .. import _extension, disable
 from ..bench import goals, roofline
 from ..bench.cases import DTYPES
 from ..lm.errors import InputError
@@ -105,6 +105,8 @@ def run_info(args: argparse.Namespace) -> int:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
+    if disable.DISABLED:
+        rows[disable.VARIABLE] = "1: modules run torch.nn's own code where a call uses nothing beyond it"
     for name, value in rows.items():
         print(f"{name:<28}{value}")
     if note := _extension.other_torch(built["torch"], torch.__version__):
