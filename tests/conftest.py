@@ -35,6 +35,21 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A small corpus, its training and its validation batches; see language.py."""
+    from language import small_corpus  # not every machine that runs tests has what the language models need
+
+    return small_corpus()
+
+
 @pytest.fixture(params=KINDS)
 def kind(request):
     return request.param

@@ -2,27 +2,17 @@
 
 import os
 import re
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from language import ROOT, run_python
 
 import lstmkern
 from lstmkern import command
 from lstmkern.command import main, options, waiting
 
-ROOT = Path(lstmkern.__file__).parent.parent
 COMMANDS = ["demo", "ladder", "train", "generate", "classify", "verify", "bench", "info"]
-
-
-def run(program, *args, read=False, **environment):
-    """Exit code, stdout and stderr of the Python code ``program``; with ``read``, Python reads it on its stdin."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-", *args] if read else [sys.executable, "-c", program, *args]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, input=program if read else None)
-    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture
@@ -48,7 +38,7 @@ from lstmkern.command import main
 for words in [["info"], ["verify"], ["--help"], ["--version"], *([name, "--help"] for name in {COMMANDS})]:
     assert main(words) == 0, words
 """
-    code, out, err = run(program)
+    code, out, err = run_python("-c", program)
     assert (code, err) == (0, "")
     assert "all 10 checks passed" in out or torch.cuda.is_available()
     assert all(f"usage: python -m lstmkern {name}" in out for name in COMMANDS)
@@ -135,7 +125,7 @@ def undecided(monkeypatch):
 )
 def test_threads_of_a_training_sleep_while_they_wait(undecided, words, environment, starts, policy):
     """The process starts once more, under the same number and with the same words; what the user chose stays."""
-    code, out, err = run(TRAIN, "train", *words, **environment)
+    code, out, err = run_python("-c", TRAIN, "train", *words, **environment)
     assert (code, err) == (0, "")
     *begun, (number, found) = [line.split() for line in out.splitlines()]
     assert begun == [[number]] * starts
@@ -144,7 +134,7 @@ def test_threads_of_a_training_sleep_while_they_wait(undecided, words, environme
 
 def test_a_program_on_stdin_runs_to_its_end(undecided):
     """Standard input cannot be read a second time: such a process does not start once more."""
-    code, out, err = run(TRAIN, "train", "--threads", "2", read=True)
+    code, out, err = run_python("-", "train", "--threads", "2", stdin=TRAIN)
     assert (code, err) == (0, "")
     (number,), found = (line.split() for line in out.splitlines())
     assert found == [number, "None"]

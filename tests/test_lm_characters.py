@@ -1,7 +1,10 @@
 """The character models: what each adds to the one before, the written-out cells, incomplete batches, files read."""
 
+from functools import partial
+
 import pytest
 import torch
+from language import random_tokens, source_text
 from torch import nn
 
 import lstmkern
@@ -15,16 +18,13 @@ from lstmkern.lm.train import Run, config_of, fit
 from lstmkern.lm.vocabulary import Characters
 
 VOCAB, FACTORS, HIDDEN = 13, 5, 8
+tokens = partial(random_tokens, VOCAB)
 NAMES = [name for name in RECIPES if name.startswith("char-")]
 
 
 def make(model, *args, **how):
     torch.manual_seed(0)
     return model(VOCAB, FACTORS, HIDDEN, *args, **how).double()
-
-
-def tokens(*shape):
-    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(1))
 
 
 def test_the_loop_is_three_characters_unrolled_but_for_its_first_state():
@@ -100,13 +100,10 @@ def test_stateful_models_pick_up_the_state(name):
     torch.testing.assert_close(model(x), whole, rtol=0, atol=1e-12)
 
 
-TEXT = "".join(f"def f{n}(x):\n    return x + {n}\n\n\n" for n in range(100))
-
-
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "text.py"
-    path.write_text(TEXT)
+    path.write_text(source_text(100))
     return str(path)
 
 

@@ -1,15 +1,13 @@
 """train, generate and classify on text: what they leave behind, and one sentence and code 2 on bad input."""
 
-import re
-import signal
-
 import pytest
 import torch
+from language import assert_one_sentence, listing, press_ctrl_c, source_text, write_classes
 
 from lstmkern.command import main
 from lstmkern.lm import generate
 
-TEXT = "".join(f"def f{n}(x):\n    return x + {n}\n\n\n" for n in range(80))
+TEXT = source_text(80)
 CHARACTERS = ["--model", "char-gru", "--text", "text.txt", "--batch-size", "8", "--hidden", "8", "--epochs", "1"]
 SUBWORDS = ["--model", "awd-lstm", "--text", "classes", "--batch-size", "4", "--seq-len", "12", "--subwords", "280"]
 SUBWORDS += ["--hidden", "8", "--embedding", "6", "--layers", "2", "--epochs", "1"]
@@ -27,17 +25,13 @@ def write(folder):
     (folder / "empty").mkdir()
     (folder / "pictures").mkdir()
     (folder / "pictures" / "a.png").write_bytes(b"\x89PNG\0")
-    for name in ("one", "two"):
-        (folder / "classes" / name).mkdir(parents=True)
-        for n in range(30):
-            (folder / "classes" / name / f"{n}.txt").write_text(f"{name} and {name} again, {n} times over and over")
+    write_classes(folder / "classes")
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path)
-    return tmp_path
+def here(here):
+    write(here)
+    return here
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +54,12 @@ def trained(tmp_path_factory):
     return folder
 
 
-def listing(directory):
-    return {path: path.read_bytes() if path.is_file() else None for path in directory.rglob("*")}
-
-
 def refuse(capsys, folder, args, message):
-    """One sentence about ``message``, code 2, and ``folder`` as it was."""
+    """One sentence about ``message``, code 2, and ``folder`` is unchanged."""
     before = listing(folder)
     capsys.readouterr()
     assert main(args) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.endswith("\n"), err
-    assert re.search(message, err), err
+    assert assert_one_sentence(capsys, message) == ""
     assert listing(folder) == before
 
 
@@ -107,15 +95,7 @@ def test_generate_prints_every_word_at_once(trained, monkeypatch, capsys):
 
 
 def test_ctrl_c_in_generate(trained, monkeypatch, capsys):
-    real, calls = generate.logits_of, []
-
-    def pressed(output):
-        calls.append(1)
-        if len(calls) == 4:
-            signal.raise_signal(signal.SIGINT)
-        return real(output)
-
-    monkeypatch.setattr(generate, "logits_of", pressed)
+    press_ctrl_c(monkeypatch, generate, "logits_of", 4)
     assert main(["generate", "--checkpoint", str(trained / "char"), "--prompt", "def", "--length", "9"]) == 130
     out, err = capsys.readouterr()
     assert len(out) == len("def") + 3 + 1 and out.endswith("\n")

@@ -1,9 +1,11 @@
 """LMModel6 and LMModel7: what they return, how they carry their state, regularisation, generation."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
+from language import random_tokens
 from torch import nn
 
 import lstmkern
@@ -15,16 +17,13 @@ from lstmkern.lm.train import config_of
 from lstmkern.lm.vocabulary import Characters, Words
 
 VOCAB, HIDDEN, LAYERS = 11, 24, 2
+tokens = partial(random_tokens, VOCAB)
 CLASSES = [lstmkern.LSTM, lstmkern.GRU, nn.LSTM, nn.GRU]
 
 
 def make(model=LMModel6, seed=0, **how):
     torch.manual_seed(seed)
     return model(VOCAB, HIDDEN, LAYERS, *([0.4] if model is LMModel7 else []), **how)
-
-
-def tokens(*shape, seed=0):
-    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def parts(state):

@@ -4,9 +4,11 @@ import math
 import shutil
 import sys
 from dataclasses import astuple, replace
+from functools import partial
 
 import pytest
 import torch
+from language import random_tokens
 from torch import nn
 
 import lstmkern
@@ -19,7 +21,7 @@ from lstmkern.lm.data import InputError
 from lstmkern.lm.dataset import load_dataset
 from lstmkern.lm.generate import generate
 from lstmkern.lm.models import RECIPES
-from lstmkern.lm.pretrained import encoder_of, load_pretrained, put_weights, save_encoder
+from lstmkern.lm.pretrained import encoder_of, load_encoder_weights, load_pretrained, save_encoder
 from lstmkern.lm.report import perplexity
 from lstmkern.lm.stream import TokenStream, split_documents, unigram_perplexity, validation_batches
 from lstmkern.lm.throughput import cases
@@ -27,6 +29,7 @@ from lstmkern.lm.train import Run, build_model, config_of, fit
 from lstmkern.lm.vocabulary import Subwords
 
 pytest.importorskip("tokenizers")
+tokens = partial(random_tokens, 20)
 NO_DROPOUT = Dropouts().times(0)
 
 
@@ -157,10 +160,6 @@ def test_unigram_perplexity():
 def encoder(drop=NO_DROPOUT, rnn=lstmkern.LSTM, layers=3):
     torch.manual_seed(0)
     return Encoder(20, 6, 9, layers, drop, rnn)
-
-
-def tokens(*shape):
-    return torch.randint(20, shape, generator=torch.Generator().manual_seed(1))
 
 
 def test_masks_of_the_dropouts():
@@ -315,9 +314,9 @@ def test_encoder_comes_back(trained, name):
     torch.testing.assert_close(encoder_of(pretrained).eval()(x)[0], run.model.encoder(x)[0], rtol=0, atol=0)
     other = RECIPES["awd-lstm"].make(len(data.vocab), config_of("awd-lstm", **{**SMALL, "hidden": 41}), lstmkern)
     with pytest.raises(InputError, match="other layers or sizes"):
-        put_weights(other.encoder, data.vocab, pretrained)
+        load_encoder_weights(other.encoder, data.vocab, pretrained)
     with pytest.raises(InputError, match="another vocabulary"):
-        put_weights(run.model.encoder, Subwords.train(["something else"], 300), pretrained)
+        load_encoder_weights(run.model.encoder, Subwords.train(["something else"], 300), pretrained)
 
 
 def test_classifier_beats_the_most_frequent_class(trained, folder):

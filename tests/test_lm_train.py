@@ -8,7 +8,7 @@ import torch
 
 from lstmkern.lm import checkpoint as checkpoints
 from lstmkern.lm.checkpoint import load_checkpoint, model_from, restore_run, save_checkpoint
-from lstmkern.lm.data import InputError, human_numbers, load_corpus, make_batches, make_corpus
+from lstmkern.lm.data import InputError, load_corpus, make_batches
 from lstmkern.lm.train import OURS, PEER, RECIPES, Config, Run, fit, losses, train_epoch, train_pass, validate
 
 SMALL = Config(epochs=3, batch_size=8, hidden=12, seed=3)
@@ -19,13 +19,6 @@ class Stop(Exception):
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def small():
-    """A corpus of a few hundred numbers, its training and its validation batches."""
-    corpus = make_corpus(human_numbers()[0][:400])
-    return corpus, *make_batches(corpus.ids, SMALL.batch_size, SMALL.seq_len)
 
 
 @pytest.fixture(scope="module")

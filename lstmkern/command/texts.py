@@ -11,6 +11,7 @@ from ..lm.checkpoint import load_checkpoint, model_from
 from ..lm.classify import classify_session, load_classifier, most_likely
 from ..lm.errors import InputError, Interrupted
 from ..lm.generate import LONGEST, default_temperature, encode_prompt, generate_pieces
+from ..lm.output import output_directory
 from ..lm.pretrained import load_pretrained
 from . import options
 from .libraries import make_console
@@ -99,12 +100,10 @@ def run_classify(args: argparse.Namespace) -> int:
         )
     distributed.refuse("classify")
     console = make_console(args)
-    from ..lm.session import output_directory
-
     text = str(Path(args.text).resolve()) if args.text else None
-    with output_directory(args.out, "classify", args.force) as place:
+    with output_directory(args.out, "classify", args.force) as output:
         out = classify_session(
-            console, load_pretrained(args.encoder), text, args.epochs, args.classes, args.seed, place
+            console, load_pretrained(args.encoder), text, args.epochs, args.classes, args.seed, output.make
         )
     console.print(f"results are in {out}", soft_wrap=True)
     return 0

@@ -15,6 +15,7 @@ from ..lm.dataset import HUMAN_NUMBERS
 from ..lm.errors import InputError
 from ..lm.generate import generate
 from ..lm.models import CELLS, RECIPES
+from ..lm.output import output_directory
 from ..lm.pretrained import MODEL, load_pretrained
 from ..lm.train import DTYPES, OURS, PEER, Config, config_of
 from . import options
@@ -139,7 +140,7 @@ def add_commands(commands: Any) -> None:
 def run_train(args: argparse.Namespace) -> int:
     console = make_console(args, "matplotlib")
     from ..lm.report import comparison_table
-    from ..lm.session import output_directory, train_session
+    from ..lm.session import train_session
 
     given = {field.name: getattr(args, field.name) for field in fields(Config) if hasattr(args, field.name)}
     for name in ("data", "text"):
@@ -167,9 +168,9 @@ def run_train(args: argparse.Namespace) -> int:
     else:
         where, force = args.out, args.force
     choose = resume is None and "epochs" not in given
-    with output_directory(where, config.name, force) as place:
+    with output_directory(where, config.name, force) as output:
         runs, out, data = train_session(
-            console, config, kernels, place, resume, pretrained, args.tensorboard, choose_epochs=choose
+            console, config, kernels, output.make, resume, pretrained, args.tensorboard, choose_epochs=choose
         )
     if len(runs) > 1:
         console.print(comparison_table([(runs[0], runs[1])]))
@@ -205,20 +206,20 @@ def _resumed(resume: Checkpoint, given: dict, compare: bool | None) -> tuple[Con
 def run_demo(args: argparse.Namespace) -> int:
     console = make_console(args, "matplotlib")
     from ..lm.report import comparison_table
-    from ..lm.session import output_directory, train_session
+    from ..lm.session import train_session
 
     pairs = []
-    with output_directory(args.out, "demo", args.force) as place:
+    with output_directory(args.out, "demo", args.force) as output:
         for model in ("lm6", "lm7"):
             config = Config(model=model, cell=args.cell, epochs=args.epochs, seed=args.seed)
-            runs, _, data = train_session(console, config, [OURS, PEER], functools.partial(place.directory, model))
+            runs, _, data = train_session(console, config, [OURS, PEER], functools.partial(output.subdirectory, model))
             pairs.append((runs[0], runs[1]))
             console.print()
     console.print(comparison_table(pairs))
     counting, _ = pairs[-1]
     continuation = generate(counting.model, data.vocab, DEMO_PROMPT, length=30)
     console.print(f"lm7, asked to continue {DEMO_PROMPT!r}:\n{continuation}\n")
-    console.print(f"checkpoints, metrics.csv and plots are in {place.path}/lm6 and {place.path}/lm7", soft_wrap=True)
+    console.print(f"checkpoints, metrics.csv and plots are in {output.path}/lm6 and {output.path}/lm7", soft_wrap=True)
     return 0
 
 
@@ -226,9 +227,8 @@ def run_ladder(args: argparse.Namespace) -> int:
     console = make_console(args, "matplotlib")
     distributed.refuse("ladder")
     from ..lm.climb import climb
-    from ..lm.session import output_directory
 
-    with output_directory(args.out, "ladder", args.force) as place:
-        out = climb(console, range(args.seed, args.seed + args.seeds), place)
+    with output_directory(args.out, "ladder", args.force) as output:
+        out = climb(console, range(args.seed, args.seed + args.seeds), output.make)
     console.print(f"table and plot are in {out}", soft_wrap=True)
     return 0

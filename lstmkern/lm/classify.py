@@ -9,13 +9,13 @@ import csv
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .awd import TextClassifier
@@ -136,7 +136,20 @@ def train_classifier(
     after_epoch: Callable[[StageResult], None] = lambda result: None,
     after_batch: Callable[[], None] = lambda: None,
 ) -> list[StageResult]:
-    """Train ``model`` from the top down: the head first, then with every stage one more layer of the encoder.
+    """Train ``model`` with gradual unfreezing: first the head, then one more layer of the encoder per stage.
+
+    Args:
+        model: the classifier; trained in place, on the CPU.
+        train: texts to train on.
+        valid: held-out texts, for the loss and accuracy of every epoch.
+        epochs: epochs of the last stage, in which all layers are trained.
+        rows: texts per batch.
+        seed: of dropout and of the order of the batches.
+        after_epoch: called with the result of every epoch.
+        after_batch: called after every batch, of training and of validation; may raise to stop.
+
+    Returns:
+        One result per epoch.
 
     Raises:
         Diverged: the loss of an epoch, in training or validation, is nan or inf.
@@ -145,31 +158,47 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for unfrozen, length, rate in stages(len(groups), epochs):
-            for k, group in enumerate(groups):
-                for parameter in group:
-                    parameter.requires_grad_(k >= len(groups) - unfrozen)
-            trained = groups[len(groups) - unfrozen :]
-            rates = [rate / LOWER ** (unfrozen - 1 - k) for k in range(unfrozen)]
-            optimizer = torch.optim.AdamW(
-                [{"params": group} for group in trained], betas=(0.95, 0.99), weight_decay=0.01
-            )
             steps = length * sum(1 for _ in train.batches(rows, seed))
-            schedule = one_cycle(optimizer, rates, steps)
+            optimizer, schedule = _unfreeze(groups, unfrozen, rate, steps)
             for _ in range(length):
                 batches = train.batches(rows, seed + len(history))
                 loss = _train_epoch(model, batches, optimizer, schedule, after_batch)
                 valid_loss, accuracy = evaluate(model, valid, rows, after_batch)
                 history.append(StageResult(len(history), unfrozen, loss, valid_loss, accuracy))
-                if not math.isfinite(loss + valid_loss):
-                    raise Diverged(
-                        f"the training of the classifier diverged: its losses are {loss} and {valid_loss} in epoch "
-                        f"{history[-1].epoch}; use an encoder that was trained with a lower --lr, or another --seed"
-                    )
+                _check_losses(history[-1])
                 after_epoch(history[-1])
     return history
 
 
-def _train_epoch(model: TextClassifier, batches: Iterator, optimizer, schedule, after_batch) -> float:
+def _unfreeze(
+    groups: list[list[nn.Parameter]], unfrozen: int, rate: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
+    """Let only the last ``unfrozen`` groups be trained: their optimizer, with a lower rate for lower groups."""
+    for k, group in enumerate(groups):
+        for parameter in group:
+            parameter.requires_grad_(k >= len(groups) - unfrozen)
+    rates = [rate / LOWER ** (unfrozen - 1 - k) for k in range(unfrozen)]
+    trained = [{"params": group} for group in groups[len(groups) - unfrozen :]]
+    optimizer = torch.optim.AdamW(trained, betas=(0.95, 0.99), weight_decay=0.01)
+    return optimizer, one_cycle(optimizer, rates, steps)
+
+
+def _check_losses(result: StageResult) -> None:
+    if not math.isfinite(result.train_loss + result.valid_loss):
+        raise Diverged(
+            f"the training of the classifier diverged: its losses are {result.train_loss} and {result.valid_loss} in "
+            f"epoch {result.epoch}; use an encoder that was trained with a lower --lr, or another --seed"
+        )
+
+
+def _train_epoch(
+    model: TextClassifier,
+    batches: Iterator[tuple[Tensor, Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.OneCycleLR,
+    after_batch: Callable[[], None],
+) -> float:
+    """Train on ``batches`` and return the mean cross entropy per text."""
     model.train()
     loss_sum, texts = 0.0, 0
     for x, lengths, labels in batches:
@@ -212,50 +241,65 @@ def classify_session(
     epochs: int,
     most: int,
     seed: int,
-    place: Callable[[], Path],
+    make_directory: Callable[[], Path],
 ) -> Path:
-    """Train a classifier of ``text`` on the encoder ``pretrained``; prints a row per epoch and the comparison with the
-    most frequent class, writes classifier.pt and metrics.csv into the directory that ``place`` makes, and returns it.
-    Errors as for load_texts."""
-    from .progress import Bar, working  # these need rich, which a trained classifier does not
+    """Train a text classifier on a pretrained encoder, and write classifier.pt and metrics.csv.
+
+    Prints a row per epoch, and compares the final accuracy with that of always naming the most frequent class.
+
+    Args:
+        console: where progress is printed.
+        pretrained: the encoder to start from.
+        text: folder with one folder of texts per class, or None for the docstrings of the standard library.
+        epochs: epochs in which all layers are trained.
+        most: use only this many of the largest classes.
+        seed: of new weights, of dropout and of the order of the batches.
+        make_directory: makes the directory for the results and returns it.
+
+    Returns:
+        The directory of the results.
+
+    Raises:
+        InputError: the texts cannot be used, see ``load_texts``.
+        Diverged: a loss is nan or inf.
+    """
+    from .progress import Bar, working  # needs rich; a trained classifier can be used without it
 
     with working(console, "reading the texts") as status:
         train, valid, classes = load_texts(text, pretrained.vocab, most, status.update)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = TextClassifier(encoder_of(pretrained), len(classes))
-    out = place()
+    directory, groups = make_directory(), len(model.groups())
     console.print(
         f"{len(classes)} classes; {len(train.ids):,} texts to train on, {len(valid.ids):,} held out\n"
-        f"unfrozen: how many of the {len(model.groups())} groups of layers an epoch trains, from the output back\n"
+        f"unfrozen: how many of the {groups} groups of layers an epoch trains, from the output back\n"
         "epoch  unfrozen  train_loss  valid_loss  accuracy",
         soft_wrap=True,
     )
 
-    def row(result: StageResult) -> None:
+    def print_row(result: StageResult) -> None:
         console.print(
             f"{result.epoch:5d}  {result.unfrozen:8d}  {result.train_loss:10.6f}  {result.valid_loss:10.6f}  "
             f"{result.accuracy:8.6f}"
         )
 
-    with Bar(console, "classifier", count_batches(len(model.groups()), train, valid, epochs)) as bar:
-        history = train_classifier(model, train, valid, epochs, seed=seed, after_epoch=row, after_batch=bar.advance)
-    save(
-        out / CLASSIFIER,
-        {
-            "format": FORMAT,
-            "config": asdict(pretrained.config),
-            "vocab": pretrained.vocab.state(),
-            "classes": classes,
-            "model": model.state_dict(),
-        },
-    )
-    with atomic_path(out / "metrics.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(asdict(history[0])))
+    with Bar(console, "classifier", count_batches(groups, train, valid, epochs)) as bar:
+        history = train_classifier(
+            model, train, valid, epochs, seed=seed, after_epoch=print_row, after_batch=bar.advance
+        )
+    save_classifier(directory / CLASSIFIER, Classifier(model, pretrained.config, pretrained.vocab, classes))
+    _write_metrics(directory / "metrics.csv", history)
+    console.print(against_chance(history[-1].accuracy, most_frequent(train, valid), classes[0]), soft_wrap=True)
+    return directory
+
+
+def _write_metrics(path: Path, history: Sequence[StageResult]) -> None:
+    """Write one line per epoch with the fields of StageResult."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(StageResult)])
         writer.writeheader()
         writer.writerows(map(asdict, history))
-    console.print(against_chance(history[-1].accuracy, most_frequent(train, valid), classes[0]), soft_wrap=True)
-    return out
 
 
 def against_chance(accuracy: float, chance: float, frequent: str) -> str:
@@ -266,8 +310,20 @@ def against_chance(accuracy: float, chance: float, frequent: str) -> str:
     return f"{start}, {'worse' if accuracy < chance else 'no better'} than that: it needs more texts, or more --epochs"
 
 
+def save_classifier(path: str | Path, classifier: Classifier) -> None:
+    """Write ``classifier`` to ``path`` atomically; ``torch.load(path, weights_only=True)`` reads it."""
+    content = {
+        "format": FORMAT,
+        "config": asdict(classifier.config),
+        "vocab": classifier.vocab.state(),
+        "classes": classifier.classes,
+        "model": classifier.model.state_dict(),
+    }
+    save(path, content)
+
+
 def load_classifier(path: str | Path) -> Classifier:
-    """Read what ``classify_session`` wrote.
+    """Read what ``save_classifier`` wrote to ``path``, a file or the directory that it is in.
 
     Raises:
         InputError: it is not that.

@@ -47,14 +47,6 @@ def human_numbers() -> tuple[list[str], list[str]]:
     return [number_name(n) for n in range(1, 8000)], [number_name(n) for n in range(8001, 10000)]
 
 
-def write_human_numbers(directory: str | Path) -> None:
-    """Write HUMAN_NUMBERS as ``directory``/train.txt and ``directory``/valid.txt."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, lines in zip(("train.txt", "valid.txt"), human_numbers(), strict=True):
-        (directory / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
 @dataclass(frozen=True)
 class Corpus:
     """A text as token numbers ``ids`` (int64 [tokens]) into ``vocab``."""

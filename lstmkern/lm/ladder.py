@@ -1,4 +1,4 @@
-"""LMModel1 to LMModel7 of the fastai book's chapter "A Language Model from Scratch", and its two LSTM cells.
+"""LMModel1 to LMModel7 of the fastai book's chapter "A Language Model from Scratch".
 
 Each model is the one before it and one idea more. Tokens come in as int64 [N, T]; see ``LanguageModel`` for what goes
 out. The recurrent class of the last three is an argument: lstmkern's by default, torch.nn's works too.
@@ -146,41 +146,3 @@ class LMModel7(_RecurrentLM):
         raw = self._features(x)
         out = self.drop(raw)
         return self.h_o(out), raw, out
-
-
-class LSTMCellOfFour(nn.Module):
-    """The chapter's first LSTM cell: four Linear layers, one per gate, on the concatenation of h and the input."""
-
-    def __init__(self, ni: int, nh: int):
-        super().__init__()
-        self.forget_gate = nn.Linear(ni + nh, nh)
-        self.input_gate = nn.Linear(ni + nh, nh)
-        self.cell_gate = nn.Linear(ni + nh, nh)
-        self.output_gate = nn.Linear(ni + nh, nh)
-
-    def forward(self, input: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """input [N, ni], state (h, c) each [N, nh] -> (h, (h, c))."""
-        h, c = state
-        h = torch.cat([h, input], dim=1)
-        c = c * torch.sigmoid(self.forget_gate(h))
-        c = c + torch.sigmoid(self.input_gate(h)) * torch.tanh(self.cell_gate(h))
-        h = torch.sigmoid(self.output_gate(h)) * torch.tanh(c)
-        return h, (h, c)
-
-
-class LSTMCellChunked(nn.Module):
-    """The chapter's second LSTM cell: one product for all gates, cut into chunks in the order i, f, o, g."""
-
-    def __init__(self, ni: int, nh: int):
-        super().__init__()
-        self.ih = nn.Linear(ni, 4 * nh)
-        self.hh = nn.Linear(nh, 4 * nh)
-
-    def forward(self, input: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """input [N, ni], state (h, c) each [N, nh] -> (h, (h, c))."""
-        h, c = state
-        gates = (self.ih(input) + self.hh(h)).chunk(4, dim=1)
-        i, f, o = map(torch.sigmoid, gates[:3])
-        c = f * c + i * torch.tanh(gates[3])
-        h = o * torch.tanh(c)
-        return h, (h, c)

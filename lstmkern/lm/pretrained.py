@@ -61,7 +61,7 @@ def load_pretrained(path: str | Path) -> Pretrained:
         raise InputError(f"{path} is a damaged encoder: parts of it are missing") from None
 
 
-def put_weights(encoder: Encoder, vocab: Vocabulary, pretrained: Pretrained) -> None:
+def load_encoder_weights(encoder: Encoder, vocab: Vocabulary, pretrained: Pretrained) -> None:
     """Give ``encoder``, which reads tokens of ``vocab``, the weights of ``pretrained``.
 
     Raises:
@@ -83,5 +83,5 @@ def new_encoder(config: Config, vocab_sz: int) -> Encoder:
 def encoder_of(pretrained: Pretrained) -> Encoder:
     """A new encoder as its language model was configured, with the weights of ``pretrained``."""
     encoder = new_encoder(pretrained.config, len(pretrained.vocab))
-    put_weights(encoder, pretrained.vocab, pretrained)
+    load_encoder_weights(encoder, pretrained.vocab, pretrained)
     return encoder
