@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import sys
 
 import pytest
@@ -96,8 +97,8 @@ def test_console_script(monkeypatch, capsys):
 TRAIN = """
 import os, sys
 from lstmkern import command
-from lstmkern.command import training
-training.run_train = lambda args: print(os.getpid(), os.environ.get("OMP_WAIT_POLICY")) or 0
+from lstmkern.command import train
+train.run_train = lambda args: print(os.getpid(), os.environ.get("OMP_WAIT_POLICY")) or 0
 print(os.getpid(), flush=True)
 sys.exit(command.start())
 """
@@ -157,6 +158,23 @@ def test_every_option_has_a_help_text():
     for name, parser in commands.choices.items():
         for action in parser._actions:
             assert action.help and re.match(r"\w", action.help), (name, action.option_strings)
+
+
+def test_help_gives_defaults_and_examples(capsys):
+    """Every option says what happens without it, unless it is a switch, must be given, or selects what is done."""
+    parser = command.make_parser()
+    (commands,) = [action for action in parser._actions if action.dest == "command"]
+    selects = {"help", "quick", "force", "resume", "checkpoint", "prompt"}
+    for name, of_command in commands.choices.items():
+        silent = {a.dest for a in of_command._actions if "default:" not in a.help and not a.required} - selects
+        assert silent - ({"encoder"} if name == "classify" else set()) == set(), name
+        for example in of_command.examples:
+            parsed = parser.parse_args(shlex.split(example))
+            assert parsed.command == name
+        assert main([name, "--help"]) == 0
+        out = capsys.readouterr().out
+        assert all(f"\n  {options.program()} {example}\n" in out for example in of_command.examples)
+    assert {name for name, p in commands.choices.items() if not p.examples} == {"verify", "info"}
 
 
 def test_commands_that_train_have_threads():

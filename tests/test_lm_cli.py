@@ -99,7 +99,7 @@ def test_ctrl_c_in_generate(trained, monkeypatch, capsys):
     assert main(["generate", "--checkpoint", str(trained / "char"), "--prompt", "def", "--length", "9"]) == 130
     out, err = capsys.readouterr()
     assert len(out) == len("def") + 3 + 1 and out.endswith("\n")
-    assert err == "interrupted; the text above, 3 of 9 characters, is not kept elsewhere\n"
+    assert err == "interrupted; the text above, 3 of 9 characters, is not saved anywhere\n"
 
 
 def test_generate_takes_the_directory_of_a_session(trained, monkeypatch, capsys):

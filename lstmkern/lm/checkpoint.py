@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import distributed
 from .data import share
 from .errors import InputError
 from .models import CELLS, RECIPES
-from .state import join_states, map_state
+from .state import LanguageModel, join_states, map_state
 from .train import DTYPES, OURS, Config, EpochResult, Run, build_model, check_device
 from .vocabulary import Vocabulary, vocabulary_from
 
@@ -204,7 +204,7 @@ def restore_run(run: Run, checkpoint: Checkpoint) -> None:
         )
 
 
-def model_from(checkpoint: Checkpoint, device: str = "cpu") -> nn.Module:
+def model_from(checkpoint: Checkpoint, device: str = "cpu") -> LanguageModel:
     """The trained model of ``checkpoint`` on lstmkern's kernels, in eval mode, with a zero hidden state."""
     check_device(device)
     config = replace(checkpoint.config, device=device)

@@ -11,6 +11,7 @@ from torch import nn
 from . import characters, ladder
 from .awd import AWDLSTM, Dropouts, Encoder
 from .errors import InputError
+from .state import LanguageModel
 
 if TYPE_CHECKING:
     from .train import Config
@@ -28,7 +29,7 @@ class Recipe:
     least_steps: how many steps of the optimizer it takes to learn words; a small text gets as many epochs.
     """
 
-    make: Callable[[int, Config, Any], nn.Module]
+    make: Callable[[int, Config, Any], LanguageModel]
     reads: str
     options: tuple[str, ...]
     weight_decay: float = 0.01
@@ -55,7 +56,7 @@ _CHARACTERS = ("text", "limit", "embedding")
 _SUBWORDS = ("text", "subwords", "embedding", "layers", "dropout", "seq_len")
 
 
-def _word(model: type[nn.Module], lr: float, epochs: int, seq_len: int = 3) -> Recipe:
+def _word(model: type[LanguageModel], lr: float, epochs: int, seq_len: int = 3) -> Recipe:
     """A model of words without a recurrent layer."""
     options = _WORDS if model.window else (*_WORDS, "seq_len")
     defaults = {"lr": lr, "epochs": epochs, "seq_len": seq_len}
@@ -73,10 +74,10 @@ def _cell(c: Config, layers: Any) -> type[nn.Module]:
     return getattr(layers, c.cell.upper())
 
 
-def _character(model: type[nn.Module], rnn: str | None = None, **defaults: Any) -> Recipe:
+def _character(model: type[LanguageModel], rnn: str | None = None, **defaults: Any) -> Recipe:
     """A model of characters, on the recurrent layer ``rnn`` if it has one; what it predicts from: one window, or 32."""
 
-    def make(V: int, c: Config, layers: Any) -> nn.Module:
+    def make(V: int, c: Config, layers: Any) -> LanguageModel:
         several = (c.layers, CHARACTER_DROPOUT) if "layers" in options else ()
         return model(V, c.embedding, c.hidden, *several, **({"rnn": getattr(layers, rnn)} if rnn else {}))
 
@@ -99,7 +100,7 @@ def _character(model: type[nn.Module], rnn: str | None = None, **defaults: Any) 
     )
 
 
-def _awd_lstm(V: int, c: Config, layers: Any) -> nn.Module:
+def _awd_lstm(V: int, c: Config, layers: Any) -> LanguageModel:
     drop = Dropouts().times(c.dropout)
     return AWDLSTM(Encoder(V, c.embedding, c.hidden, c.layers, drop, layers.LSTM), drop.output)
 

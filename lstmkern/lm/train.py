@@ -19,6 +19,7 @@ from .data import Batches
 from .errors import Diverged, InputError
 from .models import RECIPES, Recipe, recipe_of
 from .regularize import activation_regularization, temporal_activation_regularization
+from .state import LanguageModel
 from .stream import TokenStream
 
 OURS, PEER = "lstmkern", "torch.nn"  # whose recurrent layers a run uses
@@ -95,7 +96,7 @@ class EpochResult:
     tokens_per_s: float
 
 
-def build_model(config: Config, vocab_sz: int, kernels: str = OURS) -> nn.Module:
+def build_model(config: Config, vocab_sz: int, kernels: str = OURS) -> LanguageModel:
     """A new model; the same seed gives the same weights whatever the kernels and the device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
