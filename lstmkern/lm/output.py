@@ -1,4 +1,4 @@
-"""The directory of a session's results: who may write into it, and what is kept when the session ends early."""
+"""The directory of a session's results, and what is said about it if the session ends early."""
 
 from __future__ import annotations
 
@@ -158,6 +158,6 @@ def _entries(directory: Path) -> dict[Path, int]:
 
 
 def explained(error: OSError) -> str:
-    """What went wrong, with the file if that is known: "cannot write runs/x-1/metrics.csv: No space left on device"."""
+    """A sentence such as "cannot write runs/x-1/metrics.csv: No space left on device"."""
     reason = error.strerror or str(error)
     return f"cannot write {error.filename}: {reason}" if error.filename else reason

@@ -1,4 +1,4 @@
-"""A training session as the command line runs it: output directory, progress, Ctrl-C, checkpoints and reports."""
+"""A training session of the command line: progress, Ctrl-C, checkpoints and reports."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from .train import Config, Run, check_device, fit
 
 
 class InterruptGuard:
-    """Within this context the first Ctrl-C only sets ``requested``; a second one interrupts at once.
+    """Within this context the first Ctrl-C only sets ``requested``; a second one interrupts immediately.
 
-    Before the first ``check()`` there is nothing to keep, and the first Ctrl-C too interrupts at once: torch.compile
-    may take minutes for the first batch.
+    Before the first ``check()`` there is nothing to keep, so the first Ctrl-C interrupts immediately too: torch.compile
+    may need minutes for the first batch.
     """
 
     def __enter__(self) -> InterruptGuard:
         self.requested = False
         self._previous = signal.signal(signal.SIGINT, self._handle)
-        self._checked = distributed.processes() > 1  # all processes stop after the same batch, also after the first
+        self._checked = distributed.processes() > 1  # several processes must always stop after the same batch
         return self
 
     def _handle(self, _signal: int, _frame: FrameType | None) -> None:
@@ -43,13 +43,13 @@ class InterruptGuard:
         if not self._checked:
             raise KeyboardInterrupt
         if sys.stderr.isatty():
-            print("stopping after this batch (Ctrl-C once more: at once)", file=sys.stderr)
+            print("stopping after this batch (press Ctrl-C again to stop immediately)", file=sys.stderr)
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._previous)
 
     def check(self) -> None:
-        """Raise Interrupted if Ctrl-C was pressed, on any of several processes: all stop after the same batch."""
+        """Raise Interrupted if Ctrl-C was pressed, on any process, so that all stop after the same batch."""
         self._checked = True
         if distributed.processes() > 1:
             self.requested = distributed.total(torch.tensor(int(self.requested))).item() > 0
@@ -241,7 +241,7 @@ class _Session:
 
 
 def against_unigram(reached: float, unigram: float) -> str:
-    """A sentence that compares a model's perplexity with the unigram model's; lower is better."""
+    """A sentence that compares a model's perplexity with that of a unigram model; lower is better."""
     start = f"perplexity {reached:.1f} on the documents held out; a unigram model has {unigram:.1f}"
     if reached < unigram:
         return f"{start}, {unigram / reached:.1f} times as much"
@@ -249,7 +249,15 @@ def against_unigram(reached: float, unigram: float) -> str:
 
 
 def enough_epochs(config: Config, data: Dataset) -> tuple[Config, str]:
-    """``config`` with as many epochs as its model needs on ``data``, and a sentence that says why if they are more."""
+    """Increase the number of epochs if the text is too small for the model to learn words.
+
+    Args:
+        config: the configuration.
+        data: the data set.
+
+    Returns:
+        The configuration to use, and a sentence that says why it has more epochs; empty if it is unchanged.
+    """
     least, usual = config.recipe.least_steps, config.epochs
     per_epoch = len(data.train.epoch(0))
     if usual * per_epoch >= least:
