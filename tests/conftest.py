@@ -1,4 +1,4 @@
-"""Shared by the tests: the kinds of layer, pairs of torch.nn's module and ours with equal weights, the error bound."""
+"""Fixtures of many tests: kinds of layers, pairs of torch.nn's module and ours with equal weights, the error bound."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ KINDS = {
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Shows what tests have recorded for the reader (record_property), in whatever process they ran."""
+    """Print what tests have recorded with record_property, also in other processes."""
     reports = (r for outcome in ("passed", "failed") for r in terminalreporter.stats.get(outcome, []))
     for report in reports:
         for title, text in report.user_properties:

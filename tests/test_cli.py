@@ -1,4 +1,4 @@
-"""The command line: what it prints and leaves behind, Ctrl-C and --resume, one sentence and code 2 on bad input."""
+"""The command line: its output and files, Ctrl-C and --resume, and one sentence with exit code 2 for bad input."""
 
 import csv
 import re
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def here(here):
-    """An empty working directory but for a small corpus in data/."""
+    """A working directory with nothing but a small corpus in data/."""
     (here / "data").mkdir()
     lines = human_numbers()[0]
     (here / "data" / "train.txt").write_text("\n".join(lines[:300]))
@@ -178,7 +178,7 @@ def test_resume_of_something_else(here, trained, capsys, args, message):
 
 
 def test_resume_of_a_copy_goes_to_a_new_directory(here, trained):
-    """Only a session's own checkpoint.pt is continued in place; beside any other file may lie what is not ours."""
+    """Only checkpoint.pt of a session is continued in place; the directory of another file is not touched."""
     (here / "mine").mkdir()
     (here / "mine" / "copy.pt").write_bytes(trained.read_bytes())
     before = listing(here / "mine")
@@ -215,7 +215,7 @@ def test_checkpoint_whose_model_is_another(trained, tmp_path, capsys):
 
 
 def test_errors_of_the_process(here):
-    """What a shell sees: the exit code, one line on stderr, no traceback."""
+    """The exit code and one line on stderr, without a traceback."""
     code, out, err = run_command("train", "--data", "nowhere")
     assert (code, out) == (2, "")
     assert err.startswith("lstmkern: no such data directory")
@@ -225,7 +225,7 @@ def test_errors_of_the_process(here):
 
 @pytest.mark.slow
 def test_demo(here):
-    """Both models compared with torch.nn, one comparison, a continuation, and files for both. One epoch: no figures."""
+    """A table for each model, one comparison, a continuation, and files for both models."""
     code, out, err = run_command("demo", "--epochs", "1")
     assert (code, err) == (0, "")
     for text in (

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory):
-    """A directory with two classes of documents and a session of a language model of them."""
+    """A directory with two classes of documents and a trained language model of them."""
     pytest.importorskip("tokenizers")
     folder = tmp_path_factory.mktemp("encoder")
     write_classes(folder / "classes")

@@ -1,4 +1,4 @@
-"""The directory of a session: who may write into it, what stays in it, and what happens when the disk is full."""
+"""The directory of a session: locking, which files remain in it, and full disks."""
 
 import errno
 import resource
@@ -22,8 +22,8 @@ def here(here):
     return here
 
 
-def test_sessions_that_start_at_once_get_directories_of_their_own(here, monkeypatch):
-    """Another session takes the directory that was free a moment ago."""
+def test_sessions_that_start_together_get_different_directories(here, monkeypatch):
+    """Another session creates the directory between the check and mkdir."""
     mkdir, taken = Path.mkdir, []
 
     def late(path, *args, **kwargs):
@@ -37,7 +37,7 @@ def test_sessions_that_start_at_once_get_directories_of_their_own(here, monkeypa
     assert taken
 
 
-def test_an_empty_directory_does_not_stay(here):
+def test_empty_directories_are_removed(here):
     with output_directory(None, "lm7") as output:
         assert output.make().is_dir()
     assert not (here / "runs").exists()
@@ -51,7 +51,7 @@ def test_an_empty_directory_does_not_stay(here):
     assert (here / "mine" / "empty").is_dir()
 
 
-def test_what_ended_a_session_is_told_with_what_it_kept(here):
+def test_the_message_says_why_a_session_ended_and_what_it_kept(here):
     for error, expected in (
         (KeyboardInterrupt(), Interrupted),
         (OSError(errno.ENOSPC, "No space left on device"), Failed),
@@ -108,7 +108,7 @@ def test_one_of_several_processes_writes(here, monkeypatch, capsys, command):
 
 @pytest.fixture
 def file_size():
-    """file_size(n): files of more than n bytes cannot be written, as on a full disk; None: again without a limit."""
+    """file_size(n): files of more than n bytes cannot be written, like on a full disk; None removes the limit."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(size):

@@ -1,4 +1,4 @@
-"""Several processes train like one; bf16 autocast, clipping, torch.compile and TensorBoard do what they say."""
+"""Training in several processes equals training in one; bf16 autocast, clipping, torch.compile, TensorBoard."""
 
 import functools
 import re
@@ -26,15 +26,15 @@ def here(here):
 
 
 def torchrun(processes, *args, run=("-m", "lstmkern")):
-    """Exit code, stdout and stderr of ``run``, by default the command, in so many processes of one thread each."""
+    """Exit code, stdout and stderr of ``run``, by default our command, in several processes with one thread each."""
     start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return run_python(*start, *run, *args, OMP_NUM_THREADS="1")
 
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(here):
-    """The same losses and weights to rounding, with an incomplete last batch of an odd number of rows, which two
-    processes cannot share evenly; and the checkpoint of two goes on in one."""
+    """The same losses and weights up to rounding. The last batch has an odd number of rows, which two processes cannot
+    share evenly. One process can resume the checkpoint of two."""
     args = ["train", "--model", "char-gru", "--text", "text.txt", "--batch-size", "10", "--seq-len", "12"]
     args += ["--hidden", "16", "--clip", "0.5", "--epochs", "2", "--seed", "1"]
     assert main([*args, "--out", "one"]) == 0
@@ -77,9 +77,11 @@ print("threads:", *counts, threads())
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the names of threads are Linux's")
 def test_the_group_ends_with_the_training(here):
-    """A thread of the group that frees a tensor while the interpreter ends aborts the process, and one that does so
-    while a lock of Python is held blocks it, both once in a while: the group has to end by itself, before. And nothing
-    warns."""
+    """The threads of the group end before the interpreter does, and there is no warning.
+
+    A thread that frees a tensor while the interpreter ends sometimes aborts the process, and one that does so while
+    Python's lock is held sometimes blocks it.
+    """
     (here / "counts.py").write_text(COUNTS_THREADS)
     code, out, err = torchrun(2, *TINY, "--out", "out", run=["counts.py"])
     assert code == 0 and "Warning" not in err, err
@@ -116,7 +118,7 @@ def trained(small, **how):
 
 
 def test_bf16_is_autocast(small):
-    """Weights stay fp32, products are bf16: losses near those of fp32, and not the same."""
+    """Weights stay fp32 and matrix products are bf16: losses are close to those of fp32, but not equal."""
     seen = []
     plain, run = trained(small), trained(small, dtype="bf16")
     assert all(p.dtype == torch.float32 for p in run.model.parameters())
@@ -145,7 +147,7 @@ def test_gradients_are_clipped(small):
 
 
 def test_compiled_training_is_the_same(small, monkeypatch):
-    """Traced and differentiated by torch.compile; code generation, which takes a minute, is torch's to test."""
+    """Traced and differentiated by torch.compile, without code generation, which takes a minute."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     plain, run = trained(small), trained(small, compile=True)
     assert run.network is not run.model

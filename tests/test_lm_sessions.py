@@ -1,4 +1,4 @@
-"""Training sessions that continue with more epochs, and what a session says about small texts and its results."""
+"""Sessions that continue with more epochs, and what a session says about small texts and its results."""
 
 import math
 import re
@@ -30,7 +30,7 @@ def here(here):
 
 
 def test_more_epochs_have_a_schedule_of_their_own(here, capsys):
-    """Interrupted or not; and what is interrupted in them goes on bit for bit."""
+    """The additional epochs have the same bits, interrupted or not."""
     args = [*TRAIN, "--epochs", "2", "--seed", "3"]
     for name in ("straight", "stopped"):
         assert main([*args, "--out", name]) == 0
@@ -55,7 +55,7 @@ def test_more_epochs_have_a_schedule_of_their_own(here, capsys):
 
 
 def test_the_schedule_of_more_epochs(small):
-    """From the warm-up's start, lr/25, to lr/1e5, over the batches that are left."""
+    """The rate starts at lr/25 and ends at lr/1e5 after the remaining batches."""
     corpus, batches, valid = small
     config = Config(epochs=2, batch_size=8, hidden=12)
     run = Run(config, len(corpus.vocab), batches.steps(2))
@@ -113,7 +113,7 @@ def test_a_batch_too_large_for_a_text_names_one_that_fits(here, capsys):
     assert main([*args, str(size)]) == 0
 
 
-def test_comparisons_say_worse():
+def test_comparisons_say_what_is_worse():
     assert against_unigram(20.0, 50.0).endswith("a unigram model has 50.0, 2.5 times as much")
     assert "worse" not in against_unigram(20.0, 50.0)
     for reached in (50.0, 80.0):
@@ -123,7 +123,7 @@ def test_comparisons_say_worse():
     assert "worse than that" in against_chance(0.25, 0.5, "one") and "margin" not in against_chance(0.25, 0.5, "one")
 
 
-def test_a_bar_is_there_before_the_first_batch():
+def test_the_bar_is_visible_before_the_first_batch():
     console = terminal()
     with Bar(console, "the model", 7) as bar:
         assert "the model" in console.file.getvalue() and "0/7" in console.file.getvalue()

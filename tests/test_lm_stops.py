@@ -1,4 +1,4 @@
-"""Trainings that do not reach their end: Ctrl-C at any moment, and losses that are nan or inf."""
+"""Trainings that end early: Ctrl-C at any time, and losses that are nan or inf."""
 
 import math
 import signal
@@ -29,7 +29,7 @@ def here(here):
     [
         ([*TRAIN, "--epochs", "2"], session, "load_dataset"),
         ([*TRAIN, "--epochs", "2"], session, "Run"),
-        ([*TRAIN, "--epochs", "2"], train, "losses"),  # in the first batch, as while it is compiled
+        ([*TRAIN, "--epochs", "2"], train, "losses"),  # in the first batch, where torch.compile may take minutes
         (["demo", "--epochs", "1"], train, "losses"),
         (["demo", "--epochs", "1"], session, "load_dataset"),
         (["ladder"], climb, "load_dataset"),
@@ -88,7 +88,7 @@ def test_the_checkpoint_before_a_divergence_stays(here, monkeypatch, capsys):
         capsys, "validation loss is nan in epoch 2; .* --lr 0.0001.*; out holds checkpoint.pt, metrics.csv"
     )
     assert [r["epoch"] for r in history("out/checkpoint.pt")] == [0, 1]
-    assert main(["train", "--resume", "out"]) == 0  # what made it diverge is gone
+    assert main(["train", "--resume", "out"]) == 0  # nothing makes it diverge now
     assert len(history("out/checkpoint.pt")) == 3
     losses = [[r["valid_loss"] for r in history(f"{name}/checkpoint.pt")] for name in ("out", "straight")]
     assert losses[0] == losses[1]
@@ -106,7 +106,7 @@ def test_a_checkpoint_that_diverged_is_not_resumed(here, capsys):
 
 
 @pytest.mark.parametrize(("args", "message"), [(["ladder"], "lm1"), (["demo", "--epochs", "1"], "lm6-lstm")])
-def test_ladder_and_demo_tell_of_a_divergence(here, monkeypatch, capsys, args, message):
+def test_ladder_and_demo_report_divergence(here, monkeypatch, capsys, args, message):
     use_few_numbers(monkeypatch)
     return_nan(monkeypatch, train, "validate", 1)
     assert main(args) == 1

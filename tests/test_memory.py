@@ -1,4 +1,4 @@
-"""Memory of results is used again: by whom, how much is kept, and that nothing in use is ever handed out twice."""
+"""Reuse of memory for results: by whom, how much is cached, and that memory in use is never given out again."""
 
 import os
 import subprocess
@@ -11,19 +11,19 @@ from torch.profiler import ProfilerActivity, profile
 import lstmkern
 
 MIB = 1 << 20
-# The sanitizers' build gives every call memory of its own, and its processes other libraries.
+# The build with sanitizers does not reuse memory, and its processes load other libraries.
 not_sanitized = pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="blocks are watched instead")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def layer():
-    """An LSTM whose results are about 0.5 MiB (output) and 2 MiB (gates), and its input."""
+    """An LSTM and its input; the output has about 0.5 MiB, the saved gates 2 MiB."""
     torch.manual_seed(0)
     return lstmkern.LSTM(128, 128), torch.randn(64, 16, 128)
 
 
 def printed_by(body: str) -> int:
-    """The number that a process prints that runs ``body`` on infer(T), T steps up to 2048: one without a history."""
+    """The number that a new process prints, which runs ``body``; ``infer(T)`` is inference of T <= 2048 steps."""
     program = f"""
 import torch, lstmkern
 torch.set_num_threads(1)
@@ -38,7 +38,7 @@ def infer(T):
 
 
 def places_of(steps: str) -> int:
-    """In how many places results of so many steps lie; what went back to the system, others take at once."""
+    """The number of distinct addresses of results with so many steps; other allocations take freed memory."""
     return printed_by(f"""
 import mmap
 places, others = set(), []
@@ -50,7 +50,7 @@ print(len(places))
 
 
 def resident_peak_of(body: str) -> int:
-    """By how many bytes the resident memory of a process rises that runs ``body`` on infer(T), T steps up to 2048."""
+    """The increase in bytes of the resident memory of a process that runs ``body``; ``infer(T)`` as in printed_by."""
     return printed_by(f"""
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -75,7 +75,7 @@ def test_results_in_use_keep_their_values():
     lstm, x = layer()
     wanted, kept = {}, []
     for i in range(12):
-        steps = 16 + 4 * (i % 4)  # sizes that could serve each other
+        steps = 16 + 4 * (i % 4)  # sizes that can share memory
         x_i = x[:steps].clone().requires_grad_()
         output, (h, c) = lstm(x_i)
         output.sum().backward()
@@ -97,7 +97,7 @@ def test_a_result_is_a_tensor_like_any_other():
     assert torch.equal(output[: len(value)], value)
     shared, _ = lstm(x)
     assert torch.equal(shared.detach().share_memory_(), value)
-    again = lstm(x)[0].detach().numpy()  # holds the memory by itself
+    again = lstm(x)[0].detach().numpy()  # keeps the memory in use
     lstm(x + 1)
     assert torch.equal(torch.from_numpy(again), value)
 
@@ -165,8 +165,8 @@ print(lstm(torch.zeros(64, 64, 64))[0].shape)
 
 @not_sanitized
 @on_linux
-def test_a_fork_waits_for_who_is_in_a_pool(tmp_path):
-    """Its child would find the pool locked for ever. Here giving memory back, which a lock is held for, takes 5 ms."""
+def test_a_fork_waits_for_threads_that_hold_the_lock(tmp_path):
+    """Otherwise the pool would stay locked in the child. Here releasing memory, with the lock held, takes 5 ms."""
     slow = tmp_path / "slow.so"
     source = """
 #include <unistd.h>
@@ -182,7 +182,7 @@ def infer(N):
     with torch.no_grad():
         return rnn(x[:, :N])[0]  # 64 bytes a row
 def grow():
-    for N in range(20000, 50000, 50):  # none fits where one before it lay
+    for N in range(20000, 50000, 50):  # no result fits into the memory of an earlier one
         infer(N)
 infer(20000)  # what torch does once and locks
 threading.Thread(target=grow, daemon=True).start()

@@ -43,7 +43,7 @@ def test_same_results(kind, options, ragged, pair):
 
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 def test_keeps_a_third(cell):
-    """What autograd holds, by its own account: without gates 2/6 (LSTM) or 1/5 (GRU), besides input and weights."""
+    """What autograd saves in addition to input and weights: without gates 2/6 (LSTM) or 1/5 (GRU)."""
 
     def held(enabled):
         module, x = getattr(lstmkern, cell)(16, 64), torch.randn(50, 8, 16, requires_grad=True)
@@ -64,7 +64,7 @@ def test_keeps_a_third(cell):
 
 
 def test_gates_are_not_computed_into_memory_in_chunks(monkeypatch):
-    """A dense layer of one direction never holds the gates of all steps, in backward either."""
+    """A dense layer with one direction never stores the gates of all steps, not even in backward."""
     shapes = []
     backward = functional.eager_backward
 
