@@ -42,10 +42,18 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture
+def text_file(here):
+    """Write text.txt, a small text, into the working directory."""
+    from language import source_text
+
+    (here / "text.txt").write_text(source_text(80))
+
+
 @pytest.fixture(scope="module")
 def small():
     """A small corpus, its training and its validation batches; see language.py."""
-    from language import small_corpus  # not every machine that runs tests has what the language models need
+    from language import small_corpus
 
     return small_corpus()
 

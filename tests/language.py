@@ -16,6 +16,8 @@ import lstmkern
 from lstmkern.lm.data import human_numbers, make_batches, make_corpus
 
 ROOT = Path(lstmkern.__file__).parent.parent  # subprocesses run the package that the tests import
+# A training of seconds on the file of the fixture text_file.
+TRAIN = ["train", "--model", "char-gru", "--text", "text.txt", "--batch-size", "8", "--hidden", "8"]
 
 
 # ---- texts ----

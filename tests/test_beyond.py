@@ -145,7 +145,7 @@ def test_cells_without_gradients():
     assert torch.equal(cells, module(x, return_cells=True)[2])
 
 
-def test_training_on_cells_alone():
+def test_training_on_cell_states_only():
     module = lstmkern.LSTM(I, H)
     module(torch.randn(T, N, I), return_cells=True)[2].sum().backward()
     assert all(p.grad.abs().max() > 0 for p in module.parameters())

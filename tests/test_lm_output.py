@@ -5,21 +5,14 @@ import resource
 from pathlib import Path
 
 import pytest
-from language import assert_one_sentence, listing, source_text
+from language import TRAIN, assert_one_sentence, listing
 
 from lstmkern.command import main
 from lstmkern.lm import session
 from lstmkern.lm.errors import Failed, Interrupted
 from lstmkern.lm.output import output_directory
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-TRAIN = ["train", "--model", "char-gru", "--text", "text.txt", "--batch-size", "8", "--hidden", "8"]
-
-
-@pytest.fixture
-def here(here):
-    (here / "text.txt").write_text(source_text(80))
-    return here
+pytestmark = pytest.mark.usefixtures("one_thread", "text_file")
 
 
 def test_sessions_that_start_together_get_different_directories(here, monkeypatch):

@@ -7,22 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from language import assert_one_sentence, run_python, source_text
+from language import TRAIN, assert_one_sentence, run_python
 
 from lstmkern.command import main
 from lstmkern.lm.train import Config, Run, fit, train_pass
 
-TINY = ["train", "--model", "char-gru", "--text", "text.txt", "--batch-size", "8", "--hidden", "8", "--epochs", "2"]
+TINY = [*TRAIN, "--epochs", "2"]
 SMALL = Config(model="lm6", epochs=2, batch_size=8, hidden=12, seed=3)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def here(here):
-    (here / "text.txt").write_text(source_text(60))
-    return here
+pytestmark = pytest.mark.usefixtures("one_thread", "text_file")
 
 
 def torchrun(processes, *args, run=("-m", "lstmkern")):

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from language import assert_one_sentence, history, press_ctrl_c, source_text, terminal
+from language import TRAIN, assert_one_sentence, history, press_ctrl_c, terminal
 
 from lstmkern.command import main
 from lstmkern.lm import train
@@ -16,14 +16,7 @@ from lstmkern.lm.progress import Bar
 from lstmkern.lm.session import against_unigram, enough_epochs
 from lstmkern.lm.train import Config, Run, config_of, fit
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-TRAIN = ["train", "--model", "char-gru", "--text", "text.txt", "--batch-size", "8", "--hidden", "8"]
-
-
-@pytest.fixture
-def here(here):
-    (here / "text.txt").write_text(source_text(80))
-    return here
+pytestmark = pytest.mark.usefixtures("one_thread", "text_file")
 
 
 # ---- --resume with more --epochs, or with none left ----

@@ -5,20 +5,13 @@ import signal
 
 import pytest
 import torch
-from language import assert_one_sentence, history, listing, press_ctrl_c, return_nan, source_text, use_few_numbers
+from language import TRAIN, assert_one_sentence, history, listing, press_ctrl_c, return_nan, use_few_numbers
 
 from lstmkern.command import main
 from lstmkern.lm import climb, session, train
 from lstmkern.lm.checkpoint import save
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-TRAIN = ["train", "--model", "char-gru", "--text", "text.txt", "--batch-size", "8", "--hidden", "8"]
-
-
-@pytest.fixture
-def here(here):
-    (here / "text.txt").write_text(source_text(80))
-    return here
+pytestmark = pytest.mark.usefixtures("one_thread", "text_file")
 
 
 # ---- Ctrl-C ----

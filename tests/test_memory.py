@@ -62,7 +62,7 @@ print(peak() - before)
 
 
 @not_sanitized
-def test_a_result_lies_where_an_earlier_one_lay():
+def test_a_result_reuses_the_memory_of_an_earlier_one():
     assert places_of("[256] * 5") == 1
 
 

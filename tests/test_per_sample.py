@@ -59,7 +59,7 @@ def states(module, N):
 
 @pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_each_sequence_alone(kind, options, with_state, pair):
+def test_gradients_equal_those_of_each_sequence(kind, options, with_state, pair):
     theirs, ours = make(kind, pair, **options)
     x = torch.randn(N, T, I, dtype=torch.float64) if ours.batch_first else torch.randn(T, N, I, dtype=torch.float64)
     dim = 0 if ours.batch_first else 1

@@ -172,7 +172,7 @@ def test_titles_tell_the_layers(drawn, model):
     check_layout(drawn[0])
 
 
-def test_titles_tell_what_was_asked_for(drawn):
+def test_titles_name_the_configuration(drawn):
     run = Run(config_of("lm7", cell="gru", layers=3, hidden=16, seed=5), 30, 10)
     report.write_plot("metrics.png", [run])
     assert drawn[0]._suptitle.get_text().startswith("lm7-gru: 3 GRU layers of 16 units, seed 5\n")

@@ -191,5 +191,5 @@ def test_nobody_hangs(work, load):
 
 
 @pytest.mark.parametrize("limit", [1, 2])
-def test_a_team_smaller_than_it_was_asked_to_be(limit):
+def test_openmp_starts_fewer_threads_than_planned(limit):
     run_apart(teams_cut_short, OMP_THREAD_LIMIT=str(limit))

@@ -107,7 +107,7 @@ def test_import_does_not_load_dynamo():
     """)
 
 
-def test_a_dynamo_that_is_not_known_is_left_alone():
+def test_an_unknown_version_of_dynamo_is_not_changed():
     run("""
         import sys, types
         builder = types.ModuleType("torch._dynamo.variables.builder")

@@ -38,7 +38,7 @@ def row_of(state, n):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("with_state", [False, True])
-def test_lengths_are_rows_alone(kind, batch_first, bidirectional, with_state, lengths, pair):
+def test_lengths_equal_single_sequences(kind, batch_first, bidirectional, with_state, lengths, pair):
     theirs, ours = pair(kind, I, H, 2, batch_first=batch_first, bidirectional=bidirectional)
     x, N = batch(lengths, batch_first), len(lengths)
     hx = random_state(ours, N) if with_state else None

@@ -42,13 +42,7 @@ def _add_demo(commands: options.Commands) -> None:
         metavar="N",
         help="passes over the training text (default: %(default)s)",
     )
-    parser.add_argument(
-        "--seed",
-        type=options.seed,
-        default=Config.seed,
-        metavar="N",
-        help="seed of the initial weights and of dropout (default: %(default)s)",
-    )
+    options.add_seed(parser, "the initial weights and of dropout")
     options.add_session(parser, "demo")
 
 
@@ -62,13 +56,7 @@ def _add_ladder(commands: options.Commands) -> None:
         "with a plot in ladder.png.",
         ["", "--seeds 5 --threads 1"],
     )
-    parser.add_argument(
-        "--seed",
-        type=options.seed,
-        default=Config.seed,
-        metavar="N",
-        help="seed of the initial weights and of dropout (default: %(default)s)",
-    )
+    options.add_seed(parser, "the initial weights and of dropout")
     parser.add_argument(
         "--seeds",
         type=options.count,

@@ -60,6 +60,11 @@ def add_command(
     return parser
 
 
+def add_seed(parser: argparse._ActionsContainer, of: str) -> None:
+    """Add ``--seed`` to a parser or to a group of options; ``of`` completes the help "seed of ..."."""
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help=f"seed of {of} (default: %(default)s)")
+
+
 def add_session(parser: Parser, name: str) -> None:
     """Add the options of a command that trains. By default its results go to ``runs/<name>-<n>``."""
     parser.set_defaults(trains=True)

@@ -52,13 +52,7 @@ def _add_generate(commands: options.Commands) -> None:
         help="0 always takes the most likely word; higher values make the text more varied (default: 0 for models that "
         "were trained on HUMAN_NUMBERS, 0.8 for others)",
     )
-    parser.add_argument(
-        "--seed",
-        type=options.seed,
-        default=0,
-        metavar="N",
-        help="seed of the random numbers for temperatures above 0 (default: %(default)s)",
-    )
+    options.add_seed(parser, "the random numbers for temperatures above 0")
 
 
 def _add_classify(commands: options.Commands) -> None:
@@ -99,13 +93,7 @@ def _add_classify(commands: options.Commands) -> None:
         help="epochs in which all layers are trained; before them comes one epoch per stage of gradual unfreezing "
         "(default: %(default)s)",
     )
-    train.add_argument(
-        "--seed",
-        type=options.seed,
-        default=0,
-        metavar="N",
-        help="seed of new weights, of dropout and of the order of the texts (default: %(default)s)",
-    )
+    options.add_seed(train, "new weights, of dropout and of the order of the texts")
     use = parser.add_argument_group("use a classifier")
     use.add_argument("--checkpoint", metavar="PATH", help="classifier.pt of a trained classifier, or its directory")
     use.add_argument("--prompt", metavar="TEXT", help="text to classify")
