@@ -103,7 +103,7 @@ def test_one_unbatched_sequence_with_resets(kind, pair):
 @pytest.mark.parametrize("proj_size", [0, 2])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_cells_are_every_steps_c(proj_size, batch_first, layers):
+def test_return_cells_gives_c_of_every_step(proj_size, batch_first, layers):
     module = lstmkern.LSTM(I, H, layers, proj_size=proj_size, batch_first=batch_first)
     x = torch.randn(N, T, I) if batch_first else torch.randn(T, N, I)
     output, (h_n, c_n), cells = module(x, return_cells=True)
@@ -170,7 +170,7 @@ def test_sequences_without_features(mode, dtype):
         assert torch.equal(result, expected) if expected.shape == result.shape else not result.numel()
 
 
-def test_features_that_only_the_weights_have():
+def test_input_sizes_that_differ_from_the_weights():
     for features, columns in ((0, 1), (1, 0)):
         weights = [torch.zeros(4 * H, columns), torch.zeros(4 * H, H)]
         with pytest.raises(RuntimeError, match="w_ih must"):
@@ -178,7 +178,7 @@ def test_features_that_only_the_weights_have():
 
 
 @pytest.mark.parametrize(("hidden", "projected"), [(0, 5), (H, 0)])
-def test_a_projection_of_nothing(hidden, projected):
+def test_empty_projection_weights(hidden, projected):
     weights = [torch.zeros(4 * hidden, I), torch.zeros(4 * hidden, projected), torch.zeros(projected, hidden)]
     with pytest.raises(RuntimeError, match="w_hr must be at least 1"):
         lstmkern.functional.lstm(torch.zeros(T, N, I), None, [weights])

@@ -47,7 +47,7 @@ def test_same_count_as_torch(kind, layers, bidirectional, form, input_grad, with
     assert ours == theirs and min(ours) > 0
 
 
-def test_lengths_count_as_packed(kind, pair):
+def test_lengths_count_like_packed(kind, pair):
     _, ours = pair(kind, I, H, 2, bidirectional=True)
     x, lengths = torch.randn(T, N, I), torch.tensor(LENGTHS)
     packed = pack_padded_sequence(x, lengths, enforce_sorted=False)

@@ -149,7 +149,7 @@ def test_backward_twice_needs_retain_graph(pair):
         loss.backward()
 
 
-def test_weights_changed_before_backward_are_noticed(kind, pair):
+def test_weights_changed_before_backward_are_detected(kind, pair):
     module, _, _ = problem(kind, pair)
     loss = module(torch.randn(T, N, I).double())[0].sum()
     with torch.no_grad():
@@ -200,7 +200,7 @@ def test_biases_that_are_results_may_change_before_backward(kind, pair):
         assert torch.equal(a, b)
 
 
-def test_changed_biases_are_noticed_where_they_are_read(kind, pair):
+def test_changed_biases_are_detected_where_they_are_read(kind, pair):
     """Second derivatives and recomputation read the biases in backward."""
     refused = "modified by an inplace operation"
     leaves, used, output = biased(kind, pair)

@@ -37,7 +37,7 @@ def infer(T):
     return int(run.stdout)
 
 
-def places_of(steps: str) -> int:
+def addresses_of(steps: str) -> int:
     """The number of distinct addresses of results with so many steps; other allocations take freed memory."""
     return printed_by(f"""
 import mmap
@@ -63,12 +63,12 @@ print(peak() - before)
 
 @not_sanitized
 def test_a_result_reuses_the_memory_of_an_earlier_one():
-    assert places_of("[256] * 5") == 1
+    assert addresses_of("[256] * 5") == 1
 
 
 @not_sanitized
-def test_shorter_sequences_lie_where_the_longest_lay():
-    assert places_of("(256, 100, 256, 72, 65, 200)") == 1
+def test_shorter_sequences_reuse_the_memory_of_the_longest():
+    assert addresses_of("(256, 100, 256, 72, 65, 200)") == 1
 
 
 def test_results_in_use_keep_their_values():
@@ -112,7 +112,7 @@ def test_the_profiler_sees_results():
 
 @not_sanitized
 @on_linux
-def test_what_is_kept_is_little_more_than_was_in_use():
+def test_cached_memory_is_limited_by_the_peak_in_use():
     largest = resident_peak_of("infer(2048)")
     assert largest > 60 * MIB
     most = largest * 4 / 3 + 8 * MIB  # with the workspaces of several sizes
@@ -125,7 +125,7 @@ def test_what_is_kept_is_little_more_than_was_in_use():
 
 @not_sanitized
 @on_linux
-def test_the_system_may_take_what_waits():
+def test_the_system_may_reclaim_cached_memory():
     offered = printed_by("""
 def offered():
     rollup = open("/proc/self/smaps_rollup")
@@ -143,7 +143,7 @@ print(after - before)
 
 @not_sanitized
 @on_linux
-def test_too_much_is_refused_and_changes_nothing():
+def test_too_large_results_are_refused():
     program = """
 import resource, torch, lstmkern
 torch.set_num_threads(1)

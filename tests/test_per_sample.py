@@ -163,7 +163,7 @@ def test_mean_is_scaled_by_the_batch():
     torch.testing.assert_close(mean, {name: s * N for name, s in plain.items()})
 
 
-def test_frozen_parameters_and_calls_that_add_up():
+def test_frozen_parameters_and_several_calls():
     module, x = lstmkern.LSTM(I, H, batch_first=True), torch.randn(N, T, I)
     full = per_sample(module, x)
     module.weight_hh_l0.requires_grad_(False)
@@ -218,7 +218,7 @@ def test_no_second_derivative():
     module.weight_ih_l0.grad_sample = None
 
 
-def test_weights_changed_before_backward_are_noticed():
+def test_weights_changed_before_backward_are_detected():
     module = lstmkern.GRU(I, H, batch_first=True)
     loss = summed(call_for_per_sample_grads(module)(torch.randn(N, T, I)))
     with torch.no_grad():

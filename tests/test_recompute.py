@@ -42,7 +42,7 @@ def test_same_results(kind, options, ragged, pair):
 
 
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
-def test_keeps_a_third(cell):
+def test_saves_less_memory(cell):
     """What autograd saves in addition to input and weights: without gates 2/6 (LSTM) or 1/5 (GRU)."""
 
     def held(enabled):
@@ -85,7 +85,7 @@ def test_second_derivative():
         assert torch.autograd.gradgradcheck(lambda x: module(x)[0], x, fast_mode=True)
 
 
-def test_nothing_outside():
+def test_no_effect_outside_the_context():
     with lstmkern.recompute():
         with lstmkern.recompute(False):
             assert not lstmkern.recomputing.is_active()

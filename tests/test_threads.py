@@ -186,7 +186,7 @@ def run_apart(work, load=False, **environment):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("load", [False, True], ids=["no load", "other load"])
 @pytest.mark.parametrize("work", [many_short_calls, many_callers, fork_after_use], ids=lambda w: w.__name__)
-def test_nobody_hangs(work, load):
+def test_no_deadlock(work, load):
     run_apart(work, load)
 
 
