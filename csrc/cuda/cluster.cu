@@ -73,7 +73,7 @@ cluster_loop(typename Pass::Arguments a) {
     sync_cluster();
     return;
   }
-  recur<TILES, KEPT>(a.plan, shared, pass, wire, static_cast<int>(a.times.T) + Pass::kMoreSteps);
+  recur<TILES, KEPT>(a, shared, pass, wire);
 #endif
 }
 
@@ -84,19 +84,12 @@ class Cluster {
 
   static constexpr int kMostTiles = sizeof(typename Pass::Value) == 2 ? 2 : 1;
 
-  struct Kernels {
-    template <int TILES, int KEPT>
-    auto kernel() const {
-      return cluster_loop<Pass, TILES, KEPT>;
-    }
-  };
-  static auto kernel(const Plan& plan) { return for_plan<Pass, kMostTiles>(plan, Kernels{}); }
+  static auto kernel(const Plan& plan) {
+    return for_plan<Pass, kMostTiles>(plan, [](auto tiles, auto kept) { return cluster_loop<Pass, tiles, kept>; });
+  }
 
   static Launch how(const Layer& layer, const Plan& plan) {
-    Launch l;
-    l.grid.x = static_cast<unsigned>(plan.blocks * plan.batches * layer.D);
-    l.block.x = static_cast<unsigned>(plan.warps() * 32);
-    l.shared = static_cast<size_t>(plan.bytes);
+    Launch l = resident_launch(plan, plan.batches * layer.D);
     l.cluster = static_cast<unsigned>(plan.blocks);
     return l;
   }
@@ -129,20 +122,10 @@ class Cluster {
   }
 };
 
-using ForwardTier = ResidentTier<Cluster, ForwardPass>;
-using BackwardTier = ResidentTier<Cluster, BackwardPass>;
-
 }  // namespace
 
-namespace cluster {
+const TierPass<Forward> cluster_forward = ResidentTier<Cluster, ForwardPass, Forward>::functions;
+const TierPass<Backward> cluster_backward = ResidentTier<Cluster, BackwardPass, Backward>::functions;
 
-size_t forward_workspace(const Forward& layer) { return ForwardTier::workspace(layer); }
-void forward(const Forward& layer, const Call& call) { ForwardTier::run(layer, call); }
-size_t backward_workspace(const Backward& layer) { return BackwardTier::workspace(layer); }
-void backward(const Backward& layer, const Call& call) { BackwardTier::run(layer, call); }
-bool plan(const Forward& layer, Plan& plan) { return ForwardTier::plan(layer, plan); }
-bool plan(const Backward& layer, Plan& plan) { return BackwardTier::plan(layer, plan); }
-
-}  // namespace cluster
 }  // namespace cuda
 }  // namespace lstmkern

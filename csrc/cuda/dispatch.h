@@ -11,11 +11,13 @@ namespace cuda {
 
 struct Tier {
   const char* name;
-  size_t (*forward_workspace)(const Forward&);  // bytes; 0: this tier cannot run the layer on this device
-  void (*forward)(const Forward&, const Call&);
-  size_t (*backward_workspace)(const Backward&);
-  void (*backward)(const Backward&, const Call&);
+  const TierPass<Forward>* forward;
+  const TierPass<Backward>* backward;
+
+  const TierPass<Forward>& pass(const Forward&) const { return *forward; }
+  const TierPass<Backward>& pass(const Backward&) const { return *backward; }
 };
+const Tier* find_tier(const std::string& name);  // null if there is none of that name
 
 // A tier for the layer and the workspace that it takes. LSTMKERN_CUDA_TIER names the tier to begin with; a name that is
 // none of ours throws. What it cannot run falls to the next one of the table; the last one runs everything.

@@ -64,7 +64,7 @@ grid_loop(typename Pass::Arguments a, GridState<typename Pass::Value> g) {
   const GridWire<S> wire{a.plan, reinterpret_cast<S*>(shared + a.plan.state_at),
                          g.state + static_cast<int64_t>(team) * 2 * a.plan.sequences * a.plan.stride,
                          g.flags + team * kFlagStride, pass.seat.sequences};
-  recur<TILES, KEPT>(a.plan, shared, pass, wire, static_cast<int>(a.times.T) + Pass::kMoreSteps);
+  recur<TILES, KEPT>(a, shared, pass, wire);
 #endif
 }
 
@@ -82,19 +82,12 @@ class Grid {
   const int teams;
   GridState<S> state = {};
 
-  struct Kernels {
-    template <int TILES, int KEPT>
-    auto kernel() const {
-      return grid_loop<Pass, TILES, KEPT>;
-    }
-  };
-  static auto kernel(const Plan& plan) { return for_plan<Pass, kMostTiles>(plan, Kernels{}); }
+  static auto kernel(const Plan& plan) {
+    return for_plan<Pass, kMostTiles>(plan, [](auto tiles, auto kept) { return grid_loop<Pass, tiles, kept>; });
+  }
 
   static Launch how(const Plan& plan, int teams) {
-    Launch l;
-    l.grid.x = static_cast<unsigned>(plan.blocks * teams);
-    l.block.x = static_cast<unsigned>(plan.warps() * 32);
-    l.shared = static_cast<size_t>(plan.bytes);
+    Launch l = resident_launch(plan, teams);
     l.cooperative = true;
     return l;
   }
@@ -145,20 +138,10 @@ class Grid {
   }
 };
 
-using ForwardTier = ResidentTier<Grid, ForwardPass>;
-using BackwardTier = ResidentTier<Grid, BackwardPass>;
-
 }  // namespace
 
-namespace grid {
+const TierPass<Forward> grid_forward = ResidentTier<Grid, ForwardPass, Forward>::functions;
+const TierPass<Backward> grid_backward = ResidentTier<Grid, BackwardPass, Backward>::functions;
 
-size_t forward_workspace(const Forward& layer) { return ForwardTier::workspace(layer); }
-void forward(const Forward& layer, const Call& call) { ForwardTier::run(layer, call); }
-size_t backward_workspace(const Backward& layer) { return BackwardTier::workspace(layer); }
-void backward(const Backward& layer, const Call& call) { BackwardTier::run(layer, call); }
-bool plan(const Forward& layer, Plan& plan) { return ForwardTier::plan(layer, plan); }
-bool plan(const Backward& layer, Plan& plan) { return BackwardTier::plan(layer, plan); }
-
-}  // namespace grid
 }  // namespace cuda
 }  // namespace lstmkern

@@ -78,19 +78,15 @@ struct CudaBackEnd {
   };
 
   template <class L>
-  static void run(const L& layer, const Tensor& like, const Choice& choice, void (*body)(const L&, const Call&)) {
+  static void run(const L& layer, const Tensor& like) {
+    const Choice choice = tier_for(layer);
     const Tensor workspace = at::empty({static_cast<int64_t>(choice.workspace)}, like.options().dtype(at::kByte));
     AtenProducts products(like.device());
-    body(layer, {workspace.data_ptr(), &products, c10::cuda::getCurrentCUDAStream(like.device().index()).stream()});
+    const Call call{workspace.data_ptr(), &products, c10::cuda::getCurrentCUDAStream(like.device().index()).stream()};
+    choice.tier->pass(layer).run(layer, call);
   }
-  static void forward(const Forward& layer, const Tensor& like) {
-    const Choice choice = tier_for(layer);
-    run(layer, like, choice, choice.tier->forward);
-  }
-  static void backward(const Backward& layer, const Tensor& like) {
-    const Choice choice = tier_for(layer);
-    run(layer, like, choice, choice.tier->backward);
-  }
+  static void forward(const Forward& layer, const Tensor& like) { run(layer, like); }
+  static void backward(const Backward& layer, const Tensor& like) { run(layer, like); }
 };
 
 }  // namespace

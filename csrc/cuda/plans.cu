@@ -23,10 +23,10 @@ L of_sizes(Cell cell, DType dtype, int64_t N, int64_t H, int D) {
 }
 
 template <class L>
-bool plan_for(const std::string& tier, const L& layer, Plan& p) {
-  if (tier == "cluster") return cluster::plan(layer, p);
-  if (tier == "grid") return grid::plan(layer, p);
-  throw std::invalid_argument("the tiers with a plan are cluster and grid, got \"" + tier + '"');
+bool plan_for(const std::string& name, const L& layer, Plan& p) {
+  const Tier* tier = find_tier(name);
+  if (tier && tier->pass(layer).plan) return tier->pass(layer).plan(layer, p);
+  throw std::invalid_argument("the tiers with a plan are cluster and grid, got \"" + name + '"');
 }
 
 }  // namespace

@@ -22,7 +22,6 @@
 #pragma once
 
 #include "fragments.h"
-#include "inputs.h"
 
 namespace lstmkern {
 namespace cuda {
@@ -115,153 +114,29 @@ bool possible(const Plan& p, const Chip& chip) {
          static_cast<size_t>(p.bytes) <= chip.shared_per_block;
 }
 
-// f.template operator()<TILES, KEPT>() for a plan's kernel, of tiles 1, 2, 4 up to MOST.
+// f(TILES, KEPT), both std::integral_constant: the kernel of a plan with 1, 2 or 4 tiles, at most MOST.
 template <class Pass, int MOST, class F>
 auto for_plan(const Plan& p, const F& f) {
   constexpr int two = MOST > 1 ? 2 : 1;
   const auto with = [&](auto tiles) {
-    constexpr int TILES = decltype(tiles)::value;
-    constexpr int sizes[] = {kept_size<Pass>(TILES, 0), kept_size<Pass>(TILES, 1), kept_size<Pass>(TILES, 2)};
-    return p.kept == sizes[0]   ? f.template kernel<TILES, sizes[0]>()
-           : p.kept == sizes[1] ? f.template kernel<TILES, sizes[1]>()
-                                : f.template kernel<TILES, sizes[2]>();
+    constexpr int a = kept_size<Pass>(tiles, 0), b = kept_size<Pass>(tiles, 1), c = kept_size<Pass>(tiles, 2);
+    return p.kept == a   ? f(tiles, std::integral_constant<int, a>{})
+           : p.kept == b ? f(tiles, std::integral_constant<int, b>{})
+                         : f(tiles, std::integral_constant<int, c>{});
   };
   return p.sequences == 8    ? with(std::integral_constant<int, 1>{})
          : p.sequences == 16 ? with(std::integral_constant<int, two>{})
                              : with(std::integral_constant<int, MOST>{});
 }
 
-// --- where a thread's work is ---
-
-// Which team and which of its blocks this is.
-struct Seat {
-  int d, rank;           // direction, block of the team
-  int first, sequences;  // of the layer's; only those that exist: the state of the others is zero and stays where it is
-};
-
-LSTMKERN_DEVICE Seat seat_of(const Plan& p, int team, int rank, int64_t N) {
-  const int first = team % p.batches * p.sequences, left = static_cast<int>(N) - first;
-  return {team / p.batches, rank, first, left < p.sequences ? left : p.sequences};
+// The launch of a loop for so many teams.
+inline Launch resident_launch(const Plan& plan, int teams) {
+  Launch config;
+  config.grid.x = static_cast<unsigned>(plan.blocks * teams);
+  config.block.x = static_cast<unsigned>(plan.warps() * 32);
+  config.shared = static_cast<size_t>(plan.bytes);
+  return config;
 }
-
-// One of a thread's (unit, sequence) pairs: two numbers are kept, all else is computed from them where it is needed.
-struct Element {
-  int n, unit;  // within the team, within the layer
-
-  LSTMKERN_DEVICE int sequence(const Seat& seat) const { return seat.first + n; }
-  LSTMKERN_DEVICE int at(const Plan& p, const Seat& seat) const { return unit - seat.rank * p.units; }  // in the block
-  // Its state is sent; it exists in the layer.
-  LSTMKERN_DEVICE bool mine(const Plan& p, const Seat& seat) const { return n < seat.sequences && unit < p.row; }
-  LSTMKERN_DEVICE bool real(const Seat& seat, int64_t H) const {
-    return n < seat.sequences && unit < static_cast<int>(H);
-  }
-};
-
-LSTMKERN_DEVICE Element element_of(const Plan& p, const Seat& seat, int e) {
-  const int i = e * p.warps() * 32 + static_cast<int>(thread_rank());
-  return {i / p.units, seat.rank * p.units + i % p.units};
-}
-
-// Steps of a sequence, within what the layer has: the host does not see lengths on the device, so kernels clamp them.
-LSTMKERN_DEVICE int steps_of(const Mask& mask, bool exists, int sequence, int64_t T) {
-  if (mask.lengths == nullptr || !exists) return static_cast<int>(T);
-  const int64_t length = mask.lengths[sequence];
-  return static_cast<int>(length < 0 ? 0 : length < T ? length : T);
-}
-
-// What a step is to a sequence, as far as that depends on its length alone.
-enum Kind : unsigned { kOutside, kPadding, kReal };
-
-LSTMKERN_DEVICE Kind kind_of(bool exists, int sequence, const Moment& m, int length) {
-  return !exists || sequence >= static_cast<int>(m.active) ? kOutside
-         : static_cast<int>(m.t) < length                  ? kReal
-                                                           : kPadding;
-}
-
-// That of a thread's pairs, in one register.
-struct Kinds {
-  unsigned bits = 0;
-  LSTMKERN_DEVICE Kind of(int e) const { return static_cast<Kind>(bits >> 2 * e & 3); }
-  LSTMKERN_DEVICE void add(int e, Kind kind) { bits |= kind << 2 * e; }
-};
-
-// --- what is fetched for a step to come ---
-
-// A value as it is stored (device.h's load_raw).
-template <class S>
-using Raw = std::conditional_t<sizeof(S) == 2, unsigned, float>;
-template <class S>
-LSTMKERN_DEVICE float widen_raw(Raw<S> v) {
-  if constexpr (sizeof(S) == 2)
-    return widen(S{static_cast<uint16_t>(v)});
-  else
-    return v;
-}
-
-// Moves what was fetched a step ago out of the registers into which the next loads go. A plain copy would not do: the
-// compiler makes it where the loop begins again, and there it has to wait for loads that were just issued. `zero` is a
-// zero that only the host knows to be one.
-LSTMKERN_DEVICE unsigned moved(unsigned v, unsigned zero) { return v ^ zero; }
-LSTMKERN_DEVICE float moved(float v, unsigned zero) {
-  unsigned bits;
-  memcpy(&bits, &v, 4);
-  bits ^= zero;
-  memcpy(&v, &bits, 4);
-  return v;
-}
-LSTMKERN_DEVICE unsigned unknown_zero(const Plan& p) { return static_cast<unsigned>(p.batches) >> 31; }
-
-// What both passes fetch of a step.
-template <class S>
-struct StepAhead {
-  unsigned place = 0;
-  Kinds kind;
-  unsigned reset[kElements<S>] = {};  // the step begins with zeros
-
-  // For pair e of a thread, once `place` is known. Whether the sequence takes the step.
-  LSTMKERN_DEVICE bool fetch(int e, Kind is, const Mask& mask, int sequence) {
-    kind.add(e, is);
-    if (is == kReal && mask.resets.data) reset[e] = load_raw(mask.resets.at(place, sequence));
-    return is == kReal;
-  }
-  LSTMKERN_DEVICE void take(const StepAhead& next, unsigned zero) {
-    place = moved(next.place, zero);
-    kind.bits = moved(next.kind.bits, zero);
-#pragma unroll
-    for (int e = 0; e < kElements<S>; ++e) reset[e] = moved(next.reset[e], zero);
-  }
-};
-
-// The vector that starts at `from`, in shared memory.
-template <int V>
-LSTMKERN_DEVICE void load_vector(float (&to)[V], const float* from) {
-  if constexpr (V == 4) {
-    const Bytes16 four = load16(from);
-    memcpy(to, &four, 16);
-  } else {
-    to[0] = from[0];
-  }
-}
-template <int V>
-LSTMKERN_DEVICE void store_vector(float* to, const float (&from)[V]) {
-  if constexpr (V == 4) {
-    Bytes16 four;
-    memcpy(&four, from, 16);
-    store16(to, four);
-  } else {
-    to[0] = from[0];
-  }
-}
-
-// How a tier would run a layer; false: it cannot.
-namespace cluster {
-bool plan(const Forward& layer, Plan& plan);
-bool plan(const Backward& layer, Plan& plan);
-}  // namespace cluster
-namespace grid {
-bool plan(const Forward& layer, Plan& plan);
-bool plan(const Backward& layer, Plan& plan);
-}  // namespace grid
 
 }  // namespace cuda
 }  // namespace lstmkern

@@ -2,26 +2,27 @@
 #pragma once
 
 #include "gradients.h"
-#include "resident.h"
+#include "resident_pass.h"
 
 namespace lstmkern {
 namespace cuda {
 
 template <class S>
-struct ResidentBackward {
-  Plan plan;
-  Times times;
-  Mask mask;
-  int64_t H, Hp;
-  struct Side {  // a direction; what may be absent is null
-    const S* w_hh;
-    const Bytes16* packed;  // see pack_weights
-    Rows<const S> grad_output, grad_cells, output, cells, gates;
-    const S *grad_h_n, *grad_c_n, *h0, *c0;  // [N, H]
-    S *grad_h0, *grad_c0;
-    Rows<S> dgates;    // [planes, H]
-    Rows<S> h_before;  // H columns
-  } side[2];
+struct BackwardSide : ResidentSide<S, const S> {
+  Rows<const S> grad_output, grad_cells;
+  const S *grad_h_n, *grad_c_n;  // [N, H]
+  S *grad_h0, *grad_c0;
+  Rows<S> dgates;    // [planes, H]
+  Rows<S> h_before;  // H columns
+};
+template <class S>
+using ResidentBackward = ResidentArguments<BackwardSide<S>>;
+
+// What is fetched of a step, all as it is stored: nothing is computed from it until the step needs it. h and c are the
+// step's own; as those that it started from, the step before in time brings its.
+template <class S>
+struct BackwardFetched : StepAhead<S> {
+  Raw<S> gates[kElements<S>][4], grad[kElements<S>], grad_c[kElements<S>], h[kElements<S>], c[kElements<S>];
 };
 
 template <Cell CELL, class S>
@@ -29,45 +30,23 @@ class ResidentBackwardLayer;
 
 // Step 0 is the last of the direction's T; one more, T, only takes what reaches the initial state.
 template <Cell CELL, class S>
-struct BackwardPass {
+struct BackwardPass : ResidentPass<S, ResidentBackward<S>, BackwardFetched<S>> {
   using Value = S;
   using Arguments = ResidentBackward<S>;
   using Host = ResidentBackwardLayer<CELL, S>;
   static constexpr int kProducts = 1, kParts = kGates<CELL>, kMoreSteps = 1, kBias = 0;
   static constexpr int kKept = sizeof(S) == 2 ? 18 : 32;
 
-  // What is fetched of a step, all as it is stored: nothing is computed from it until the step needs it. h and c
-  // are the step's own; as those that it started from, the step before in time brings its.
-  struct Fetched : StepAhead<S> {
-    Raw<S> gates[kElements<S>][4], grad[kElements<S>], grad_c[kElements<S>], h[kElements<S>], c[kElements<S>];
-  };
+  using Base = ResidentPass<S, ResidentBackward<S>, BackwardFetched<S>>;
+  using Base::a, Base::side, Base::seat, Base::at, Base::now, Base::next;
+  using Base::Base, Base::real, Base::sequence, Base::state_index;
 
-  const ResidentBackward<S>& a;
-  const typename ResidentBackward<S>::Side& side;
-  const Seat seat;
-  Element at[kElements<S>];
-  int length[kElements<S>];
-  Fetched now, next;
   // carry: LSTM dc, GRU what skips the product.
-  float carry[kElements<S>], h_before[kElements<S>], dgates[kElements<S>][4];
+  float carry[kElements<S>] = {}, h_before[kElements<S>], dgates[kElements<S>][4];
   // What the step after this one is to the sequence: none of its own, one that began with zeros, or one that took the
   // state which this one left.
   enum After : unsigned { kNone, kApart, kTakes };
-  unsigned after[kElements<S>];
-
-  LSTMKERN_DEVICE BackwardPass(const ResidentBackward<S>& a, const Seat& seat)
-      : a(a), side(a.side[seat.d]), seat(seat) {
-#pragma unroll
-    for (int e = 0; e < kElements<S>; ++e) {
-      at[e] = element_of(a.plan, seat, e);
-      length[e] = steps_of(a.mask, real(e), sequence(e), a.times.T);
-      carry[e] = 0;
-      after[e] = kNone;
-    }
-  }
-
-  LSTMKERN_DEVICE int sequence(int e) const { return at[e].sequence(seat); }
-  LSTMKERN_DEVICE bool real(int e) const { return at[e].real(seat, a.H); }
+  unsigned after[kElements<S>] = {};  // kNone
 
   // Row `unit` of W_hh^T, column of the state.
   static LSTMKERN_DEVICE S weight(const Arguments& a, int d, int, int64_t unit, int column) {
@@ -81,20 +60,15 @@ struct BackwardPass {
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
       if (!real(e) || !a.mask.empty(sequence(e))) continue;
-      const int64_t own = sequence(e) * a.H + at[e].unit;
-      if (side.grad_h0) side.grad_h0[own] = side.grad_h_n ? side.grad_h_n[own] : S{};
-      if (side.grad_c0) side.grad_c0[own] = side.grad_c_n ? side.grad_c_n[own] : S{};
+      const int64_t index = state_index(e);
+      if (side.grad_h0) side.grad_h0[index] = side.grad_h_n ? side.grad_h_n[index] : S{};
+      if (side.grad_c0) side.grad_c0[index] = side.grad_c_n ? side.grad_c_n[index] : S{};
     }
   }
 
   LSTMKERN_DEVICE void fetch(int step) {
-    const Moment m = a.times.at(seat.d, a.times.T - 1 - step);
-    next = {};
-    next.place = static_cast<unsigned>(m.place);
-#pragma unroll
-    for (int e = 0; e < kElements<S>; ++e) {
+    this->fetch_step(a.times.at(seat.d, a.times.T - 1 - step), [&](int e) {
       const unsigned place = next.place, j = sequence(e), unit = at[e].unit;
-      if (!next.fetch(e, kind_of(real(e), sequence(e), m, length[e]), a.mask, sequence(e))) continue;
       if (side.grad_output.data) next.grad[e] = load_raw(side.grad_output.at(place, j) + unit);
       if (side.output.data) next.h[e] = load_raw(side.output.at(place, j) + unit);  // one step has none
       const S* const saved = side.gates.at(place, j) + unit;
@@ -104,7 +78,7 @@ struct BackwardPass {
         if (side.grad_cells.data) next.grad_c[e] = load_raw(side.grad_cells.at(place, j) + unit);
         next.c[e] = load_raw(side.cells.at(place, j) + unit);
       }
-    }
+    });
   }
   LSTMKERN_DEVICE void advance() {  // not h: it is needed only as what the step after it in time started from
     const unsigned zero = unknown_zero(a.plan);
@@ -122,7 +96,7 @@ struct BackwardPass {
 
   // The derivatives of the step's gates from dh, as far as it comes through the product.
   LSTMKERN_DEVICE void compute(int e, const float (&sums)[1], float (&out)[kParts]) {
-    const int64_t own = sequence(e) * a.H + at[e].unit;
+    const int64_t index = state_index(e);
     // What comes back from the step after, if that step took what this one left.
     const bool taken = after[e] == kTakes, last = after[e] == kNone;
     const float through = taken ? sums[0] + (CELL == Cell::gru ? carry[e] : 0) : 0;
@@ -130,22 +104,22 @@ struct BackwardPass {
     const bool goes_on = next.kind.of(e) == kReal;
     if (now.kind.of(e) != kReal) {
       if (!last) {  // the first step of the sequence is the one after this
-        if (side.grad_h0) narrow(through, side.grad_h0[own]);
-        if (CELL == Cell::lstm && side.grad_c0) narrow(dc_through, side.grad_c0[own]);
+        if (side.grad_h0) narrow(through, side.grad_h0[index]);
+        if (CELL == Cell::lstm && side.grad_c0) narrow(dc_through, side.grad_c0[index]);
       }
       after[e] = kNone;
       return;
     }
     float d = widen_raw<S>(now.grad[e]) + through;
-    if (side.grad_h_n && last) d += widen(side.grad_h_n[own]);
-    h_before[e] = now.reset[e] ? 0 : goes_on ? widen_raw<S>(next.h[e]) : widen(side.h0[own]);
+    if (side.grad_h_n && last) d += widen(side.grad_h_n[index]);
+    h_before[e] = now.reset[e] ? 0 : goes_on ? widen_raw<S>(next.h[e]) : widen(side.h0[index]);
     float g[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) g[k] = widen_raw<S>(now.gates[e][k]);
     if constexpr (CELL == Cell::lstm) {
       float dc = widen_raw<S>(now.grad_c[e]) + dc_through;
-      if (side.grad_c_n && last) dc += widen(side.grad_c_n[own]);
-      const float c_before = now.reset[e] ? 0 : goes_on ? widen_raw<S>(next.c[e]) : widen(side.c0[own]);
+      if (side.grad_c_n && last) dc += widen(side.grad_c_n[index]);
+      const float c_before = now.reset[e] ? 0 : goes_on ? widen_raw<S>(next.c[e]) : widen(side.c0[index]);
       cells::lstm_backward(g[0], g[1], g[2], g[3], c_before, tanh(widen_raw<S>(now.c[e])), d, dc, out[0], out[1],
                            out[2], out[3]);
       carry[e] = dc;
@@ -190,25 +164,14 @@ class ResidentBackwardLayer {
   }
 
   ResidentBackward<S> prepare(const Plan& plan, const Call& call) {
+    auto a = resident_arguments<ResidentBackward<S>, S, const S>(L, plan, tables.fill(call.stream));
     const int64_t H = L.H, N = L.N;
-    ResidentBackward<S> a = {};
-    a.plan = plan;
-    a.times = tables.fill(call.stream);
-    a.mask = mask_of(L);
-    a.H = H;
-    a.Hp = padded(H);
     for (int d = 0; d < L.D; ++d) {
-      auto& side = a.side[d];
-      side.w_hh = static_cast<const S*>(L.weights[d].w_hh);
+      BackwardSide<S>& side = a.side[d];
       side.grad_output = rows_of<const S>(L.grad_output, d * H);
       side.grad_cells = rows_of<const S>(L.grad_cells, d * H);
-      side.output = rows_of<const S>(L.output, d * H);
-      side.cells = rows_of<const S>(L.cells, d * H);
-      side.gates = rows_of<const S>(L.gates, d * L.gates_direction);
       side.grad_h_n = offset<S>(L.grad_h_n, d * N * H);
       side.grad_c_n = offset<S>(L.grad_c_n, d * N * H);
-      side.h0 = offset<S>(L.h0, d * N * H);
-      side.c0 = offset<S>(L.c0, d * N * H);
       side.grad_h0 = offset<S>(L.grad_h0, d * N * H);
       side.grad_c0 = offset<S>(L.grad_c0, d * N * H);
       side.dgates = all.template rows<S>(trace[d].dgates, planes * H);

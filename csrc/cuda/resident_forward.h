@@ -1,63 +1,43 @@
 // Forward for the resident tiers: a thread's part of each step, and the host's part around the loop.
 #pragma once
 
-#include "resident.h"
+#include "resident_pass.h"
 
 namespace lstmkern {
 namespace cuda {
 
 template <class S>
-struct ResidentForward {
-  Plan plan;
-  Times times;
-  Mask mask;
-  int64_t H, Hp;
-  struct Side {  // a direction
-    const S* w_hh;
-    const Bytes16* packed;      // see pack_weights
-    Rows<const float> x_gates;  // [G, H]: x W_ih^T
-    const float* bias;          // [saved planes, H], see sum_biases
-    const S *h0, *c0;           // [N, H]
-    S *h_n, *c_n;               // [N, H]
-    Rows<S> output, cells, gates;
-  } side[2];
+struct ForwardSide : ResidentSide<S, S> {
+  Rows<const float> x_gates;  // [G, H]: x W_ih^T
+  const float* bias;          // [saved planes, H], see sum_biases
+  S *h_n, *c_n;               // [N, H]
+};
+template <class S>
+using ResidentForward = ResidentArguments<ForwardSide<S>>;
+
+// What is fetched of a step. Nothing is computed from it until the step needs it: a load is waited for where its value
+// is first used.
+template <Cell CELL, class S>
+struct ForwardFetched : StepAhead<S> {
+  float x[kElements<S>][kGates<CELL>];
 };
 
 template <Cell CELL, class S>
 class ResidentForwardLayer;
 
 template <Cell CELL, class S>
-struct ForwardPass {
+struct ForwardPass : ResidentPass<S, ResidentForward<S>, ForwardFetched<CELL, S>> {
   using Value = S;
   using Arguments = ResidentForward<S>;
   using Host = ResidentForwardLayer<CELL, S>;
   static constexpr int kProducts = kGates<CELL>, kParts = 1, kMoreSteps = 0, kBias = 4;
   static constexpr int kKept = (sizeof(S) == 2 ? 16 : 28) / kProducts;
 
-  // What is fetched of a step. Nothing is computed from it until the step needs it: a load is waited for where its
-  // value is first used.
-  struct Fetched : StepAhead<S> {
-    float x[kElements<S>][kProducts];
-  };
+  using Base = ResidentPass<S, ResidentForward<S>, ForwardFetched<CELL, S>>;
+  using Base::a, Base::side, Base::seat, Base::at, Base::now, Base::next;
+  using Base::Base, Base::real, Base::sequence, Base::state_index;
 
-  const ResidentForward<S>& a;
-  const typename ResidentForward<S>::Side& side;
-  const Seat seat;
-  Element at[kElements<S>];
-  int length[kElements<S>];
-  Fetched now, next;
   float h[kElements<S>], c[kElements<S>], gates[kElements<S>][4];  // the state; the gates of the current step
-
-  LSTMKERN_DEVICE ForwardPass(const ResidentForward<S>& a, const Seat& seat) : a(a), side(a.side[seat.d]), seat(seat) {
-#pragma unroll
-    for (int e = 0; e < kElements<S>; ++e) {
-      at[e] = element_of(a.plan, seat, e);
-      length[e] = steps_of(a.mask, real(e), sequence(e), a.times.T);
-    }
-  }
-
-  LSTMKERN_DEVICE int sequence(int e) const { return at[e].sequence(seat); }
-  LSTMKERN_DEVICE bool real(int e) const { return at[e].real(seat, a.H); }
 
   // Of the matrix of a product (a gate): row `unit`, column of the state.
   static LSTMKERN_DEVICE S weight(const Arguments& a, int d, int product, int64_t unit, int64_t column) {
@@ -82,23 +62,18 @@ struct ForwardPass {
     }
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
-      const int64_t own = sequence(e) * a.H + at[e].unit;
-      h[e] = real(e) ? widen(side.h0[own]) : 0;
-      c[e] = CELL == Cell::lstm && real(e) ? widen(side.c0[own]) : 0;
+      const int64_t index = state_index(e);
+      h[e] = real(e) ? widen(side.h0[index]) : 0;
+      c[e] = CELL == Cell::lstm && real(e) ? widen(side.c0[index]) : 0;
     }
   }
 
   LSTMKERN_DEVICE void fetch(int s) {
-    const Moment m = a.times.at(seat.d, s);
-    next = {};  // not what it was: that would be one more value to move once the loads are there
-    next.place = static_cast<unsigned>(m.place);
-#pragma unroll
-    for (int e = 0; e < kElements<S>; ++e) {
-      if (!next.fetch(e, kind_of(real(e), sequence(e), m, length[e]), a.mask, sequence(e))) continue;
+    this->fetch_step(a.times.at(seat.d, s), [&](int e) {
       const float* const from = side.x_gates.at(next.place, sequence(e)) + at[e].unit;
 #pragma unroll
       for (int g = 0; g < kProducts; ++g) next.x[e][g] = from[g * a.H];
-    }
+    });
   }
   LSTMKERN_DEVICE void advance() {
     const unsigned zero = unknown_zero(a.plan);
@@ -154,9 +129,9 @@ struct ForwardPass {
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
       if (!real(e)) continue;
-      const int64_t own = sequence(e) * a.H + at[e].unit;
-      narrow(h[e], side.h_n[own]);
-      if (CELL == Cell::lstm) narrow(c[e], side.c_n[own]);
+      const int64_t index = state_index(e);
+      narrow(h[e], side.h_n[index]);
+      if (CELL == Cell::lstm) narrow(c[e], side.c_n[index]);
     }
   }
 };
@@ -179,27 +154,14 @@ class ResidentForwardLayer {
   }
 
   ResidentForward<S> prepare(const Plan& plan, const Call& call) {
-    const int64_t H = L.H, N = L.N;
-    ResidentForward<S> a = {};
-    a.plan = plan;
-    a.times = tables.fill(call.stream);
-    a.mask = mask_of(L);
-    a.H = H;
-    a.Hp = padded(H);
+    auto a = resident_arguments<ResidentForward<S>, S, S>(L, plan, tables.fill(call.stream));
     for (int d = 0; d < L.D; ++d) {
-      const Weights& w = L.weights[d];
       input_products(L, d, x_gates[d], bias[d], call);
-      auto& side = a.side[d];
-      side.w_hh = static_cast<const S*>(w.w_hh);
-      side.x_gates = all.template rows<const float>(x_gates[d], G * H);
+      ForwardSide<S>& side = a.side[d];
+      side.x_gates = all.template rows<const float>(x_gates[d], G * L.H);
       side.bias = bias[d];
-      side.h0 = offset<S>(L.h0, d * N * H);
-      side.c0 = offset<S>(L.c0, d * N * H);
-      side.h_n = offset<S>(L.h_n, d * N * H);
-      side.c_n = offset<S>(L.c_n, d * N * H);
-      side.output = rows_of<S>(L.output, d * H);
-      side.cells = rows_of<S>(L.cells, d * H);
-      side.gates = rows_of<S>(L.gates, d * L.gates_direction);
+      side.h_n = offset<S>(L.h_n, d * L.N * L.H);
+      side.c_n = offset<S>(L.c_n, d * L.N * L.H);
     }
     return a;
   }

@@ -4,7 +4,7 @@
 
 #include <stdexcept>
 
-#include "resident.h"
+#include "resident_pass.h"
 
 namespace lstmkern {
 namespace cuda {
@@ -50,16 +50,39 @@ int64_t packed_pieces(const Plan& p) {
 
 // --- the loop ---
 
+// The vector that starts at `from`, in shared memory.
+template <int V>
+LSTMKERN_DEVICE void load_vector(float (&to)[V], const float* from) {
+  if constexpr (V == 4) {
+    const Bytes16 four = load16(from);
+    memcpy(to, &four, 16);
+  } else {
+    to[0] = from[0];
+  }
+}
+template <int V>
+LSTMKERN_DEVICE void store_vector(float* to, const float (&from)[V]) {
+  if constexpr (V == 4) {
+    Bytes16 four;
+    memcpy(&four, from, 16);
+    store16(to, four);
+  } else {
+    to[0] = from[0];
+  }
+}
+
 // Pass: what a step does with the sums (resident_forward.h, resident_backward.h). Wire: how the state travels. `shared`
 // is the block's dynamic shared memory, as `plan` divides it; KEPT is plan.kept, which the compiler has to know.
 //
 // What others wait for comes first: a step's state is published before its results are stored. What a step needs from
 // device memory is fetched two steps ahead (where a step of a packed batch is stored is looked up at that moment).
 template <int TILES, int KEPT, class Pass, class Wire>
-LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wire& wire, int steps) {
+LSTMKERN_DEVICE void recur(const typename Pass::Arguments& a, unsigned char* shared, Pass& pass, Wire& wire) {
   using S = typename Pass::Value;
   using T = Tile<S>;
   constexpr int M = Pass::kProducts, PIECES = T::kPieces, V = kVector<Pass>, CHAINS = kChains<S, M, TILES>;
+  const Plan& p = a.plan;
+  const int steps = static_cast<int>(a.times.T) + Pass::kMoreSteps;
   const int warp = static_cast<int>(warp_index()), group = warp % p.groups, slice = warp / p.groups;
   const int threads = p.warps() * 32, elements = p.elements();
 
@@ -171,27 +194,19 @@ template <class F>
 bool for_resident_kind(const Layer& layer, F&& f) {
   if (layer.weights[0].w_hr || layer.H > kMostResidentUnits || layer.N > kMostRows || rows_of_steps(layer) > kMostRows)
     return false;
-  auto with = [&](auto tag) {
+  return for_dtype(layer.dtype, [&](auto tag) {
     using S = decltype(tag);
-    if (layer.cell == Cell::lstm) return f.template run<Cell::lstm, S>();
-    if (layer.cell == Cell::gru) return f.template run<Cell::gru, S>();
+    if constexpr (!std::is_same_v<S, double>) {
+      if (layer.cell == Cell::lstm) return f.template run<Cell::lstm, S>();
+      if (layer.cell == Cell::gru) return f.template run<Cell::gru, S>();
+    }
     return false;
-  };
-  switch (layer.dtype) {
-    case DType::f32: return with(float{});
-#if LSTMKERN_TYPES > 1
-    case DType::bf16: return with(bf16{});
-#endif
-#if LSTMKERN_TYPES > 2
-    case DType::f16: return with(f16{});
-#endif
-    default: return false;
-  }
+  });
 }
 
 // A tier of resident weights for Pass<CELL, S>: Body<Pass>::choose(layer, chip, plan) says whether and how the layer
 // can run there, Body(layer, plan, memory) takes its part of the workspace, loop(arguments, stream) launches.
-template <template <class> class Body, template <Cell, class> class Pass>
+template <template <class> class Body, template <Cell, class> class Pass, class L>
 struct ResidentTier {
   // choose(), which asks the device about a dozen kernels, or what it said the last time.
   template <Cell CELL, class S>
@@ -213,7 +228,6 @@ struct ResidentTier {
     return last.possible;
   }
 
-  template <class L>
   struct Measure {
     const L& layer;
     Plan plan = {};
@@ -230,7 +244,6 @@ struct ResidentTier {
     }
   };
 
-  template <class L>
   struct Run {
     const L& layer;
     const Call& call;
@@ -259,25 +272,24 @@ struct ResidentTier {
     }
   };
 
-  template <class L>
   static size_t workspace(const L& layer) {
-    Measure<L> measure{layer};
+    Measure measure{layer};
     return for_resident_kind(layer, measure) ? measure.bytes : 0;
   }
 
-  template <class L>
   static bool plan(const L& layer, Plan& plan) {
-    Measure<L> measure{layer};
+    Measure measure{layer};
     const bool possible = for_resident_kind(layer, measure);
     plan = measure.plan;
     return possible;
   }
 
-  template <class L>
   static void run(const L& layer, const Call& call) {
-    if (!for_resident_kind(layer, Run<L>{layer, call}))
+    if (!for_resident_kind(layer, Run{layer, call}))
       throw std::runtime_error("lstmkern: the device cannot hold the layer's recurrent weights");
   }
+
+  static constexpr TierPass<L> functions = {workspace, run, plan};
 };
 
 }  // namespace cuda

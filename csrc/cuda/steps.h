@@ -22,22 +22,11 @@ template <class S>
 using Compute = typename ComputeOf<S>::type;
 
 template <class S>
-constexpr DType dtype_of();
-template <>
-constexpr DType dtype_of<float>() {
-  return DType::f32;
-}
-template <>
-constexpr DType dtype_of<double>() {
-  return DType::f64;
-}
-template <>
-constexpr DType dtype_of<bf16>() {
-  return DType::bf16;
-}
-template <>
-constexpr DType dtype_of<f16>() {
-  return DType::f16;
+constexpr DType dtype_of() {
+  return std::is_same_v<S, float>    ? DType::f32
+         : std::is_same_v<S, double> ? DType::f64
+         : std::is_same_v<S, bf16>   ? DType::bf16
+                                     : DType::f16;
 }
 
 // gates_of as device code may use it.
@@ -247,10 +236,27 @@ class Carver {
 #define LSTMKERN_TYPES 4
 #endif
 
-// f(type tag) for the layer's cell and storage type, as f.template run<CELL, S>().
+// f(S{}) for the storage type S.
+template <class F>
+auto for_dtype(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::f32: return f(float{});
+#if LSTMKERN_TYPES > 1
+    case DType::bf16: return f(bf16{});
+#endif
+#if LSTMKERN_TYPES > 2
+    case DType::f16: return f(f16{});
+    case DType::f64: return f(double{});
+#endif
+    default: break;
+  }
+  return decltype(f(float{}))();
+}
+
+// f.template run<CELL, S>() for the layer's cell and storage type.
 template <class F>
 void for_kind(const Layer& layer, F&& f) {
-  auto with = [&](auto tag) {
+  for_dtype(layer.dtype, [&](auto tag) {
     using S = decltype(tag);
     switch (layer.cell) {
       case Cell::rnn_tanh: return f.template run<Cell::rnn_tanh, S>();
@@ -258,19 +264,7 @@ void for_kind(const Layer& layer, F&& f) {
       case Cell::lstm: return f.template run<Cell::lstm, S>();
       case Cell::gru: return f.template run<Cell::gru, S>();
     }
-  };
-  switch (layer.dtype) {
-    case DType::f32: return with(float{});
-#if LSTMKERN_TYPES > 1
-    case DType::bf16: return with(bf16{});
-#endif
-#if LSTMKERN_TYPES > 2
-    case DType::f16: return with(f16{});
-    case DType::f64: return with(double{});
-#else
-    default: return;
-#endif
-  }
+  });
 }
 
 // A Loop<CELL, S>(layer, memory) takes its memory when it is made; run(d, call) runs a direction.
@@ -298,16 +292,15 @@ struct Running {
   }
 };
 
+// The functions of a tier that is such a Loop.
 template <template <Cell, class> class Loop, class L>
-size_t measure(const L& layer) {
-  Measuring<Loop, L> m{layer};
-  for_kind(layer, m);
-  return m.bytes;
-}
-
-template <template <Cell, class> class Loop, class L>
-void run_directions(const L& layer, const Call& call) {
-  for_kind(layer, Running<Loop, L>{layer, call});
+constexpr TierPass<L> loop_pass() {
+  return {[](const L& layer) {
+            Measuring<Loop, L> measuring{layer};
+            for_kind(layer, measuring);
+            return measuring.bytes;
+          },
+          [](const L& layer, const Call& call) { for_kind(layer, Running<Loop, L>{layer, call}); }, nullptr};
 }
 
 }  // namespace cuda

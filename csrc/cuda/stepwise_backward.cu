@@ -261,12 +261,7 @@ class BackwardLoop {
 
 }  // namespace
 
-namespace stepwise {
+const TierPass<Backward> stepwise_backward = loop_pass<BackwardLoop, Backward>();
 
-size_t backward_workspace(const Backward& layer) { return measure<BackwardLoop>(layer); }
-
-void backward(const Backward& layer, const Call& call) { run_directions<BackwardLoop>(layer, call); }
-
-}  // namespace stepwise
 }  // namespace cuda
 }  // namespace lstmkern

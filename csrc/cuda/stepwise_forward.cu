@@ -209,12 +209,7 @@ class ForwardLoop {
 
 }  // namespace
 
-namespace stepwise {
+const TierPass<Forward> stepwise_forward = loop_pass<ForwardLoop, Forward>();
 
-size_t forward_workspace(const Forward& layer) { return measure<ForwardLoop>(layer); }
-
-void forward(const Forward& layer, const Call& call) { run_directions<ForwardLoop>(layer, call); }
-
-}  // namespace stepwise
 }  // namespace cuda
 }  // namespace lstmkern

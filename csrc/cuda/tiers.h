@@ -37,32 +37,29 @@ struct Call {
 };
 
 // Of Layer, `order` is not looked at (it is 0..N-1). The rows of `input` and `grad_input` lie evenly spaced in memory,
-// in the same way: [T, N, I] or [N, T, I] contiguous, or packed. `gates` is time-major. A workspace of 0 bytes: this
-// tier cannot run the layer on this device.
+// in the same way: [T, N, I] or [N, T, I] contiguous, or packed. `gates` is time-major.
 
-// Any size, any dtype: per step one product and one fused pointwise kernel.
-namespace stepwise {
-size_t forward_workspace(const Forward& layer);
-void forward(const Forward& layer, const Call& call);
-size_t backward_workspace(const Backward& layer);
-void backward(const Backward& layer, const Call& call);
-}  // namespace stepwise
+struct Plan;  // resident.h
+
+// How a tier runs a pass; L: Forward or Backward.
+template <class L>
+struct TierPass {
+  size_t (*workspace)(const L&);  // bytes; 0: the tier cannot run this layer on the current device
+  void (*run)(const L&, const Call&);
+  bool (*plan)(const L&, Plan&);  // how the tier would run the layer; false: it cannot. Null for a tier without plans
+};
+
+// Any size, any dtype: per step one matrix product and one fused pointwise kernel.
+extern const TierPass<Forward> stepwise_forward;
+extern const TierPass<Backward> stepwise_backward;
 
 // The recurrent weights stay in the registers and shared memory of a cluster of blocks. Compute capability 9.0.
-namespace cluster {
-size_t forward_workspace(const Forward& layer);
-void forward(const Forward& layer, const Call& call);
-size_t backward_workspace(const Backward& layer);
-void backward(const Backward& layer, const Call& call);
-}  // namespace cluster
+extern const TierPass<Forward> cluster_forward;
+extern const TierPass<Backward> cluster_backward;
 
 // The same across the grid.
-namespace grid {
-size_t forward_workspace(const Forward& layer);
-void forward(const Forward& layer, const Call& call);
-size_t backward_workspace(const Backward& layer);
-void backward(const Backward& layer, const Call& call);
-}  // namespace grid
+extern const TierPass<Forward> grid_forward;
+extern const TierPass<Backward> grid_backward;
 
 }  // namespace cuda
 }  // namespace lstmkern

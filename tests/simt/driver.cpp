@@ -58,25 +58,23 @@ struct HostProducts final : cuda::Products {
   }
 };
 
-const cuda::Tier kTiers[] = {
-    {"stepwise", cuda::stepwise::forward_workspace, cuda::stepwise::forward, cuda::stepwise::backward_workspace,
-     cuda::stepwise::backward},
-    {"cluster", cuda::cluster::forward_workspace, cuda::cluster::forward, cuda::cluster::backward_workspace,
-     cuda::cluster::backward},
-    {"grid", cuda::grid::forward_workspace, cuda::grid::forward, cuda::grid::backward_workspace, cuda::grid::backward},
-};
+const char* const kTiers[] = {"stepwise", "cluster", "grid", "dispatch"};
 
-// A tier of the caller's choice, or whom the dispatch table chooses.
-cuda::Choice chosen(int64_t tier, const Forward& f) {
-  return tier == 3 ? cuda::tier_for(f) : cuda::Choice{&kTiers[tier], kTiers[tier].forward_workspace(f)};
-}
-cuda::Choice chosen(int64_t tier, const Backward& b) {
-  return tier == 3 ? cuda::tier_for(b) : cuda::Choice{&kTiers[tier], kTiers[tier].backward_workspace(b)};
+// The tier of the caller's choice, or the one that the dispatch table chooses.
+template <class L>
+cuda::Choice chosen(int64_t number, const L& layer) {
+  const cuda::Tier* tier = cuda::find_tier(kTiers[number]);
+  return tier ? cuda::Choice{tier, tier->pass(layer).workspace(layer)} : cuda::tier_for(layer);
 }
 
-void* workspace(const cuda::Choice& choice) {
+// Runs the layer and returns the name of the tier that did.
+template <class L>
+const char* run(int64_t number, const L& layer) {
+  const cuda::Choice choice = chosen(number, layer);
   if (!choice.workspace) throw simt::Error(std::string("not for the tier ") + choice.tier->name);
-  return simt::allocate(choice.workspace, "workspace");
+  HostProducts products;
+  choice.tier->pass(layer).run(layer, {simt::allocate(choice.workspace, "workspace"), &products, nullptr});
+  return choice.tier->name;
 }
 
 size_t size_of(int64_t dtype) { return dtype == 0 ? 4 : dtype == 1 ? 8 : 2; }
@@ -143,9 +141,8 @@ extern "C" {
 int simt_plan(const Arguments* a, int backward, char* message, size_t length) {
   try {
     set_device(*a);
-    const char* tier = a->tier < 3 ? kTiers[a->tier].name : "dispatch";
     std::string text;
-    for (const cuda::PlanValue& v : cuda::plan_values(tier, static_cast<Cell>(a->cell), static_cast<DType>(a->dtype),
+    for (const cuda::PlanValue& v : cuda::plan_values(kTiers[a->tier], static_cast<Cell>(a->cell), static_cast<DType>(a->dtype),
                                                       a->N, a->H, int(a->D), backward))
       text += std::string(v.name) + ' ' + std::to_string(v.value) + ' ';
     std::snprintf(message, length, "%s", text.c_str());
@@ -221,17 +218,12 @@ int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
     const Pieces gates = a->spread ? Pieces{b.D * b.T, step_bytes, b.gates.step * int64_t(size)}
                                    : Pieces::one(b.D * R * gates_columns * int64_t(size));
     b.gates.data = take(a->gates, gates, "gates");
-    HostProducts products;
-    cuda::Call call{nullptr, &products, nullptr};
     if (!backward) {
       Forward f{};
       static_cast<Layer&>(f) = b;
       f.h_n = memory.out(a->h_n, b.D * b.N * b.P * size, "h_n");
       f.c_n = memory.out(a->c_n, b.D * b.N * b.H * size, "c_n");
-      const cuda::Choice choice = chosen(a->tier, f);
-      call.workspace = workspace(choice);
-      choice.tier->forward(f, call);
-      name = choice.tier->name;
+      name = run(a->tier, f);
     } else {
       const int64_t wide = a->grad_output_columns;
       b.grad_output = spread_view(memory.in(a->grad_output, pieces(wide), "grad_output"), wide);
@@ -247,10 +239,7 @@ int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
         b.grad_weights[d] = {w[0], w[1], w[2], w[3], w[4]};
         b.want_weights = w[0] != nullptr;
       }
-      const cuda::Choice choice = chosen(a->tier, b);
-      call.workspace = workspace(choice);
-      choice.tier->backward(b, call);
-      name = choice.tier->name;
+      name = run(a->tier, b);
     }
     memory.finish();
     std::strncpy(message, name, length - 1);

@@ -24,7 +24,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PY
 
 F, B, S, W = "cuda/stepwise_forward.cu", "cuda/stepwise_backward.cu", "cuda/steps.h", "cuda/gradients.cu"
 C, G, R, IN = "cuda/cluster.cu", "cuda/grid.cu", "cuda/resident.h", "cuda/inputs.cu"
-RL, FR = "cuda/resident_loop.h", "cuda/fragments.h"
+RL, RP, FR = "cuda/resident_loop.h", "cuda/resident_pass.h", "cuda/fragments.h"
 RF, RB = "cuda/resident_forward.h", "cuda/resident_backward.h"
 # ruff: noqa: E501 (a table: one fault a line)
 MUTATIONS = [  # name, file, line as it is, line with the fault; "bf16": these kernels, too, are compiled and show it
@@ -95,7 +95,7 @@ RESIDENT = [
     ("no cluster barrier at the start", C, "    sync_cluster();", "    sync_block();"),
     ("state not awaited", C, "      mbarrier_wait(barriers + buffer(step), static_cast<unsigned>(step - 1) / 2 & 1);\n", ""),
     ("blocks without units take part", C, "if (pass.seat.rank >= wire.owners)", "if (false)"),
-    ("lengths of 32 bits", R, "const int64_t length = mask.lengths[sequence];", "const int length = static_cast<int>(mask.lengths[sequence]);"),
+    ("lengths of 32 bits", RP, "const int64_t length = mask.lengths[sequence];", "const int length = static_cast<int>(mask.lengths[sequence]);"),
     ("output of one step read", RB, "if (side.output.data) next.h[e]", "next.h[e]"),
     ("values moved a step late", RL, "    pass.advance();\n    pass.fetch(step + 2);", "    pass.fetch(step + 2);\n    pass.advance();"),
     ("phase before awaited", C, "static_cast<unsigned>(step - 1) / 2 & 1", "static_cast<unsigned>(step + 1) / 2 & 1"),
@@ -122,9 +122,9 @@ RESIDENT = [
     ("matrices of B in another order", FR, "lane / 8 * 8;", "(lane / 8 ^ 1) * 8;"),
     ("all tiles read the first's sequences", FR, "from + t * 8 * stride", "from"),
     ("partial sums over the state", R, "p.state_at + buffers * p.sequences", "p.state_at + (buffers - 1) * p.sequences"),
-    ("a kernel that keeps less than the plan", R, "p.kept == sizes[1] ? f.template kernel<TILES, sizes[1]>()", "p.kept == sizes[1] ? f.template kernel<TILES, sizes[2]>()"),
-    ("every team takes the first sequences", R, "team % p.batches * p.sequences", "0 * p.sequences"),
-    ("one step too long", R, "static_cast<int>(m.t) < length", "static_cast<int>(m.t) <= length"),
+    ("a kernel that keeps less than the plan", R, "p.kept == b ? f(tiles, std::integral_constant<int, b>{})", "p.kept == b ? f(tiles, std::integral_constant<int, c>{})"),
+    ("every team takes the first sequences", RP, "team % p.batches * p.sequences", "0 * p.sequences"),
+    ("one step too long", RP, "static_cast<int>(m.t) < length", "static_cast<int>(m.t) <= length"),
     ("reverse direction from the front", "cuda/inputs.h", "const int64_t t = d ? T - 1 - s : s;", "const int64_t t = s;"),
     ("reset ignored", RF, "if (now.reset[e]) h[e] = c[e] = 0;", ";"),
     ("reset not sent", RF, "next.kind.of(e) == kReal && next.reset[e] ? 0 : h[e]", "h[e]"),
