@@ -10,6 +10,7 @@ import time
 import types
 from unittest import mock
 
+import fake_programs
 import pytest
 import torch
 from clocks import end_time_at
@@ -213,16 +214,8 @@ def test_facts_and_peaks(gpu):
 
 @pytest.fixture
 def program(tmp_path, monkeypatch):
-    """program(name, script): a program of that name, the only one on PATH but the shell's."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
-
-    def write(name, script):
-        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-        (folder / name).chmod(0o755)
-
-    return write
+    """program(name, script): puts a program of that name on PATH."""
+    return fake_programs.on_path(tmp_path / "bin", monkeypatch)
 
 
 def test_facts_of_programs(program, monkeypatch):

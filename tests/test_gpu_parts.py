@@ -7,6 +7,7 @@ import sys
 import time
 import types
 
+import fake_programs
 import pytest
 import torch
 from clocks import end_time_at
@@ -222,16 +223,9 @@ def test_variants_that_disagree(part, monkeypatch, capsys):
 
 @pytest.fixture
 def tool(tmp_path, monkeypatch):
-    """tool(name, script): the only program of that name."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-
-    def write(name, script):
-        (folder / name).write_text(f"#!/bin/sh\n{script.replace('touch mark', f'touch {tmp_path}/mark')}\n")
-        (folder / name).chmod(0o755)
-
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
-    return write
+    """tool(name, script): puts a program of that name on PATH. `mark` in the script is a file in tmp_path."""
+    write = fake_programs.on_path(tmp_path / "bin", monkeypatch)
+    return lambda name, script: write(name, script.replace("touch mark", f"touch {tmp_path}/mark"))
 
 
 def test_sanitizer(part, tool, monkeypatch):

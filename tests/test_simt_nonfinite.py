@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from simt.layers import Case, flat, make, padding, rows_of, torch_nn
+from simt.layers import dtype_name as ids
 from simt.simulator import forward_and_backward, simulator
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the simulator")
@@ -13,7 +14,6 @@ INF, NAN = float("inf"), float("nan")
 # The resident tiers pad units and K to 8, 16 or 32 and sequences to 8.
 TIERS = {"stepwise": ["LSTM", "GRU", "RNN_TANH", "RNN_RELU"], "cluster": ["LSTM", "GRU"], "grid": ["LSTM", "GRU"]}
 KINDS = [pytest.param(tier, mode, id=f"{tier}-{mode}") for tier, modes in TIERS.items() for mode in modes]
-ids = lambda v: str(v).removeprefix("torch.")  # noqa: E731
 
 
 def run(tier, problem):

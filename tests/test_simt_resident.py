@@ -5,34 +5,19 @@ import shutil
 
 import pytest
 import torch
-from simt.layers import (
-    CHANGES,
-    FEW_MULTIPROCESSORS,
-    SEQUENCE,
-    Case,
-    check,
-    make,
-    padding,
-    plans_in_sequence,
-    torch_nn,
-)
+from simt import layers
+from simt.layers import CHANGES, FEW_MULTIPROCESSORS, SEQUENCE, Case, make, plans_in_sequence
+from simt.layers import dtype_name as ids
 from simt.simulator import SimulationError, forward_and_backward, simulator
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the simulator")
 TIERS = ["cluster", "grid"]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 LIMIT = 227 * 1024  # bytes of shared memory that a block can have
-ids = lambda v: str(v).removeprefix("torch.")  # noqa: E731
 
 
 def compare(simulator, case, dtype, **options):
-    problem = make(case, dtype)
-    got = forward_and_backward(simulator, problem, **options)
-    check(problem, got, torch_nn(problem, torch.float64), torch_nn(problem, dtype))
-    if case.ragged == "lengths":
-        for name in ("output", "grad_input", *(["cells"] if case.mode == "LSTM" else [])):
-            assert padding(problem, got[name]).all_zero(), name
-    return problem, got
+    return layers.compare(lambda problem: forward_and_backward(simulator, problem, **options), case, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
@@ -104,9 +89,7 @@ PLANS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("tier", "device", "case", "dtype", "wanted"), PLANS, ids=lambda v: str(v).replace("torch.", "")
-)
+@pytest.mark.parametrize(("tier", "device", "case", "dtype", "wanted"), PLANS, ids=ids)
 def test_plans(tier, device, case, dtype, wanted):
     s = simulator(tier, **device)
     plans = [s.plan(case.mode, dtype, case.N, case.H, case.D, backward) for backward in (False, True)]

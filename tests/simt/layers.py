@@ -200,8 +200,15 @@ def flat(problem, name, value):
 
 
 def check(problem, ours, exact, theirs):
-    """Every result of ours is as close to the fp64 one as twice torch's own in the same dtype, and a few roundings."""
+    """Asserts that our results are correct.
+
+    The error of each, relative to torch.nn in fp64 (``exact``), may be twice that of torch.nn in the same dtype
+    (``theirs``) and a few roundings. The padding of sequences that are shorter than T must be zero.
+    """
     dtype = problem.input.dtype
+    if problem.case.ragged == "lengths":
+        for name in ("output", "grad_input", *(["cells"] if problem.case.mode == "LSTM" else [])):
+            assert padding(problem, ours[name]).all_zero(), f"{name}: padding is not zero"
     for name, wanted in exact.items():
         if wanted is None:
             continue
@@ -215,3 +222,16 @@ def check(problem, ours, exact, theirs):
         bound += roundings * torch.finfo(dtype).eps * scale
         error = (got - wanted).abs().max()
         assert error <= bound, f"{name}: error {error:.3g}, allowed {bound:.3g}"
+
+
+def compare(run, case, dtype):
+    """Makes a problem, checks the results of run(problem) against torch.nn and returns (problem, results)."""
+    problem = make(case, dtype)
+    results = run(problem)
+    check(problem, results, torch_nn(problem, torch.float64), torch_nn(problem, dtype))
+    return problem, results
+
+
+def dtype_name(dtype):
+    """The name of a dtype, or of any other parameter, in a test's id."""
+    return str(dtype).removeprefix("torch.")
