@@ -1,5 +1,6 @@
-"""An infinite or NaN value in the CUDA kernels (on the simulator) reaches what it reaches in torch.nn and no other
-sequence: no padding, of units, of K or of a ragged batch, makes NaN of it."""
+"""An infinite or NaN value in the CUDA kernels (on the simulator) reaches the same results as in torch.nn and no other
+sequence. No padding, of units, of K or of a ragged batch, turns it into NaN.
+"""
 
 import shutil
 
@@ -34,7 +35,7 @@ def check_padding(problem, got):
 
 
 def check_others(problem, got, usual, n):
-    """Whatever belongs to other sequences than n has the same bits."""
+    """All results of sequences other than n have the same bits."""
     keep = [j for j in range(problem.case.N) if j != n]
     for name in ("h_n", "c_n", "grad_h0", "grad_c0"):
         if got[name].numel():

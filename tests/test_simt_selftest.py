@@ -1,5 +1,6 @@
-"""The simulator itself: every primitive of device.h gives its known answer in any order of threads, and every kind of
-fault that a GPU would punish is found and named."""
+"""The simulator itself: every primitive of device.h gives its known result in any order of threads, and every kind of
+fault that a GPU would punish is found and named.
+"""
 
 import re
 import shutil

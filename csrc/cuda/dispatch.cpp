@@ -1,6 +1,6 @@
-// The tiers and the choice among them: a plain table. A resident tier becomes the automatic choice for a class of
-// shapes only when a result file of real hardware (benchmarks/results) says that it wins there; none does yet, so
-// without LSTMKERN_CUDA_TIER the last tier runs everything.
+// The table of tiers, and which of them runs a layer. A resident tier becomes the automatic choice for a class of
+// shapes only when a result file from real hardware (benchmarks/results) shows that it is faster there. There is none
+// yet: unless LSTMKERN_CUDA_TIER is set, the last tier runs everything.
 #include "dispatch.h"
 
 #include <atomic>
@@ -21,12 +21,12 @@ constexpr int kCount = 3, kAutomatic = kCount - 1;
 std::atomic<long> runs[kCount][2];
 
 int first_tier() {
-  const char* wish = std::getenv("LSTMKERN_CUDA_TIER");
-  if (!wish || !*wish) return kAutomatic;
-  if (const Tier* tier = find_tier(wish)) return static_cast<int>(tier - kTiers);
+  const char* requested = std::getenv("LSTMKERN_CUDA_TIER");
+  if (!requested || !*requested) return kAutomatic;
+  if (const Tier* tier = find_tier(requested)) return static_cast<int>(tier - kTiers);
   std::string names;
   for (const Tier& tier : kTiers) names += std::string(names.empty() ? "" : ", ") + tier.name;
-  throw std::runtime_error(std::string("LSTMKERN_CUDA_TIER is \"") + wish + "\", but the tiers are: " + names);
+  throw std::runtime_error(std::string("LSTMKERN_CUDA_TIER is \"") + requested + "\", but the tiers are: " + names);
 }
 
 template <class L>

@@ -1,4 +1,4 @@
-// Forward for the resident tiers: a thread's part of each step, and the host's part around the loop.
+// Forward for the resident tiers: the work of a thread in each step, and the work of the host before the loop.
 #pragma once
 
 #include "resident_pass.h"
@@ -15,8 +15,8 @@ struct ForwardSide : ResidentSide<S, S> {
 template <class S>
 using ResidentForward = ResidentArguments<ForwardSide<S>>;
 
-// What is fetched of a step. Nothing is computed from it until the step needs it: a load is waited for where its value
-// is first used.
+// What is prefetched of a step. Nothing is computed from it until the step needs it, because a load is waited for where
+// its value is first used.
 template <Cell CELL, class S>
 struct ForwardFetched : StepAhead<S> {
   float x[kElements<S>][kGates<CELL>];
@@ -30,62 +30,64 @@ struct ForwardPass : ResidentPass<S, ResidentForward<S>, ForwardFetched<CELL, S>
   using Value = S;
   using Arguments = ResidentForward<S>;
   using Host = ResidentForwardLayer<CELL, S>;
-  static constexpr int kProducts = kGates<CELL>, kParts = 1, kMoreSteps = 0, kBias = 4;
+  static constexpr int kProducts = kGates<CELL>, kParts = 1, kExtraSteps = 0, kBias = 4;
   static constexpr int kKept = (sizeof(S) == 2 ? 16 : 28) / kProducts;
 
-  using Base = ResidentPass<S, ResidentForward<S>, ForwardFetched<CELL, S>>;
-  using Base::a, Base::side, Base::seat, Base::at, Base::now, Base::next;
-  using Base::Base, Base::real, Base::sequence, Base::state_index;
+  using Base = typename ForwardPass::ResidentPass;
+  using Base::a, Base::side, Base::role, Base::at, Base::now, Base::next;
+  using Base::Base, Base::exists, Base::sequence, Base::state_index;
 
-  float h[kElements<S>], c[kElements<S>], gates[kElements<S>][4];  // the state; the gates of the current step
+  float h[kElements<S>], c[kElements<S>], gates[kElements<S>][4];  // the state, and the gates of the current step
 
-  // Of the matrix of a product (a gate): row `unit`, column of the state.
+  // The weight in row `unit` of a product's matrix (a gate) that is multiplied with column `column` of the state.
   static LSTMKERN_DEVICE S weight(const Arguments& a, int d, int product, int64_t unit, int64_t column) {
     if (unit >= a.H || column >= a.H) return S{};
     return a.side[d].w_hh[(product * a.H + unit) * a.H + column];
   }
 
-  // The state that the first step starts from: all of the team's, and this thread's own. `bias`: of the block's units,
-  // what the sums start from; a GRU's n_x is added to nothing else and comes last.
+  // Sets the state that the first step starts from: the whole team's in shared memory, and this thread's own in
+  // registers. `bias` receives what the sums of the block's units start from. A GRU's n_x is not added to a sum of
+  // products and comes last.
   LSTMKERN_DEVICE void begin(S* state, float* bias) {
-    const Moment first = a.times.at(seat.d, 0);
+    const Moment first = a.times.at(role.d, 0);
     for (int i = static_cast<int>(thread_rank()); i < a.plan.sequences * a.plan.row; i += a.plan.warps() * 32) {
       const int n = i / a.plan.row, unit = i % a.plan.row;
-      const int64_t j = seat.first + n;
-      const bool there = n < seat.sequences && unit < a.H && !a.mask.anew(first, j);
-      state[n * a.plan.stride + unit] = there ? side.h0[j * a.H + unit] : S{};
+      const int64_t j = role.first + n;
+      const bool nonzero = n < role.sequences && unit < a.H && !a.mask.is_reset(first, j);
+      state[n * a.plan.stride + unit] = nonzero ? side.h0[j * a.H + unit] : S{};
     }
     for (int i = static_cast<int>(thread_rank()); i < a.plan.units * 4; i += a.plan.warps() * 32) {
       const int g = CELL == Cell::gru && i % 4 >= 2 ? 5 - i % 4 : i % 4;
-      const int64_t unit = seat.rank * a.plan.units + i / 4;
+      const int64_t unit = role.rank * a.plan.units + i / 4;
       bias[i] = unit < a.H ? side.bias[g * a.H + unit] : 0;
     }
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
       const int64_t index = state_index(e);
-      h[e] = real(e) ? widen(side.h0[index]) : 0;
-      c[e] = CELL == Cell::lstm && real(e) ? widen(side.c0[index]) : 0;
+      h[e] = exists(e) ? widen(side.h0[index]) : 0;
+      c[e] = CELL == Cell::lstm && exists(e) ? widen(side.c0[index]) : 0;
     }
   }
 
   LSTMKERN_DEVICE void fetch(int s) {
-    this->fetch_step(a.times.at(seat.d, s), [&](int e) {
+    this->fetch_step(a.times.at(role.d, s), [&](int e) {
       const float* const from = side.x_gates.at(next.place, sequence(e)) + at[e].unit;
 #pragma unroll
       for (int g = 0; g < kProducts; ++g) next.x[e][g] = from[g * a.H];
     });
   }
   LSTMKERN_DEVICE void advance() {
-    const unsigned zero = unknown_zero(a.plan);
-    now.take(next, zero);
+    const unsigned zero = opaque_zero(a.plan);
+    now.move_from(next, zero);
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
 #pragma unroll
-      for (int g = 0; g < kProducts; ++g) now.x[e][g] = moved(next.x[e][g], zero);
+      for (int g = 0; g < kProducts; ++g) now.x[e][g] = opaque_copy(next.x[e][g], zero);
     }
   }
 
-  // The step's gates and state from the sums, biases included; out: what the next step starts from.
+  // Computes the step's gates and state from the sums, which include the biases. `out`: the state that the next step
+  // starts from.
   LSTMKERN_DEVICE void compute(int e, const float (&sums)[4], float (&out)[kParts]) {
     if (now.kind.of(e) == kReal) {
       if (now.reset[e]) h[e] = c[e] = 0;
@@ -105,14 +107,14 @@ struct ForwardPass : ResidentPass<S, ResidentForward<S>, ForwardFetched<CELL, S>
         g[3] = sums[2];
         cells::gru_forward(g[0], g[1], g[2], g[3], before, h[e]);
       }
-      S stored;  // h is what the output says, as everywhere else
+      S stored;  // continue with the rounded h, which is the output, as in all tiers
       narrow(h[e], stored);
       h[e] = widen(stored);
     }
     out[0] = next.kind.of(e) == kReal && next.reset[e] ? 0 : h[e];
   }
 
-  // The step's results.
+  // Stores the step's results.
   LSTMKERN_DEVICE void store(int e) {
     if (now.kind.of(e) == kOutside) return;
     const unsigned j = sequence(e), unit = at[e].unit;
@@ -128,7 +130,7 @@ struct ForwardPass : ResidentPass<S, ResidentForward<S>, ForwardFetched<CELL, S>
   LSTMKERN_DEVICE void end() {
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
-      if (!real(e)) continue;
+      if (!exists(e)) continue;
       const int64_t index = state_index(e);
       narrow(h[e], side.h_n[index]);
       if (CELL == Cell::lstm) narrow(c[e], side.c_n[index]);
@@ -136,7 +138,7 @@ struct ForwardPass : ResidentPass<S, ResidentForward<S>, ForwardFetched<CELL, S>
   }
 };
 
-// The host's part: products and biases before the loop.
+// The work of the host: input products and biases before the loop.
 template <Cell CELL, class S>
 class ResidentForwardLayer {
   static constexpr int G = kGates<CELL>;
@@ -146,10 +148,10 @@ class ResidentForwardLayer {
   Tables tables;
 
  public:
-  ResidentForwardLayer(const Forward& layer, Carver& memory) : L(layer), all(layer), tables(layer, memory) {
+  ResidentForwardLayer(const Forward& layer, Workspace& memory) : L(layer), all(layer), tables(layer, memory) {
     for (int d = 0; d < L.D; ++d) {
-      x_gates[d] = memory.take<float>(all.count * G * L.H);
-      bias[d] = memory.take<float>(4 * L.H);
+      x_gates[d] = memory.allocate<float>(all.count * G * L.H);
+      bias[d] = memory.allocate<float>(4 * L.H);
     }
   }
 
