@@ -54,11 +54,11 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def test_parts_that_fail_or_hang_hide_nothing(run):
-    names = [("good", 20, {})], [("bad", 20, {})], [("hang", 5, {}), ("stubborn", 5, {}), ("good-beside", 20, {})]
+    names = [("good", 20, {})], [("bad", 20, {})], [("hang", 5, {}), ("stubborn", 5, {}), ("good-parallel", 20, {})]
     code, found, lines, _ = run([*names, [("crash", 20, {})], [("good-last", 20, {})]])
     assert code == 1
     said = {name: part["status"] for name, part in found.items()}
-    assert said["good"] == said["good-beside"] == said["good-last"] == "ok"
+    assert said["good"] == said["good-parallel"] == said["good-last"] == "ok"
     assert said["bad"] == "failed (exit code 5)"
     assert said["hang"] == said["stubborn"] == "killed at its limit"
     assert said["crash"].startswith("failed")

@@ -6,6 +6,7 @@ import re
 import shutil
 
 import pytest
+from simt import mutations
 from simt.simulator import SimulationError, simulator
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the simulator")
@@ -80,3 +81,9 @@ def test_same_seed_same_order():
             simulator().selftest("two_barriers", 5)
         messages.add(str(error.value))
     assert len(messages) == 1
+
+
+def test_every_fault_of_the_mutations_applies():
+    """A line that mutations.py replaces must be in its file; otherwise the fault would not be tested."""
+    for _, _, name, file, line, fault in mutations.WORK:
+        assert line in (mutations.ROOT / "csrc" / file).read_text() and fault != line, name

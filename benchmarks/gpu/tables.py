@@ -52,7 +52,7 @@ def smoke(found: list[dict]) -> list[str]:
     lines = []
     for tier in dict.fromkeys(r["tier"] for r in of_kind(found, "smoke")):
         mine = [r for r in of_kind(found, "smoke") if r["tier"] == tier]
-        own = sum(r["ran"] == [tier, tier] for r in mine)
+        on_tier = sum(r["ran"] == [tier, tier] for r in mine)
         wrong = [r for r in mine if r["wrong"]]
         worst = {}
         for r in mine:
@@ -60,7 +60,7 @@ def smoke(found: list[dict]) -> list[str]:
             errors = [math.inf if math.isnan(error) else error for error in r["errors"].values()]
             worst[dtype] = max(worst.get(dtype, 0.0), *errors)
         errors = ", ".join(f"{dtype} {error:.1e}" for dtype, error in worst.items())
-        counts = f"{len(mine)} layers, {own} on the tier, {len(wrong)} wrong"
+        counts = f"{len(mine)} layers, {on_tier} on the tier, {len(wrong)} wrong"
         lines.append(f"smoke {tier:8} {counts}; largest error {errors}")
         lines += few([f"  WRONG {name_of(r['work'])}: {', '.join(r['wrong'])}" for r in wrong])
     return lines

@@ -73,7 +73,8 @@ LSTMKERN_DEVICE void store_vector(float* to, const float (&from)[V]) {
 
 // Pass: what a step does with the sums (resident_forward.h, resident_backward.h). Exchange: how the state is sent to
 // the other blocks. `shared` is the block's dynamic shared memory, divided as the plan says. KEPT is plan.kept as a
-// compile-time constant.
+// compile-time constant. `a` is pass.a, passed again: when the plan is read through `pass`, nvcc splits the 16-byte
+// stores of the sums (it shows in the SASS).
 //
 // Other blocks wait for a step's state, so it is published before the step's results are stored. Values from device
 // memory are loaded two steps ahead. (In a packed batch, the place of a step is looked up at that time.)

@@ -23,7 +23,6 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE.parent))
-os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
 
 F, B, S, W = "cuda/stepwise_forward.cu", "cuda/stepwise_backward.cu", "cuda/steps.h", "cuda/gradients.cu"
 C, G, R, IN = "cuda/cluster.cu", "cuda/grid.cu", "cuda/resident.h", "cuda/inputs.cu"
@@ -165,7 +164,6 @@ RESIDENT = [
 ]  # fmt: skip
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["simt.mutation_check"])
 
 
 def notice(library, answer, tier, types):
@@ -217,6 +215,8 @@ def caught(mutation, folder):
 
 
 def main():
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    SERVER.set_forkserver_preload(["simt.mutation_check"])
     named = lambda m: f"{m[0]}: {m[2]}"  # noqa: E731
     wanted = [m for m in WORK if len(sys.argv) < 2 or any(part in named(m) for part in sys.argv[1:])]
     start, missed = time.monotonic(), 0
