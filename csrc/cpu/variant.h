@@ -1,11 +1,11 @@
-// The headers of a kernel variant and the functions that each variant defines.
+// What every unit of the CPU kernels includes first, and the functions that each variant (instruction set) defines.
 #pragma once
 
 #include <cstdint>
 #include <type_traits>
 
 #if defined(__x86_64__) || defined(__i386__)
-#if defined(__GNUC__) && !defined(__clang__)  // GCC 12 warns of its own _mm512_undefined
+#if defined(__GNUC__) && !defined(__clang__)  // GCC 12 warns about its own _mm512_undefined
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
@@ -14,29 +14,23 @@
 
 #include "../layer.h"
 #include "memory.h"
+#include "product.h"
 #include "team.h"
+
+#define LSTMKERN_DECLARE_VARIANT(name)                                 \
+  namespace name {                                                     \
+  void forward(const Forward& layer);                                  \
+  void backward(const Backward& layer);                                \
+  void multiply_part(const ProductPart& part, int64_t rounds);         \
+  }
 
 namespace lstmkern {
 namespace cpu {
-namespace baseline {
-void forward(const Forward& layer);
-void backward(const Backward& layer);
-}  // namespace baseline
-namespace avx2 {
-void forward(const Forward& layer);
-void backward(const Backward& layer);
-}  // namespace avx2
-namespace avx512 {
-void forward(const Forward& layer);
-void backward(const Backward& layer);
-}  // namespace avx512
-namespace avx512_bf16 {  // bf16 only
-void forward(const Forward& layer);
-void backward(const Backward& layer);
-}  // namespace avx512_bf16
-namespace amx {  // bf16 only
-void forward(const Forward& layer);
-void backward(const Backward& layer);
-}  // namespace amx
+LSTMKERN_DECLARE_VARIANT(baseline)
+LSTMKERN_DECLARE_VARIANT(avx2)
+LSTMKERN_DECLARE_VARIANT(avx512)
+LSTMKERN_DECLARE_VARIANT(avx512_bf16)  // bf16 only
+LSTMKERN_DECLARE_VARIANT(amx)          // bf16 only
 }  // namespace cpu
 }  // namespace lstmkern
+#undef LSTMKERN_DECLARE_VARIANT
