@@ -75,7 +75,7 @@ def files(*patterns):
 
 def extension():
     """(the extension module, the commands that need to know what it is compiled against)."""
-    sources = ["csrc/module.cpp", "csrc/eager.cpp", "csrc/ops.cpp", "csrc/results.cpp", *files("csrc/cpu/**/*.cpp")]
+    sources = files("csrc/*.cpp", "csrc/cpu/**/*.cpp")
     try:
         import torch
     except ImportError:

@@ -19,7 +19,7 @@ _is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lam
 # The ops as tracers and transforms see them.
 forward_op = torch.ops.lstmkern.layer_forward.default
 backward_op = torch.ops.lstmkern.layer_backward.default
-# Their kernels and not their Autograd registration (ops.py), with nothing in between: csrc/eager.cpp. Absent results
+# Their kernels and not their Autograd registration (ops.py), with nothing in between: csrc/eager.h. Absent results
 # are None, and so may be h0 (and c0): the states then start at zero.
 eager_forward = _extension.layer_forward
 eager_backward = _extension.layer_backward

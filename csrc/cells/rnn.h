@@ -1,5 +1,5 @@
-// The plain RNN's time step (see ../cells.h). Elman's network: h = tanh(a) or relu(a), where a is the sum of both matrix
-// products and biases.
+// The plain RNN's time step (see ../cells.h). Elman's network: h = tanh(a) or relu(a), where a is the sum of both
+// matrix products and biases.
 #include "inline.h"
 
 namespace cells {

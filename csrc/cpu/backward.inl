@@ -25,9 +25,9 @@ class BackwardKernel : BackwardPass<S> {
   const int64_t projected_ld, chunk_rows, scratch_size;
 
   X *w_hh, *w_ih, *w_hr;  // panels: [G*plane] by P, [G*plane] by I, [P] by H
-  X* scratch;             // [ranks, scratch_size]: the current panel of weights that are used once; transposed gradients
-  Chunk<X> chunks[2];     // used in turn
-  S** row_out;            // [ranks, chunk_rows]
+  X* scratch;          // [ranks, scratch_size]: the current panel of weights that are used once; transposed gradients
+  Chunk<X> chunks[2];  // used in turn
+  S** row_out;         // [ranks, chunk_rows]
   Barrier barrier;
   WeightGradients<S> weight_gradients;
 
@@ -37,14 +37,8 @@ class BackwardKernel : BackwardPass<S> {
 
  private:
   BackwardKernel(const Backward& layer, int direction, int64_t all_rows, const Planes& of_gates)
-      : Pass{layer,
-             direction,
-             {layer, direction == 1},
-             layer.weights[direction].w_hr != nullptr,
-             padded(layer.H),
-             of_gates.plane,
-             of_gates.lead,
-             of_gates.ld},
+      : Pass{layer,           direction,      {layer, direction == 1}, layer.weights[direction].w_hr != nullptr,
+             padded(layer.H), of_gates.plane, of_gates.lead,           of_gates.ld},
         cell(kernels_of<S>(layer.cell)),
         G(gates_of(layer.cell)),
         state{layer.P},
@@ -62,7 +56,6 @@ class BackwardKernel : BackwardPass<S> {
         weight_gradients(*this, projected_ld, chunk_rows) {}
 
  public:
-
   // The depth of one weight gradient product: deep enough to be worth reading and writing its sums once, chunks of
   // nearly equal depth. It must not depend on the number of threads, or the sums would.
   static int64_t rows_at_once(const Layer& layer, int64_t all_rows) {
@@ -107,8 +100,7 @@ class BackwardKernel : BackwardPass<S> {
       const int64_t count = steps.count(begin, end, 0, L.N);
       const auto [j0, j1] = share.sequences(steps, begin, end);
       const Chunk<X>& chunk = chunks[half];
-      if (L.want_weights)
-        weight_gradients.pack_operands(half, begin, count, rank, size);
+      if (L.want_weights) weight_gradients.pack_operands(half, begin, count, rank, size);
       int64_t row = count;  // of the chunk, the first one of the step
       for (int64_t s = end - 1; s >= begin; --s) {
         row -= steps.active(s);
@@ -142,8 +134,7 @@ class BackwardKernel : BackwardPass<S> {
     const int64_t K = G * planes.plane, all = words<X>(K);
     for (int64_t k = part(all, rank, size); !direct && !once_hh && k < part(all, rank + 1, size); ++k) {
       pack_word(w_hh, state, K, k, rows_by_plane(hh, L.P, false));
-      if (L.grad_input.data && !once_ih)
-        pack_word(w_ih, inputs, planes.lead + K, k, rows_by_plane(ih, L.I, true));
+      if (L.grad_input.data && !once_ih) pack_word(w_ih, inputs, planes.lead + K, k, rows_by_plane(ih, L.I, true));
     }
     if (project)
       for (int64_t k = part(words<X>(L.P), rank, size); k < part(words<X>(L.P), rank + 1, size); ++k)
@@ -229,8 +220,7 @@ class BackwardKernel : BackwardPass<S> {
       // A sequence that ends here has no step after this one, and one that begins after it has none before.
       if (low(both) < high(now)) receive(low(both), high(now) - low(both), kZeros<C>, 0);
       multiply_gates(single_row, once_hh, rank, low(both), high(later), w_hh, L.weights[d].w_hh, L.P, false, p,
-                     state.panel(next), after_row,
-                     [&](int64_t j, int64_t tall, const C* sums, int64_t sums_ld) {
+                     state.panel(next), after_row, [&](int64_t j, int64_t tall, const C* sums, int64_t sums_ld) {
                        to_h0(s, j, tall, p, sums, sums_ld);
                      });
     });
@@ -251,8 +241,8 @@ class BackwardKernel : BackwardPass<S> {
     barrier.wait(share.members);
   }
 
-  // receive(j, rows, sums, elements of a row of them) for the GEMM of rows of gate gradients with panel p of w [G*H, ld], the weights of all gates:
-  // packed before, packed here, or unpacked.
+  // receive(j, rows, sums, elements of a row of them) for the GEMM of rows of gate gradients with panel p of w [G*H,
+  // ld], the weights of all gates: packed before, packed here, or unpacked.
   template <class A, class F>
   INLINE void multiply_gates(bool single_row, bool once, int rank, int64_t j0, int64_t j1, const X* packed,
                              const void* w, int64_t ld, bool of_input, const Panel& p, const Panel& next, A&& a_row,
@@ -275,8 +265,7 @@ class BackwardKernel : BackwardPass<S> {
       with_rows(tall, [&](auto R) {
         for (int g = 0; g < G; ++g) {
           const X* a[R.value];
-          for (int r = 0; r < R.value; ++r)
-            a[r] = a_row(j + r) + lead(of_input) + plane_of(of_input, g) * planes.plane;
+          for (int r = 0; r < R.value; ++r) a[r] = a_row(j + r) + lead(of_input) + plane_of(of_input, g) * planes.plane;
           add_times_columns<R.value, C>(a, static_cast<const S*>(w) + g * L.H * ld + p.first, ld, L.H, ld - p.first,
                                         sums);
         }

@@ -66,8 +66,7 @@ struct HiddenRows {
         resets(pass.L.resets.data != nullptr) {}
   INLINE HiddenRow<S> operator()(int64_t j) const {
     S* h_n = nullptr;
-    if (__builtin_expect(j >= ended, 0))
-      h_n = static_cast<S*>(pass.L.h_n) + (pass.d * pass.L.N + order[j]) * pass.L.P;
+    if (__builtin_expect(j >= ended, 0)) h_n = static_cast<S*>(pass.L.h_n) + (pass.d * pass.L.N + order[j]) * pass.L.P;
     return {out + lane * order[j], h_n, next + j * h_ld, resets && pass.is_reset(s + 1, j)};
   }
 };
@@ -138,10 +137,10 @@ struct ForwardTile {
   using C = typename Types<S>::Sum;
   int64_t s, j, unit;
   int rows, registers;
-  C* sums;                // [rows][registers * W]: h W_hh^T; the cell may overwrite them
-  const C* x_sums;        // x W_ih^T of the first row,
+  C* sums;                 // [rows][registers * W]: h W_hh^T; the cell may overwrite them
+  const C* x_sums;         // x W_ih^T of the first row,
   int64_t x_ld, x_across;  // elements to the next row's and to the next register's;
-  int64_t bias_across;    // the bias in addition, so many elements from register to register; -1: x_sums include it
+  int64_t bias_across;     // the bias in addition, so many elements from register to register; -1: x_sums include it
 };
 
 // Sums of a step of the backward pass: dgates W_hh for `rows` sequences from j on, `registers` of units from `unit` on.
@@ -152,7 +151,7 @@ struct BackwardTile {
   int registers;
   const C* sums;  // registers * W of each row, sums_ld elements from row to row
   int64_t sums_ld;
-  bool incoming;  // whether IncomingRow is to be added (with a projection it has been)
+  bool incoming;                              // whether IncomingRow is to be added (with a projection it has been)
   typename Types<S>::Operand *dgates, *full;  // rows of the chunk: the tile's first; `full` (h before the projection)
                                               // may be null
 };
@@ -189,7 +188,7 @@ CellKernels<S> kernels_of(Cell cell) {
 #if LSTMKERN_BF16
 #define LSTMKERN_FOR_EVERY_TYPE(function) template CellKernels<bf16> function<bf16>();
 #else
-#define LSTMKERN_FOR_EVERY_TYPE(function)         \
+#define LSTMKERN_FOR_EVERY_TYPE(function)          \
   template CellKernels<float> function<float>();   \
   template CellKernels<double> function<double>(); \
   template CellKernels<bf16> function<bf16>();     \

@@ -99,7 +99,8 @@ constexpr int64_t spread(int64_t columns) {
 }
 
 // Panels of the gate GEMMs. They hold all gates of the same units next to each other, so that the cell is finished in
-// registers. A gated cell takes one register of units for each gate; the RNN, with one gate, several registers of units.
+// registers. A gated cell takes one register of units for each gate; the RNN, with one gate, several registers of
+// units.
 template <class X, class C>
 struct GatePanels {
   int64_t H;

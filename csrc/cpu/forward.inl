@@ -12,8 +12,8 @@ class ForwardKernel : ForwardPass<S> {
   using X = typename Types<S>::Operand;
   using Pass = ForwardPass<S>;
   static constexpr int W = width<C>;
-  using Pass::L, Pass::d, Pass::steps, Pass::project, Pass::Hp, Pass::x_columns, Pass::h_ld, Pass::full_ld;
   using Pass::bias, Pass::bias_hn, Pass::h, Pass::full, Pass::c;
+  using Pass::L, Pass::d, Pass::steps, Pass::project, Pass::Hp, Pass::x_columns, Pass::h_ld, Pass::full_ld;
 
   const CellKernels<S> cell;
   const int G;  // gates
@@ -58,7 +58,6 @@ class ForwardKernel : ForwardPass<S> {
         all_rows(all_joint() ? 0 : rows_each * layer.threads + layer.N) {}
 
  public:
-
   // Rows whose gates fit a thread's second-level cache beside the weights, but enough to make use of each panel.
   static int64_t rows_at_once(const Layer& layer, int64_t total) {
     int64_t rows = (int64_t(1) << 18) / (gates_of(layer.cell) * padded(layer.H) * sizeof(C));

@@ -96,8 +96,7 @@ class GateWeights {
         };
         for (int v = 0; v < p.nv; ++v)
           times_rows<R.value, C>(a, from + first_row(p, v) * K, K, L.H - units.unit(p, v), K, tile.sums + v * W,
-                                 p.nv * W,
-                                 from + (v + 1 < p.nv ? first_row(p, v + 1) : first_row(next, 0)) * K);
+                                 p.nv * W, from + (v + 1 < p.nv ? first_row(p, v + 1) : first_row(next, 0)) * K);
       });
       receive(j, tall, tile.sums);
     });

@@ -1,6 +1,4 @@
 // The kernels of one instruction set for every cell: included by <instruction set>/kernels.cpp.
-#include "product.h"
-
 namespace lstmkern {
 namespace cpu {
 namespace LSTMKERN_VARIANT {

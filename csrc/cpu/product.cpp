@@ -8,7 +8,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "variant.h"
+#include "memory.h"
+#include "team.h"
+#include "variants.h"
 
 namespace lstmkern {
 namespace cpu {

@@ -2,6 +2,9 @@
 // file of this folder that sees torch. Guard and stream are c10's: ATen/cuda would want more of the toolkit's headers.
 #include "../ops.h"
 
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
