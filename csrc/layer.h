@@ -27,8 +27,10 @@ constexpr int saved_of(Cell cell) { return cell == Cell::lstm || cell == Cell::g
 constexpr bool has_cell_state(Cell cell) { return cell == Cell::lstm; }
 // GRU's candidate n takes the input's and the state's part of it apart (n_x + r * n_h): two biases, two gradients.
 constexpr bool splits_candidate(Cell cell) { return cell == Cell::gru; }
-// Saved values lie as [slot][padded H]; the padding lets kernels use whole registers.
-constexpr int64_t padded(int64_t units) { return (units + 15) / 16 * 16; }
+// Saved values are stored as [slot][padded H], with H padded to a multiple of this, so that kernels can use whole
+// registers.
+constexpr int64_t kPadding = 16;
+constexpr int64_t padded(int64_t units) { return (units + kPadding - 1) / kPadding * kPadding; }
 
 struct View {
   void* data = nullptr;  // null: absent

@@ -234,12 +234,11 @@ class ForwardKernel : ForwardPass<S> {
     const int64_t hp = Hp;
     weights.multiply_step(
         !x_gates, rank, j0, j1, p, units.panel(next),
-        [&](int64_t j) {
-          // What the cell will need when the product is done.
+        [&](int64_t j) __attribute__((always_inline)) {
+          // What the cell will need when the GEMM is done.
           if (x_gates) {
             const C* of_x = x_gates + j * gates_ld + p.first;
-#pragma GCC unroll 4
-            for (int g = 0; g < G; ++g) __builtin_prefetch(of_x + g * hp);
+            for (int g = 0; g < G; ++g, of_x += hp) __builtin_prefetch(of_x);
           }
           if (has_c) __builtin_prefetch(c + j * hp + p.first, 1);
           if (L.gates.data) {
@@ -250,11 +249,11 @@ class ForwardKernel : ForwardPass<S> {
           }
           return before + j * h_ld;
         },
-        [&](int64_t j, int tall, C* sums) { finish(s, x_gates, j, tall, p, sums); });
+        [&](int64_t j, int tall, C* sums) __attribute__((always_inline)) { finish(s, x_gates, j, tall, p, sums); });
   }
 
   // Hands a tile of sums to the cell.
-  void finish(int64_t s, const C* x_gates, int64_t j, int tall, const Panel& p, C* sums) {
+  INLINE void finish(int64_t s, const C* x_gates, int64_t j, int tall, const Panel& p, C* sums) {
     ForwardTile<S> tile{s, j, p.first, tall, p.nv, sums, sums + kTile<C>, p.nv * W, W, across()};
     if (x_gates) {  // from the chunk's buffer, where they include the bias
       tile.x_sums = x_gates + j * gates_ld + p.first;
