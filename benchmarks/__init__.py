@@ -1,1 +1,1 @@
-"""What is measured, and how (README.md). A package of its own: no other `benchmarks` on the path can take its place."""
+"""The benchmark suite; see docs/benchmarks/. A package, so that no other `benchmarks` is imported instead."""

@@ -1,4 +1,4 @@
-"""LSTMCell, GRUCell and RNNCell beside torch.nn's: one step called from Python, as decoders and agents do."""
+"""LSTMCell, GRUCell and RNNCell compared with torch.nn's: one step called from Python, as decoders and agents do."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""fp64, bf16 and fp16, projections and both directions, beside torch.nn."""
+"""fp64, bf16 and fp16, projections, and bidirectional layers, compared with torch.nn."""
 
 import pytest
 

@@ -1,8 +1,8 @@
-"""Language models end to end: training, optimizer and all, on our layers and on torch.nn's; tokens per second.
+"""Tokens per second of training a language model end to end, optimizer included, on our layers and on torch.nn's.
 
-Each pair of runs an epoch each in turn in one process, as `lstmkern train` compares them, and once each in a process of
-its own: what the allocator has learnt from one of them then does not serve the other. Of all the other models models.py
-measures forward and backward.
+Each model is measured in two ways: both in one process, an epoch each in turn, as `lstmkern train` compares them; and
+each in a separate process, so that memory cached by the allocator for one cannot serve the other. models.py measures
+forward and backward of all other models.
 """
 
 import multiprocessing
@@ -22,8 +22,11 @@ from lstmkern.lm.train import OURS, PEER, Config, Run, train_pass
 
 @dataclass(frozen=True)
 class Model:
-    """epochs(kernels, cell): a function that trains an epoch, on kernels OURS or PEER. layer: the model's recurrent
-    work in it. goal: the tokens per second that we aim at, over those on torch.nn."""
+    """A model to train.
+
+    epochs(kernels, cell) returns a function that trains one epoch; kernels is OURS or PEER. layer(cell) is the
+    recurrent work of an epoch. goal is the intended ratio of our tokens per second to torch.nn's.
+    """
 
     epochs: Callable[[str, str], Callable[[], object]]
     layer: Callable[[str], Case]
@@ -31,7 +34,7 @@ class Model:
 
 
 def session(name: str) -> Callable[[str, str], Callable[[], object]]:
-    """An epoch of `lstmkern train`, as it trains it: schedule, regularization, random numbers."""
+    """One epoch exactly as `lstmkern train` runs it: schedule, regularization, random numbers."""
 
     def epochs(kernels, cell):
         config = Config(model=name, cell=cell)
@@ -52,7 +55,7 @@ def batches() -> Batches:
 
 
 def lm_layer(cell: str) -> Case:
-    """The layers of an epoch, as if its batches were one long one."""
+    """The layers of an epoch, as if its batches were one long sequence."""
     steps = Config.seq_len * len(batches())
     return Case(cell.upper(), steps, Config.batch_size, Config.hidden, Config.hidden, Config.layers, train=True)
 
@@ -64,7 +67,7 @@ MODELS = {
 
 
 def serve(connection, name: str, kernels: str, cell: str, threads: int):
-    """Train an epoch for every True that comes, until a False."""
+    """Train an epoch for every True received; return on False."""
     torch.set_num_threads(threads)
     epoch = MODELS[name].epochs(kernels, cell)
     while connection.recv():
@@ -74,7 +77,7 @@ def serve(connection, name: str, kernels: str, cell: str, threads: int):
 
 @contextmanager
 def apart(name: str, kernels: str, cell: str, threads: int) -> Iterator[Callable[[], object]]:
-    """Such an epoch, in a process of its own that sleeps between the calls."""
+    """The same epoch, in a separate process that sleeps between calls."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, name, kernels, cell, threads), daemon=True)
@@ -86,7 +89,7 @@ def apart(name: str, kernels: str, cell: str, threads: int) -> Iterator[Callable
         ours.recv()
 
     try:
-        epoch()  # until its allocator has settled
+        epoch()  # warm up, allocator included
         yield epoch
         ours.send(False)
     finally:
@@ -95,7 +98,7 @@ def apart(name: str, kernels: str, cell: str, threads: int) -> Iterator[Callable
 
 
 def in_layers(epoch: Callable[[], object]) -> float:
-    """The part of such an epoch, on our kernels, that torch.profiler finds in recurrent layers."""
+    """The fraction of an epoch on our kernels that torch.profiler attributes to recurrent layers."""
     with profile(activities=[ProfilerActivity.CPU]) as found, record_function("epoch"):
         epoch()
     microseconds = {event.key: event.cpu_time_total for event in found.key_averages()}
@@ -116,8 +119,8 @@ def test_train(contest, threads, name, cell, processes):
         result = contest(layer, *epochs, model=name, goal=model.goal, processes=processes)
         if processes == 1:
             result["in_layers"] = in_layers(epochs[0])
-            # What the layers would have to reach of the roofline for the goal, all else as it is: None if it leaves
-            # them no time.
+            # The share of the roofline that the layers would need for the goal, everything else unchanged; None if
+            # the rest already takes too long.
             left = result["peer_ms"] / model.goal - result["ours_ms"] * (1 - result["in_layers"])
             result["goal_needs"] = result["share"] * result["ours_ms"] / left if left > 0 else None
     result["tokens_per_s"] = layer.tokens / result["ours_ms"] * 1e3

@@ -1,6 +1,6 @@
-"""Implementations other than torch.nn, each skipped with a reason where it is missing (requirements-bench.txt).
+"""Implementations other than torch.nn. A missing one is skipped with a reason (see requirements-bench.txt).
 
-ratio: the peer's time over ours.
+ratio: the peer's time divided by ours.
 """
 
 import pytest
@@ -10,7 +10,7 @@ from benchmarks.peers import PEERS, Unavailable
 from lstmkern.bench.cases import Case, modules_for, step_of
 
 SHAPES = [(1, 1, 256, 256, 1), (16, 64, 64, 64, 2), (128, 32, 256, 256, 1)]
-# Compiling a step takes seconds for each case.
+# Compiling a step takes seconds per case.
 PAIRS = [(peer, shape) for peer in PEERS for shape in SHAPES if peer != "compiled cell" or shape[0] <= 16]
 
 
@@ -18,7 +18,7 @@ PAIRS = [(peer, shape) for peer in PEERS for shape in SHAPES if peer != "compile
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 @pytest.mark.parametrize(("peer", "shape"), PAIRS, ids=[f"{peer}-{','.join(map(str, s))}" for peer, s in PAIRS])
 def test_peer(contest, peer, shape, cell, train):
-    threads, case = 1, Case(cell, *shape, train=train)  # how many is not everyone's to choose
+    threads, case = 1, Case(cell, *shape, train=train)  # not every peer can choose the number of threads
     torch.manual_seed(0)
     ours, theirs = modules_for(case)
     x = torch.randn(case.T, case.N, case.I)

@@ -1,6 +1,7 @@
-"""Ragged batches, lengths uniform in 10..T: ours (packed, and padded with lengths=) beside torch.nn's packed.
+"""Variable-length batches, lengths uniform in 10..T: ours, packed and with lengths=, compared with torch.nn's packed.
 
-token_cost: seconds per real token over those per token of a dense batch on lstmkern; torch_token_cost: torch.nn's.
+token_cost: our seconds per non-padding token, divided by our seconds per token of a dense batch. torch_token_cost: the
+same for torch.nn, also divided by our dense batch.
 """
 
 import statistics
@@ -48,8 +49,8 @@ def test_ragged(contest, threads, shape, layout, cell, train):
     packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
     ragged = packed_step(ours, packed, train) if layout == "packed" else step_of(ours, x, train, lengths=lengths)
     with measure.quiet(threads):
-        beside_dense = measure.Pairs(ragged, step_of(ours, x, train)).run(0.4)
-    dense = 1 / statistics.median(beside_dense.ratios)  # seconds of the ragged batch over those of the dense one
+        against_dense = measure.Pairs(ragged, step_of(ours, x, train)).run(0.4)
+    dense = 1 / statistics.median(against_dense.ratios)  # seconds of the ragged batch over those of the dense one
     cost = dense * T * N / case.rows
     result = contest(case, ragged, packed_step(theirs, packed, train), layout=layout, token_cost=cost)
     result["torch_token_cost"] = cost * result["ratio"]

@@ -1,15 +1,23 @@
-"""What bounds every layer of the goals' table on this machine, and what each goal would take.
+"""What limits each layer of the goals' table on this machine, and what each goal would need.
 
     python -m benchmarks.bounds [--threads 1] [--seconds 360] [--shape T,N,I,H[,layers] ...] [--out benchmarks/results]
 
-fp32 and bf16 have the table's shapes, fp64 and fp16, whose goals are the same for every layer, one in the middle.
+fp32 and bf16 are measured on the table's shapes. fp64 and fp16 have one goal for all layers and are measured on one
+shape of medium size.
 
-The cases take turns, over and over, so that what else the machine does meets them all. A round measures, one after the
-other in one process: torch.nn's layer; the peak of fused multiply-adds (lstmkern/bench/roofline.py), in the fastest
-unit that the processor has for the dtype; our microkernel on operands in the first-level cache; every product that the
-layer is made of, by itself, at its real size (csrc/cpu/product.inl); how fast the recurrent weights can be read, where
-that and not the operations is the bound; our layer. Shares of the peak are those of the same round, and the median over
-the rounds is given. Prints Markdown; with --out also writes bounds.json and bounds.md there.
+The cases are measured in turn, many times over, so that other load on the machine affects all of them. One round
+measures in one process, one after the other:
+
+- torch.nn's layer
+- the peak rate of fused multiply-adds (lstmkern/bench/roofline.py), in the fastest unit that the processor has for the
+  dtype
+- our microkernel with its operands in the L1 cache
+- each GEMM of the layer by itself, at its real size (csrc/cpu/product.inl)
+- the rate of reading the recurrent weights, if that is the limit and not the number of operations
+- our layer
+
+A share of the peak compares values of the same round; the tables give the median over the rounds. Prints Markdown. With
+--out, also writes bounds.json into that directory; benchmarks.readme makes the tables in docs/performance.md of it.
 """
 
 from __future__ import annotations
@@ -30,15 +38,15 @@ from lstmkern.bench.goals import cases_for, parse_shape
 from lstmkern.bench.measure import Pairs, now, quiet
 from lstmkern.bench.roofline import Roofline, cache_sizes, fma_rate, read_rate
 
-SLICE = 5e-3  # seconds of one measurement of a rate or a product
-TURN = 0.4  # seconds that a case has before it is the next one's turn, so that a busy neighbour does not meet one alone
+SLICE = 5e-3  # seconds of one measurement of a rate or a GEMM
+TURN = 0.4  # seconds per case and turn: short, so that a burst of other load does not hit only one case
 BYTES = {"baseline": 16, "avx2": 32, "avx512": 64}  # of a register
-CHUNK = 384  # rows that a layer brings together for its other products, beside those of a step (csrc/cpu/backward.inl)
+CHUNK = 384  # rows per GEMM over many steps, apart from the rows of one step (csrc/cpu/backward.inl)
 
 
 @dataclass(frozen=True)
 class Product:
-    """rows x K times K x (gates * columns). gates, down, dtype: see csrc/cpu/product.h."""
+    """A GEMM of [rows, K] by [K, gates * columns]. gates, down, dtype: see csrc/cpu/product.h."""
 
     rows: int
     K: int
@@ -51,30 +59,31 @@ class Product:
         return 2 * self.rows * self.K * self.columns * self.gates
 
     def seconds(self, threads: int = 1, duration: float = SLICE) -> float:
-        """Seconds that it takes by itself."""
+        """Measured seconds of this GEMM by itself."""
         return _extension.cpu_product(
             self.dtype, self.rows, self.K, self.columns, self.gates, self.down, threads, duration
         )
 
 
 def operand_bytes(dtype: str) -> int:
-    """Of a value as layers of ``dtype`` multiply it: 16-bit ones in fp32 unless there are products of them."""
+    """Bytes of one GEMM operand in layers of ``dtype``: bf16 where the processor multiplies it, else fp32 or fp64."""
     if dtype == "bf16" and _extension.cpu_capability(bf16=True) in ("amx", "avx512_bf16"):
         return 2
     return 8 if dtype == "fp64" else 4
 
 
 def lanes(dtype: str, capability: str) -> int:
-    """Sums in a register."""
+    """Accumulators per register."""
     return BYTES[capability] // (8 if dtype == "fp64" else 4)
 
 
 def products(case: Case) -> dict[Product, float]:
-    """The products that a call of our layer consists of, and how many of each: forward x W_ih^T and, step by step,
-    h W_hh^T (which a layer may make at once: the same operations); backward dgates W_hh step by step, dgates W_ih, and
-    the weight gradients dgates^T x and dgates^T h.
+    """The GEMMs of one call of our layer, and how many times each runs.
 
-    case: without projection, in one direction. Units are padded to whole registers, as in the layer.
+    Forward: x W_ih^T for many steps and h W_hh^T at each step (the layer may compute both in one pass, with the same
+    operations). Backward: dgates W_hh at each step, dgates W_ih, and the weight gradients dgates^T x and dgates^T h.
+
+    case: one direction, no projection; ValueError otherwise. Units are padded to whole registers, as in the layer.
     """
     if case.proj or case.bidirectional:
         raise ValueError(f"{case}: only layers of one direction without projection")
@@ -100,8 +109,9 @@ def products(case: Case) -> dict[Product, float]:
 
 
 def microkernel(cell: str, dtype: str, capability: str, L1: int, threads: int) -> tuple[Product, int]:
-    """A product on one panel of a layer of ``cell`` that lies in half of each first-level cache (``L1`` bytes), and the
-    operations in it: a panel is whole registers, so more than the one unit that is asked for."""
+    """A GEMM on one panel of a layer of ``cell`` that fills half of each L1 cache (``L1`` bytes), and its operations.
+
+    A panel is padded to whole registers, so there are more operations than for the one unit of the GEMM."""
     G, columns, size = GATES[cell], lanes(dtype, capability), operand_bytes(dtype)
     rows = 32 if size == 2 else 24  # whole tiles
     product = Product(rows * threads, L1 // 2 // (size * G * columns), 1, G, dtype=dtype)
@@ -110,8 +120,11 @@ def microkernel(cell: str, dtype: str, capability: str, L1: int, threads: int) -
 
 @dataclass(frozen=True)
 class Reading:
-    """What the machine could do in one round: operations per second (peak, micro: of the microkernel), seconds for
-    each of the layer's products once, and the least seconds for a call by the roofline (floor)."""
+    """What the machine could do in one round.
+
+    peak, micro: operations per second at the peak and in the microkernel. products: seconds of each GEMM, run once.
+    floor: minimum seconds of a call according to the roofline.
+    """
 
     peak: float
     micro: float
@@ -140,12 +153,13 @@ def probe(case: Case, roofline: Roofline) -> Callable[[], Reading]:
 def summarize(
     case: Case, ours: Sequence[float], theirs: Sequence[float], readings: Sequence[Reading], bound: str
 ) -> dict:
-    """Medians over rounds of shares of the peak, from seconds of our and torch.nn's calls and each round's Reading.
+    """The result of a case: medians over the rounds of shares of the peak.
 
-    bound: "operations" or "bytes", what the roofline's floor is made of.
+    ours, theirs: seconds of a call of our layer and torch.nn's in each round. bound: "operations" or "bytes", whichever
+    sets the roofline's floor.
     """
     counts, flops, wanted = products(case), case.flops(), goal(case)
-    alone = [sum(counts[p] * seconds for p, seconds in r.products.items()) for r in readings]
+    gemms = [sum(counts[p] * seconds for p, seconds in r.products.items()) for r in readings]
 
     def share(seconds: Sequence[float]) -> float:
         return statistics.median(flops / s / r.peak for s, r in zip(seconds, readings, strict=True))
@@ -161,11 +175,11 @@ def summarize(
         "shares": {
             "roofline": share([r.floor for r in readings]),
             "microkernel": statistics.median(r.micro / r.peak for r in readings),
-            "products": share(alone),
+            "products": share(gemms),
             "ours": share(ours),
             "torch": share(theirs),
         },
-        "rest": statistics.median(1 - a / b for a, b in zip(alone, ours, strict=True)),
+        "rest": statistics.median(1 - a / b for a, b in zip(gemms, ours, strict=True)),
         "ratio": statistics.median(b / a for a, b in zip(ours, theirs, strict=True)),
         "goal": wanted,
         "products": [
@@ -183,8 +197,8 @@ VERDICTS = ("reached", "rest", "products", "machine")
 
 
 def verdict(result: dict) -> str:
-    """One of VERDICTS: the goal is reached, or the first that would have to be better for it: the rest (all but the
-    products), the products, the machine."""
+    """One of VERDICTS: the goal is "reached", or the first thing that would have to be faster to reach it: the time
+    outside of GEMMs ("rest"), our GEMM ("products"), or the "machine"."""
     shares = result["shares"]
     if result["ratio"] >= result["goal"]:
         return "reached"
@@ -194,7 +208,7 @@ def verdict(result: dict) -> str:
 
 
 class Measurement:
-    """One case, a turn at a time."""
+    """One case, measured one turn at a time."""
 
     def __init__(self, case: Case, roofline: Roofline):
         contest = Contest(case)
@@ -215,7 +229,7 @@ STREAMED = [(rows, H) for rows in (20, 32, 128) for H in (64, 128, 256, 512, 115
 
 
 class Streaming:
-    """The product of an LSTM's step alone as its weights grow out of the caches, a turn at a time."""
+    """The GEMM of an LSTM's step by itself, for weights in L1, L2 and beyond; measured one turn at a time."""
 
     def __init__(self, threads: int):
         self.threads = threads
@@ -236,28 +250,30 @@ class Streaming:
 
 
 def needed(case: dict) -> str:
-    """The verdict in words; empty without a goal. Where the rest would have to shrink, how much of the layer's time
-    the goal leaves for it."""
+    """The verdict in words; empty without a goal.
+
+    "non-GEMM time 10%": for the goal, at most that share of the layer's time may be spent outside of GEMMs.
+    """
     if not case["goal"]:
         return ""
     room = 1 - case["needs"] / case["shares"]["products"]
     return {
-        "reached": "reached",
-        "rest": f"a rest of {room:.0%}",
-        "products": "faster products",
-        "machine": "another machine",
+        "reached": "met",
+        "rest": f"non-GEMM time {room:.0%}",
+        "products": "a faster GEMM",
+        "machine": "a faster machine",
     }[case["verdict"]]
 
 
 def bounds_tables(cases: Sequence[dict]) -> str:
-    """Markdown: every case in shares of the peak, a table for each dtype."""
+    """Markdown: every case in shares of the peak, one table per dtype."""
     dtypes = dict.fromkeys(case["dtype"] for case in cases)
     return "\n".join(bounds_table(dtype, [case for case in cases if case["dtype"] == dtype]) for dtype in dtypes)
 
 
 def bounds_table(dtype: str, cases: Sequence[dict]) -> str:
-    head = [f"{dtype}: T,N,I,H,layers", "", "peak, GFLOP/s", "roofline", "microkernel in L1", "products alone"]
-    head += ["our layer", "torch.nn", "cell and rest", "ratio / goal", "the goal needs", "which takes"]
+    head = [f"{dtype}: T,N,I,H,layers", "", "peak, GFLOP/s", "roofline", "microkernel in L1", "GEMMs alone"]
+    head += ["our layer", "torch.nn", "non-GEMM time", "ratio / goal", "share for the goal", "requires"]
     rows = []
     for case in cases:
         shares = case["shares"]
@@ -274,11 +290,11 @@ def bounds_table(dtype: str, cases: Sequence[dict]) -> str:
 
 
 def streaming_table(lines: Sequence[dict]) -> str:
-    """Markdown: share of the peak by H and rows of a step."""
+    """Markdown: share of the peak by H and batch size."""
     sizes = dict.fromkeys((line["H"], line["bytes"]) for line in lines)
     counts = dict.fromkeys(line["rows"] for line in lines)
     share = {(line["rows"], line["H"]): line["share"] for line in lines}
-    head = ["LSTM's h W_hh^T alone", *(f"N {rows}" for rows in counts)]
+    head = ["h W_hh^T of an LSTM", *(f"N {rows}" for rows in counts)]
     return report.markdown(
         head,
         [[f"H {H}, {size / 2**20:.3g} MiB", *(f"{share[rows, H]:.0%}" for rows in counts)] for H, size in sizes],
@@ -286,38 +302,50 @@ def streaming_table(lines: Sequence[dict]) -> str:
 
 
 def digest(cases: Sequence[dict]) -> str:
-    """A sentence for each dtype on how the goals stand; empty without cases."""
-    parts = []
+    """A line for each dtype on how many goals are met, and what the others need; empty without cases."""
+    lines = []
     for dtype in dict.fromkeys(c["dtype"] for c in cases if c["goal"]):
         wanted = [c for c in cases if c["goal"] and c["dtype"] == dtype]
         count = {key: sum(c["verdict"] == key for c in wanted) for key in VERDICTS}
-        parts.append(
-            f"of {len(wanted)} {dtype} goals {count['reached']} are reached; {count['machine']} would need more "
-            f"operations or bytes per second than this machine has, {count['products']} faster products than ours, "
-            f"{count['rest']} less time beside the products."
-        )
-    if not parts:
-        return ""
-    return (
-        "What bounds a layer ([table](benchmarks/results/bounds.md), [reading it](benchmarks/README.md#what-bounds-a-"
-        f"layer)): {' '.join([parts[0], *(p.capitalize() for p in parts[1:])])}"
-    )
+        others = {
+            "machine": f"{count['machine']} exceed this machine's compute or bandwidth",
+            "products": f"{count['products']} need a faster GEMM",
+            "rest": f"{count['rest']} need less non-GEMM time",
+        }
+        missed = ", ".join(text for key, text in others.items() if count[key])
+        met = f"- {dtype}: {count['reached']} of {len(wanted)} goals met"
+        lines.append(f"{met}; {missed}." if missed else f"{met}.")
+    return "\n".join(lines)
 
 
 TEXT = """\
-Shares of the peak of fused multiply-adds, measured in the same rounds; medians.
+Shares of the peak rate of fused multiply-adds, measured in the same rounds; medians over the rounds.
 
-- roofline: what the rate of operations, or of reading the recurrent weights (bytes), lets through
-- microkernel in L1: the register block of the gates' products on operands in the first-level cache
-- products alone: all products of the layer at their real sizes, one kind after the other, and nothing else
-- cell and rest: the part of our layer's time that its products alone do not account for
-- the goal needs: the goal's ratio times torch.nn's share, and what would have to be better for it: the machine, our
-  products, or the rest (with the part of the layer's time that the goal leaves for it)
+- roofline: the upper limit set by the peak rate, or "(bytes)" by the rate of reading the recurrent weights
+- microkernel in L1: the register block of the gate GEMMs with its operands in the L1 cache
+- GEMMs alone: all GEMMs of the layer at their real sizes, one after the other, and nothing else
+- non-GEMM time: the part of our layer's time that the GEMMs alone do not explain
+- share for the goal: the share of the peak that our layer would have to reach for the goal's ratio
+- requires: what would have to improve for that: the machine, our GEMM, or the non-GEMM time (with the share of the
+  layer's time that the goal leaves for it)
 """
 
 
+def document(about: dict) -> str:
+    """Markdown, from the content of bounds.json."""
+    return "\n".join(
+        [
+            f"{report.machine_line(about)}, threads: {about['threads']}; `{about['command']}`\n",
+            TEXT,
+            bounds_tables(about["cases"]),
+            "The fp32 GEMM of one step, for weights that fit L1, L2 or neither; N is the batch size:\n",
+            streaming_table(about["streaming"]),
+        ]
+    )
+
+
 def run(console, cases: Sequence[Case], threads: int, seconds: float, clock=now) -> dict:
-    """{"cases": [...], "streaming": [...]}: turns of all cases, over and over for ``seconds``, three times at least."""
+    """{"cases": [...], "streaming": [...]}: all cases in turn, repeated for ``seconds`` and at least three times."""
     with quiet(threads):
         roofline = Roofline.measure(threads)
         found = [Measurement(case, roofline) for case in track(cases, "warming up", console=console, transient=True)]
@@ -336,24 +364,20 @@ def main(argv: list[str] | None = None) -> int:
     from rich.console import Console
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--seconds", type=float, default=360)
-    parser.add_argument("--shape", type=parse_shape, nargs="+", help="only these (default: the goals', T 1 aside)")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--seconds", type=float, default=360, help="time limit (default: 360)")
+    parser.add_argument("--shape", type=parse_shape, nargs="+", help="only these (default: all with a goal and T > 1)")
+    parser.add_argument("--out", type=Path, help="write bounds.json into this directory")
     args = parser.parse_args(argv)
-    # A step of one row is a call's overhead, not a product.
+    # With T = N = 1 the overhead of a call is measured, not a GEMM.
     shapes = args.shape or [sizes for sizes in SHAPES if sizes[0] > 1]
     about = report.context(args.threads)
     cells = ["LSTM", "GRU"]
     cases = cases_for(shapes, cells, ["fp32", "bf16"]) + cases_for(args.shape or [MIDDLE], cells, ["fp64", "fp16"])
     results = run(Console(stderr=True), cases, args.threads, args.seconds)
-    text = f"{report.machine_line(about)}, threads: {args.threads}; `{about['command']}`\n\n{TEXT}\n"
-    text += f"{bounds_tables(results['cases'])}\nIn fp32, the same product as its weights grow out of the caches:\n\n"
-    text += streaming_table(results["streaming"])
-    print(text)
+    print(document({**about, **results}))
     if args.out:
         report.write_json(args.out / "bounds.json", about, **results)
-        report.write_text(args.out / "bounds.md", text)
     return 0
 
 

@@ -1,11 +1,11 @@
-"""The benchmarks' fixtures: every case runs ours and its peer in turn, and leaves a record.
+"""Fixtures of the benchmarks: every case runs our layer and its peer in turn and records the result.
 
-    python -m pytest benchmarks                                  # all, with a table for each file
+    python -m pytest benchmarks                                  # all, with one table per file
     python -m pytest benchmarks/bench_cells.py --threads 1       # one file
-    python -m pytest benchmarks --results benchmarks/results     # and result files, as `make bench` does
+    python -m pytest benchmarks --results benchmarks/results     # with result files, as `make bench` does
 
-pytest-benchmark times ours (a block of calls per round: extra_info["calls"]); the peer's block runs in the setup of the
-same round. extra_info holds the ratio, GFLOP/s and the share of the roofline.
+pytest-benchmark times our layer, one block of calls per round (extra_info["calls"]). The peer's block runs in the setup
+of the same round. extra_info holds the ratio, GFLOP/s and the share of the roofline.
 """
 
 from pathlib import Path
@@ -32,7 +32,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def rooflines():
-    """rooflines(threads): the machine's rates with so many threads, measured once."""
+    """rooflines(threads): the machine's rates with that number of threads, measured once."""
     known = {}
 
     def measured(threads):
@@ -51,7 +51,7 @@ def threads(request):
 
 @pytest.fixture
 def record(request):
-    """record(**fields) adds a line to the results of this file and returns it: a test may add to it."""
+    """record(**fields) adds a line to the results of this file and returns it, so that a test can add fields."""
 
     def add(**fields):
         module = Path(request.node.fspath).stem
@@ -64,9 +64,9 @@ def record(request):
 
 @pytest.fixture
 def contest(benchmark, rooflines, threads, record, request):
-    """contest(case, ours, theirs, **fields): runs both in turn; returns the recorded result.
+    """contest(case, ours, theirs, **fields) runs both in turn and returns the recorded result.
 
-    Without ours and theirs: our layer and torch.nn's. case tells how much work a call is.
+    Without ours and theirs, our layer and torch.nn's are built for ``case``. case says how much work a call is.
     """
 
     def run(case: Case, ours=None, theirs=None, *, threads=threads, warm_up=None, **fields):
@@ -92,7 +92,7 @@ def contest(benchmark, rooflines, threads, record, request):
 def pytest_terminal_summary(terminalreporter, config):
     for module, records in config.stash[RECORDS].items():
         terminalreporter.section(module)
-        # Cases of one file may have different columns: a table for each kind.
+        # The cases of one file may have different columns: one table per set of columns.
         for columns in dict.fromkeys(tuple(record) for record in records):
             rows = [[_text(record[c]) for c in columns] for record in records if tuple(record) == columns]
             shown = [k for k, c in enumerate(columns) if c not in ("cell", "shape", "dtype", "train")]

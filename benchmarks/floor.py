@@ -1,6 +1,6 @@
 """What a step of the resident CUDA tiers should cost, on paper: python -m benchmarks.floor [--write]
 
-Prints the tables of benchmarks/README.md, or with --write puts them there. The plan of a layer (blocks, units,
+Prints the tables of docs/benchmarks/gpu.md, or with --write inserts them there. The plan of a layer (blocks, units,
 sequences, what is in registers and in shared memory) is the real one, asked of csrc/cuda/resident.h through the
 simulator; the instructions of a step are those of benchmarks/results/sass.json ("after" where it is there, else
 "before"). The rates below are data-sheet or published figures, not measurements of ours.
@@ -20,7 +20,7 @@ from .readme import replace_between
 from .sass import RESULTS, readme_table
 
 ROOT = Path(__file__).resolve().parent.parent
-README = ROOT / "benchmarks" / "README.md"
+PAGE = ROOT / "docs" / "benchmarks" / "gpu.md"
 sys.path.insert(0, str(ROOT / "tests"))
 from simt.simulator import simulator  # noqa: E402
 
@@ -203,7 +203,7 @@ def comparison(loops: dict) -> str:
 
 
 def tables() -> dict[str, str]:
-    """{marker in the README: its content}"""
+    """{marker in the page: its content}"""
     results = json.loads(RESULTS.read_text())
     label = "after" if "after" in results else "before"
     source = f'Instructions: "{label}" of results/sass.json (commit {results[label]["commit"]}).'
@@ -216,13 +216,13 @@ def tables() -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.floor", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--write", action="store_true", help="put the tables into benchmarks/README.md")
+    parser.add_argument("--write", action="store_true", help="insert the tables into docs/benchmarks/gpu.md")
     args = parser.parse_args(argv)
-    text = README.read_text()
+    text = PAGE.read_text()
     for marker, content in tables().items():
         print(content, end="\n\n")
         text = replace_between(text, marker, content) if args.write else text
-    README.write_text(text)
+    PAGE.write_text(text)
     return 0
 
 

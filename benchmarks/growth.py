@@ -1,10 +1,10 @@
-"""How cost grows with T, N, H and threads: time and memory of a call, ours beside torch.nn's.
+"""How cost grows with T, N, H and threads: time and memory of a call, ours and torch.nn's.
 
     python -m benchmarks.growth [--seconds 75] [--out benchmarks/results]
     python -m benchmarks.growth --redraw [--out benchmarks/results]    # redraw the plots from growth.json
 
-Writes growth.json and the plots growth-time.png and growth-memory.png. Time: interleaved pairs. Memory: every point is
-a process of its own (memory.py).
+Writes growth.json and the plots growth-time.png and growth-memory.png. Time is measured in interleaved pairs, memory in
+a separate process for each point (memory.py).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def at(base: Case, size: str, value: int, **changes) -> Case:
 
 
 def points(curves: dict, threads: int) -> list[tuple[str, int, Case, int]]:
-    """(size, value, case, threads) of every point of every curve; size "threads" varies the threads."""
+    """(size, value, case, threads) of every point of every curve. The size "threads" varies the number of threads."""
     found = [
         (size, value, at(base, size, value, cell=cell, train=train), threads)
         for size, (base, values) in curves.items()
@@ -57,7 +57,7 @@ def points(curves: dict, threads: int) -> list[tuple[str, int, Case, int]]:
 
 
 def measure_time(work: Sequence[tuple[str, int, Case, int]], seconds: float) -> list[dict]:
-    """goals.measure_case of every point, in about ``seconds``."""
+    """The result of goals.measure_case for every point, in about ``seconds``."""
     rooflines, found, start = {}, [], now()
     for k, (size, value, case, threads) in enumerate(track(work, "time", transient=True)):
         share = max(seconds - (now() - start), 0) / (len(work) - k)
@@ -70,11 +70,11 @@ def measure_time(work: Sequence[tuple[str, int, Case, int]], seconds: float) -> 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=75, help="for the times; memory takes about 30 more")
-    parser.add_argument("--threads", type=int, default=roofline.cores())
-    parser.add_argument("--most", type=int, help="leave out larger sizes (a quick look)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--redraw", action="store_true", help="measure nothing, draw the plots from growth.json")
+    parser.add_argument("--seconds", type=float, default=75, help="limit of the timings; memory takes about 30 more")
+    parser.add_argument("--threads", type=int, default=roofline.cores(), help="CPU threads (default: every core)")
+    parser.add_argument("--most", type=int, help="leave out sizes above this one, for a quick look")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="directory of the results")
+    parser.add_argument("--redraw", action="store_true", help="draw the plots from growth.json, without measuring")
     args = parser.parse_args(argv)
     if args.redraw:
         about = json.loads((args.out / "growth.json").read_text(encoding="utf-8"))
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     curves = {size: (base, [v for v in values if v <= (args.most or v)]) for size, (base, values) in CURVES.items()}
     about, work = report.context(args.threads), points(curves, args.threads)
     training = [k for k, (size, _, case, _) in enumerate(work) if case.train and size != "threads"]
-    kept = memory.measure_memory([work[k][2] for k in training])  # before this process has threads
+    kept = memory.measure_memory([work[k][2] for k in training])  # while this process has no threads yet
     results = measure_time(work, args.seconds)
     for k, found in zip(training, kept, strict=False):
         results[k]["memory"] = found

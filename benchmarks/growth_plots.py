@@ -18,14 +18,14 @@ LOOK = {
     "LSTM": {"color": pictures.BLUE, "marker": "o", "linewidth": 2.2},
     "GRU": {"color": pictures.DARK_ORANGE, "marker": "s", "linewidth": 1.3},
 }
-# The dashes of the second line begin where those of the first end: of lines that coincide both are visible.
+# The dashes of the second line begin where those of the first end, so that both are visible where lines coincide.
 DASHES = {"LSTM": (0, (4, 4)), "GRU": (4, (4, 4))}
 NAMES = {"T": "T, time steps", "N": "N, batch size", "H": "H = I, units", "threads": "threads"}
 
 
 @dataclass(frozen=True)
 class Panel:
-    """A column of plots. lines: (label, dashed, of training or inference, the value of a result or None)."""
+    """A column of plots. lines: (label, dashed, whether of training, function from a result to its value or None)."""
 
     title: str
     ylabel: str
@@ -64,7 +64,7 @@ _MODES = (("training", False, True), ("inference", True, False))
 
 @dataclass(frozen=True)
 class Picture:
-    """A file. needs: the key without which a result has no part in it; threads: of the measurements, None: varies."""
+    """A file. needs: the key that a result must have. threads: the same for all points, or None if it varies."""
 
     title: str
     needs: str
@@ -147,10 +147,10 @@ def _draw(axes: Axes, results: Sequence[dict], size: str, panel: Panel) -> None:
 
 
 def figures(results: Sequence[dict], about: dict) -> dict[str, Figure]:
-    """growth-time.png: time per token, ratio and share of the roofline; growth-memory.png: peak and saved bytes.
+    """{file name: figure}. growth-time.png has time per token, ratio and share of the roofline; growth-memory.png has
+    peak and saved bytes.
 
-    A row for each size that varies, a column for each quantity. A figure for which ``results`` have nothing is left
-    out.
+    One row per size that varies, one column per quantity. A figure without results is left out.
     """
     found = {}
     for name, picture in PICTURES.items():

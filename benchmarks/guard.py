@@ -1,11 +1,11 @@
-"""Guards against regressions without a clock: the instructions that small layers take, beside a committed baseline.
+"""A guard against regressions that needs no clock: instruction counts of small layers, compared with a baseline.
 
     python -m benchmarks.guard [--strict] [--update] [--out guard.json]
 
-valgrind's callgrind counts the instructions of the kernels' calls one by one, so the figure is the same on a busy
-machine and on a slow one. It does not know AVX-512: the AVX2 kernels are counted. Where valgrind is missing, the guard
-reports ratios to torch.nn, all from one run. A change is reported; the exit code is 0 unless --strict asks for 1. The
-baseline (benchmarks/results/guard.json) names compiler and torch: other ones may well count otherwise.
+valgrind's callgrind counts every instruction in the kernels, so the result is the same on a busy and on a slow machine.
+callgrind does not know AVX-512, so the AVX2 kernels are counted. Without valgrind, the guard prints ratios to torch.nn
+instead, all from one run. A change is reported; the exit code stays 0 unless --strict is given. The baseline
+(benchmarks/results/guard.json) names its compiler and torch; others may give other counts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CASES = [
 
 
 def child() -> None:
-    """What runs under valgrind: every case, once to warm up and once counted; the parent answers each line with one."""
+    """The process under valgrind: runs every case once to warm up and once counted, in step with the parent."""
     with quiet(1):
         for case in CASES:
             ours = Contest(case).ours
@@ -49,13 +49,13 @@ def child() -> None:
 
 
 def count_instructions() -> list[int]:
-    """For each of CASES the instructions of its kernels' calls, everything that they call included."""
+    """For each of CASES, the instructions in the kernels' entry points and everything that they call."""
     environment = {**os.environ, "LSTMKERN_CPU_CAPABILITY": CAPABILITY, "OMP_NUM_THREADS": "1"}
     counts = []
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *("valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out", "--instr-atstart=no"),
-            # The back end's two entry points (csrc/layer.h): Python and torch around them are not what is guarded.
+            # Count only within the two entry points of the back end (csrc/layer.h), not Python and torch.
             *("--collect-atstart=no", "--toggle-collect=lstmkern::cpu::forward(lstmkern::Forward const&)"),
             "--toggle-collect=lstmkern::cpu::backward(lstmkern::Backward const&)",
             *(sys.executable, "-m", "benchmarks.guard", "--child"),
@@ -65,7 +65,7 @@ def count_instructions() -> list[int]:
             try:
                 for k in range(len(CASES)):
                     _expect(process, "ready")
-                    if k == 0:  # from here on; what is collected before the first toggle is nothing
+                    if k == 0:  # instrument from the first counted call on; nothing is collected before
                         _control("--instr=on", process.pid)
                     _control("--zero", process.pid)
                     _answer(process)
@@ -97,7 +97,7 @@ def _control(command: str, pid: int) -> None:
 
 
 def compare(counts: dict[str, int], baseline: dict[str, int]) -> tuple[str, int]:
-    """A Markdown table of ``counts`` beside ``baseline``, and how many are more than TOLERANCE above it."""
+    """A Markdown table of ``counts`` compared with ``baseline``, and how many exceed it by more than TOLERANCE."""
     rows, worse = [], 0
     for name, now in counts.items():
         known = baseline.get(name)
@@ -109,7 +109,7 @@ def compare(counts: dict[str, int], baseline: dict[str, int]) -> tuple[str, int]
 
 
 def ratios() -> str:
-    """Without valgrind: a Markdown table of ratios to torch.nn."""
+    """A Markdown table of ratios to torch.nn, for machines without valgrind."""
     rows = []
     with quiet(1):
         for case in CASES:
@@ -122,7 +122,7 @@ def ratios() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--strict", action="store_true", help="exit code 1 if a count rose by more than 2 %%")
-    parser.add_argument("--update", action="store_true", help="make the present counts the baseline")
+    parser.add_argument("--update", action="store_true", help="save the current counts as the baseline")
     parser.add_argument("--out", type=Path, help="write the counts to this file")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -130,7 +130,7 @@ def main() -> int:
         child()
         return 0
     if not shutil.which("valgrind"):
-        print("valgrind is not installed: no instruction counts, ratios to torch.nn in this run instead\n")
+        print("valgrind is not installed: ratios to torch.nn instead of instruction counts\n")
         print(ratios())
         return 0
     counts = dict(zip(map(str, CASES), count_instructions(), strict=True))
@@ -144,7 +144,7 @@ def main() -> int:
             about = {**report.context(1), "capability": CAPABILITY, "unit": "instructions in the kernels, one call"}
             report.write_json(path, about, instructions=counts)
     if worse:
-        print(f"{worse} of {len(counts)} take more than {TOLERANCE:.0%} more instructions than the baseline")
+        print(f"{worse} of {len(counts)} need over {TOLERANCE:.0%} more instructions than the baseline")
     return 1 if worse and args.strict else 0
 
 

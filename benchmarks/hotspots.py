@@ -1,10 +1,11 @@
-"""Where a layer's time goes, by Linux perf: the share of samples in our functions, grouped.
+"""Where a layer spends its time: the share of samples in each group of our functions, by Linux perf.
 
     python -m benchmarks.hotspots [--seconds 4] [--out benchmarks/results]
 
-A process of its own runs one layer over and over on one thread; once it is warm, perf samples it 2000 times a second
-by the processor's clock (`perf record -e cpu-clock`, which needs no hardware counters). Prints Markdown; with --out
-also writes hotspots.json and hotspots.md there. Without perf it says so and leaves the results as they are.
+A separate process runs one layer in a loop on one thread. Once it is warm, perf samples it 2000 times a second
+(`perf record -e cpu-clock`, which needs no hardware counters). Prints Markdown. With --out, also writes hotspots.json
+into that directory; benchmarks.readme makes the table in docs/performance.md of it. Without perf, prints a message and
+changes no file.
 """
 
 from __future__ import annotations
@@ -30,35 +31,35 @@ CASES = [
     for train in (False, True)
 ]
 RATE = 2000  # samples per second
-# The first that a demangled symbol matches. What is inlined counts for its caller: the cell for a step.
-SYSTEM = "[system] "  # before the symbols of the operating system's kernel
+SYSTEM = "[system] "  # prefix of the symbols of the operating system's kernel
+# A symbol belongs to the first group whose pattern matches. Inlined code counts for its caller: the cell for a step.
 GROUPS = {
     "microkernel": r"\bkernel<1,",
     "microkernel of dW": r"\bkernel<",
     "packing": r"\bpack(_\w+)?[<(]|Kernel<.*>::prepare\(",
     "adding to dW": r"::(add_product|weight_gradients|add_rows)\b",
-    "cell": r"\b(Forward|Backward)Kernel<",
+    "cell": r"\b(Forward|Backward)Kernel<|\bfinish_(forward|backward)<",
     "system": r"^\[system\]",
     "other": "",
 }
 
 
 def group_of(symbol: str) -> str:
-    """The group of GROUPS that a demangled symbol belongs to; what is neither ours nor the system's is "other"."""
+    """The group in GROUPS of a demangled symbol; "other" if it is neither ours nor the operating system's."""
     if not re.search(r"\blstmkern::", symbol):
         return "system" if symbol.startswith(SYSTEM) else "other"
     return next(name for name, pattern in GROUPS.items() if re.search(pattern, symbol))
 
 
 def grouped(symbols: Iterable[str]) -> dict[str, float]:
-    """{group: share of the samples}, in the order of GROUPS, from the symbol of every sample."""
+    """{group: share of the samples}, in the order of GROUPS. symbols: one per sample."""
     counts = collections.Counter(map(group_of, symbols))
     total = sum(counts.values())
     return {name: counts[name] / total for name in GROUPS}
 
 
 def loop(case: Case) -> None:
-    """Run our layer until the process is ended; a line on stdout says that it is warm."""
+    """Run our layer until the process is killed. Prints "warm" after the first call."""
     with quiet(1):
         run = Contest(case).ours
         run()
@@ -68,7 +69,7 @@ def loop(case: Case) -> None:
 
 
 def samples(case: Case, seconds: float) -> list[str]:
-    """The demangled symbols of the samples of ``seconds``."""
+    """The demangled symbol of each sample taken in ``seconds``."""
     command = [sys.executable, "-m", "benchmarks.hotspots", "--loop", str(CASES.index(case))]
     root = Path(__file__).resolve().parent.parent
     with (
@@ -89,13 +90,13 @@ def samples(case: Case, seconds: float) -> list[str]:
 
 
 def symbol_in(line: str) -> str | None:
-    """The symbol of a line of perf script, "  7f12ab34 some::function(int) (/path/of/library.so)"; None if empty."""
+    """The symbol in a line of `perf script`: "  7f12ab34 some::function(int) (/path/of/library.so)". None if empty."""
     match = re.fullmatch(r"\s*[0-9a-f]+ (.*) \((.*?)\)", line)
     return match and (SYSTEM if match[2].startswith("[") else "") + match[1]
 
 
 def table(cases: list[dict]) -> str:
-    """Markdown: the share of samples by group."""
+    """Markdown: the share of the samples in each group."""
     rows = []
     for case in cases:
         name = f"{case['cell']} {case['shape']} {'train' if case['train'] else 'infer'}"
@@ -103,10 +104,16 @@ def table(cases: list[dict]) -> str:
     return report.markdown(["fp32: T,N,I,H,layers", *GROUPS, "samples"], rows)
 
 
+def document(about: dict) -> str:
+    """Markdown, from the content of hotspots.json."""
+    head = f"{report.machine_line(about)}, one thread; `{about['command']}`"
+    return f"{head}\n\nShare of the samples (perf, cpu-clock, {RATE} per second):\n\n{table(about['cases'])}"
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=4, help="of samples for each layer")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--seconds", type=float, default=4, help="how long each layer is sampled")
+    parser.add_argument("--out", type=Path, help="write hotspots.json into this directory")
     parser.add_argument("--loop", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.loop is not None:
@@ -134,12 +141,9 @@ def main(argv: list[str] | None = None) -> int:
                 "symbols": [[symbol, count / len(symbols)] for symbol, count in common],
             }
         )
-    text = f"{report.machine_line(about)}, one thread; `{about['command']}`\n\n"
-    text += f"Share of the samples (perf, cpu-clock, {RATE} a second):\n\n{table(found)}"
-    print(text)
+    print(document({**about, "cases": found}))
     if args.out:
         report.write_json(args.out / "hotspots.json", about, cases=found)
-        report.write_text(args.out / "hotspots.md", text)
     return 0
 
 

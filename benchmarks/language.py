@@ -1,9 +1,9 @@
-"""The full runs of the language models, kept with the machine they are from.
+"""Full trainings of the language models, saved together with their machine.
 
     python -m benchmarks.language ladder     # LMModel1 to 7: benchmarks/results/ladder.json, ladder.png; two minutes
-    python -m benchmarks.language text       # docstrings, and which package they come from: docstrings.json
+    python -m benchmarks.language text       # an AWD-LSTM on docstrings, and a classifier: docstrings.json
 
-Runs the command line itself and keeps what it printed and the tables that it wrote.
+Runs the command line and saves its output and the tables that it wrote.
 """
 
 import argparse
@@ -69,7 +69,9 @@ def text(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("ladder", "text"))
+    parser.add_argument(
+        "what", choices=("ladder", "text"), help="the word models on HUMAN_NUMBERS, or the subword models on docstrings"
+    )
     what = {"ladder": ladder, "text": text}[parser.parse_args().what]
     os.environ["COLUMNS"] = "120"
     with tempfile.TemporaryDirectory() as folder:

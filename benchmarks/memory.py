@@ -1,7 +1,7 @@
-"""Memory that a call takes, ours and torch.nn's, every call in a process of its own (see growth.py).
+"""The memory of a call, ours and torch.nn's, each in a separate process (see growth.py).
 
-peak: how far the resident memory rises during the call, above what modules, input and the code take; saved: what
-autograd keeps between forward and backward.
+peak: how far the resident memory rises during the call, above that of modules, input and code. saved: what autograd
+keeps between forward and backward.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from rich.progress import track
 from lstmkern.bench.cases import Case, Contest
 from lstmkern.bench.measure import quiet
 
-THREADS = 1  # that a call is measured with
+THREADS = 1  # number of threads of a measured call
 
 
 def _resident(field: str) -> int:
@@ -29,23 +29,23 @@ def _resident(field: str) -> int:
 
 
 def memory_of(case: Case, ours: bool) -> dict[str, int]:
-    """{"peak", "saved"} bytes of one call in this process, which must not have run another case before."""
+    """{"peak": bytes, "saved": bytes} of one call. This process must not have run another case before."""
     with quiet(THREADS):
-        tiny = Contest(replace(case, T=1, N=1, I=4, H=4))  # what the first call brings into memory is mostly code
+        tiny = Contest(replace(case, T=1, N=1, I=4, H=4))  # loads code, which the first call of a process does
         (tiny.ours if ours else tiny.theirs)()
         contest = Contest(case)
         run = contest.ours if ours else contest.theirs
-        own = {p.untyped_storage().data_ptr() for module in contest.modules for p in module.parameters()}
+        parameters = {p.untyped_storage().data_ptr() for module in contest.modules for p in module.parameters()}
         saved = {}
 
         def keep(tensor):
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
+            if storage.data_ptr() not in parameters:
                 saved[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         before = _resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         run()
         peak = _resident("VmHWM") - before
         if case.train:
@@ -59,10 +59,10 @@ def _memory_job(job: tuple[Case, bool]) -> dict[str, int]:
 
 
 def measure_memory(cases: Sequence[Case]) -> list[dict]:
-    """[{"ours": memory_of, "torch": memory_of}] for ``cases``, each call in a fresh process; [] but on Linux."""
+    """[{"ours": memory_of, "torch": memory_of}] for ``cases``, each call in a fresh process; [] except on Linux."""
     if not Path("/proc/self/clear_refs").exists():
         return []
-    server = multiprocessing.get_context("forkserver")  # forked from a process that has torch and has run nothing
+    server = multiprocessing.get_context("forkserver")  # forks a process that has imported torch and run nothing
     server.set_forkserver_preload(["benchmarks.memory"])
     jobs = [(case, ours) for case in cases for ours in (True, False)]
     with server.Pool(1, maxtasksperchild=1) as pool:

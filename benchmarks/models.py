@@ -1,9 +1,9 @@
-"""Tokens per second in training, forward and backward, of every language model: on lstmkern, and on torch.nn.
+"""Tokens per second of forward and backward of every language model, on lstmkern and on torch.nn.
 
     python -m benchmarks.models [--threads 1] [--pairs 7] [--device cpu] [--out benchmarks/results/models.json]
 
-The two runs of a pair follow each other in one process, in turns of who is first; the ratio is the median over the
-pairs. Models without a recurrent layer have nothing that could run on other kernels. Prints Markdown.
+The two runs of a pair follow each other in one process, and take turns in going first. The ratio is the median over the
+pairs. Models without a recurrent layer run on lstmkern only, as there is nothing to compare. Prints Markdown.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def seconds(run, device: str) -> float:
 
 
 def measure(case: Case, pairs: int, device: str = "cpu") -> dict:
-    """Tokens per second of both, and how many times as fast lstmkern is."""
+    """Tokens per second of both, and the ratio of the two."""
     sides = [case.step(layers, device) for layers in ((lstmkern, torch.nn) if case.recurrent else (lstmkern,))]
     times: list[list[float]] = [[] for _ in sides]
     for side in sides:
@@ -55,10 +55,10 @@ def markdown(rows: list[dict]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="write the results to this JSON file")
+    parser.add_argument("--pairs", type=int, default=7, help="pairs of runs per model (default: 7)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--models", nargs="*", help="only these")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -1,7 +1,8 @@
-"""Other implementations of the same layer, each optional: it raises Unavailable with the reason where it cannot run.
+"""Other implementations of the same layer. Each is optional and raises Unavailable, with a reason, if it cannot run.
 
-A peer is a function (case, module, x, threads) -> (run, values): run() does the work of ``case`` with the weights of
-the torch.nn ``module`` on ``x`` [T, N, I]; values() is its output as a tensor [T, N, H], to be compared before timing.
+A peer is a function (case, module, x, threads) -> (run, values). run() does the work of ``case`` with the weights of
+the torch.nn ``module`` on ``x`` [T, N, I]. values() returns its output [T, N, H] as a tensor, to be checked before
+timing.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ Contestant = tuple[Callable[[], object], Callable[[], Tensor]]
 
 
 class Unavailable(Exception):
-    """Why a peer cannot take part."""
+    """Why a peer cannot run."""
 
 
 def _layers(module: nn.RNNBase) -> list[list[Tensor]]:
@@ -33,7 +34,7 @@ def _only_plain(case: Case, train: bool = True, dtypes: tuple[str, ...] = ("fp32
 
 
 def onnx_runtime(case: Case, module: nn.RNNBase, x: Tensor, threads: int) -> Contestant:
-    """onnxruntime's CPU kernels, fp32 inference. Weights are packed when the session is made, not at every call."""
+    """onnxruntime's CPU kernels, fp32 inference. Weights are packed when the session is created, not at every call."""
     _only_plain(case, train=False)
     try:
         import onnx
@@ -42,7 +43,8 @@ def onnx_runtime(case: Case, module: nn.RNNBase, x: Tensor, threads: int) -> Con
         raise Unavailable(f"{error.name} is not installed") from None
     from onnx import TensorProto, helper, numpy_helper
 
-    order = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}[case.cell]  # ONNX's gates among torch's
+    # For each gate in ONNX's order, its index in torch's.
+    order = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}[case.cell]
     regroup = lambda w: torch.cat([w.chunk(len(order))[g] for g in order])  # noqa: E731
     nodes, constants, name = [], [numpy_helper.from_array(torch.tensor([1]).numpy(), "axis")], "x"
     for k, (w_ih, w_hh, b_ih, b_hh) in enumerate(_layers(module)):
@@ -62,7 +64,7 @@ def onnx_runtime(case: Case, module: nn.RNNBase, x: Tensor, threads: int) -> Con
     onnx.checker.check_model(model)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    if threads > 1:  # its threads would otherwise go on spinning on our cores while we are being timed
+    if threads > 1:  # its threads would keep spinning on the cores while our layer is timed
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     feed = {"x": x.numpy()}
@@ -71,9 +73,9 @@ def onnx_runtime(case: Case, module: nn.RNNBase, x: Tensor, threads: int) -> Con
 
 
 def jax_scan(case: Case, module: nn.RNNBase, x: Tensor, threads: int) -> Contestant:
-    """JAX on the CPU: the input product for all steps at once, lax.scan over them, all under jit."""
+    """JAX on the CPU, all under jit: one input GEMM for all steps, then lax.scan over the steps."""
     _only_plain(case)
-    if threads == 1:  # read once, when JAX first runs something
+    if threads == 1:  # JAX reads this once, when it first runs something
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
     elif threads != (os.cpu_count() or 1):
         raise Unavailable("JAX uses one thread or every core")
@@ -126,7 +128,7 @@ def jax_scan(case: Case, module: nn.RNNBase, x: Tensor, threads: int) -> Contest
 
 
 def compiled_cell(case: Case, module: nn.RNNBase, x: Tensor, threads: int) -> Contestant:
-    """What one writes without a library: a written-out step under torch.compile, in a Python loop over the steps."""
+    """A step written by hand and compiled with torch.compile, in a Python loop over the steps."""
     _only_plain(case, dtypes=("fp32", "bf16", "fp64"))
     cell = case.cell
 
@@ -142,7 +144,7 @@ def compiled_cell(case: Case, module: nn.RNNBase, x: Tensor, threads: int) -> Co
             return (1 - z) * (x_n + (x_r + h_r).sigmoid() * h_n).tanh() + z * h, c
         return (now + recurrent).tanh(), c
 
-    torch._dynamo.reset()  # compiled steps of other cases would count against dynamo's limit
+    torch._dynamo.reset()  # otherwise the steps of other cases count towards dynamo's recompile limit
     compiled = torch.compile(step)
     layers = [[w.requires_grad_(case.train) for w in layer] for layer in _layers(module)]
 
@@ -164,13 +166,13 @@ def compiled_cell(case: Case, module: nn.RNNBase, x: Tensor, threads: int) -> Co
         run = torch.no_grad()(lambda: forward(x))
     try:
         run()
-    except Exception as error:  # inductor needs a compiler and more, and fails in many ways
+    except Exception as error:  # inductor needs a compiler and can fail in many ways
         raise Unavailable(f"torch.compile failed: {type(error).__name__}: {str(error).splitlines()[0]}") from None
     return run, lambda: forward(x).detach()
 
 
 def without_onednn(case: Case, module: nn.RNNBase, x: Tensor, threads: int) -> Contestant:
-    """torch.nn with oneDNN switched off: its own loop over the steps on the BLAS that it was built with."""
+    """torch.nn with oneDNN switched off: torch's loop over the steps, on the BLAS that torch was built with."""
     from lstmkern.bench.cases import step_of
 
     if not torch.backends.mkldnn.is_available():

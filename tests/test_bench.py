@@ -1,4 +1,4 @@
-"""The suite measures what it says: work counted by hand, ratios of pairs, complete result files."""
+"""lstmkern.bench: operations and bytes counted by hand, ratios of pairs, the roofline, complete result files."""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ def one_thread():
 
 
 def multiplications(case):
-    """Counted by torch over the reference's products, cell by cell: 2 operations for each multiplication."""
+    """Operations of the reference's GEMMs, as counted by torch: 2 for each multiplication."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from lstmkern import reference
@@ -59,7 +59,7 @@ def test_flops_by_hand():
     assert Case("LSTM", 5, 3, 7, 4, rows=9).flops() == 5280 * 9 // 15
     # P = 2: 2 * 15 * 16 * (7 + 2) and the projection's 2 * 15 * 4 * 2
     assert Case("LSTM", 5, 3, 7, 4, proj=2).flops() == 4320 + 240
-    # both directions, then a layer that reads both: 2 * 5280 + 2 * (2 * 15 * 16 * (8 + 4))
+    # two directions, then a layer that reads both: 2 * 5280 + 2 * (2 * 15 * 16 * (8 + 4))
     assert Case("LSTM", 5, 3, 7, 4, layers=2, bidirectional=True).flops() == 2 * 5280 + 2 * 5760
 
 
@@ -132,7 +132,7 @@ class Clock:
 
 def test_pairs_take_turns_and_give_the_median_of_ratios():
     clock = Clock()
-    # a warm-up, an estimate (the better of two), then three rounds in which the machine is 1, 10 and 2 times slower
+    # A warm-up, an estimate (the better of two), then three rounds on a machine that is 1, 10 and 2 times slower.
     ours = clock.contestant("ours", [9, 7, 1, 1, 10, 2])
     theirs = clock.contestant("theirs", [9, 3, 5, 3, 20, 8])
     pairs = measure.Pairs(ours, theirs, clock=clock, probe=lambda: clock.now)
@@ -180,14 +180,14 @@ def test_quiet_leaves_everything_as_it_was():
 
 
 def test_floor_by_hand():
-    """A machine of 100 operations a second that reads 10 bytes a second from 64 bytes and 1 a second from 640."""
+    """100 operations per second. 10 bytes/s are read from a buffer of 64 bytes, and 1 byte/s from one of 640."""
     limits = roofline.Roofline(1, {"fp32": 100, "fp64": 50, "bf16": 0, "amx": 0}, [(64, 10), (640, 1)])
     assert [limits.read_rate(size) for size in (8, 64, 352, 640, 10**9)] == [10, 10, 5.5, 1, 1]
     assert limits.unit("bf16") == limits.unit("fp16") == "fp32"
-    case = Case("RNN", 3, 1000, 1, 4)  # 24,000 operations for x, 96,000 for h; memory: (4 + 15,000) * 4 bytes at 1 a s
+    case = Case("RNN", 3, 1000, 1, 4)  # 24,000 operations for x, 96,000 for h; (4 + 15,000) * 4 bytes at 1 byte/s
     assert limits.floor(case) == roofline.Floor(960 + 60016, "bytes")
     assert limits.floor(case, 0.1) == roofline.Floor(960000 + 240000, "operations")
-    one = Case("RNN", 3, 1, 1, 4)  # w_hh: 64 bytes, three times at 10 a second, against 0.96 s for its 96 operations
+    one = Case("RNN", 3, 1, 1, 4)  # w_hh: 64 bytes, three times at 10 bytes/s, against 0.96 s for 96 operations
     once = (4 + 3 * (1 + 4)) * 4  # bytes
     assert limits.floor(one).seconds == pytest.approx(19.2 + once / limits.read_rate(once))
     assert limits.floor(one, read=5).seconds == pytest.approx(38.4 + once / limits.read_rate(once))
@@ -197,7 +197,7 @@ def test_floor_by_hand():
 
 @with_own_clock
 def test_measured_rates(tmp_path):
-    """Every loop runs once a millisecond: the rates are the operations and bytes of a loop, times 1000."""
+    """Each loop takes one millisecond, so a rate is the operations or bytes of one loop, times 1000."""
     program = """
 import itertools
 import json
@@ -209,11 +209,11 @@ print(json.dumps({"rates": rates, "read": read_rate(2**16, 1)}))
     vector_bytes = {"baseline": 16, "avx2": 32, "avx512": 64}
     for capability, rates in found["rates"].items():
         lanes = vector_bytes[capability] // 4
-        assert rates["fp32"] == pytest.approx(1e3 * 2 * 12 * lanes)  # twelve chains of a multiplication and an addition
+        assert rates["fp32"] == pytest.approx(1e3 * 2 * 12 * lanes)  # twelve independent multiply-adds
         assert rates["fp64"] == pytest.approx(1e3 * 2 * 12 * lanes / 2)
         assert rates["bf16"] in (0, pytest.approx(1e3 * 4 * 12 * 16))
         assert rates["amx"] in (0, pytest.approx(1e3 * 4 * 2 * 16 * 16 * 32))
-    assert found["read"] == pytest.approx(1e3 * 2**16, rel=0.02)  # whole blocks of registers
+    assert found["read"] == pytest.approx(1e3 * 2**16, rel=0.02)  # rounded to whole blocks of registers
 
 
 def test_rates_of_this_machine():
@@ -228,7 +228,7 @@ TINY = ["--shape", "2,2,4,4", "1,1,4,4,2", "--threads", "1", "--seconds", "60"]
 
 
 def test_command_end_to_end(tmp_path, capsys, monkeypatch):
-    """On a clock that goes 1/256 s further whenever it is read: each block is one call and takes that."""
+    """With a clock that advances 1/256 s at every reading: each block is one call and takes 1/256 s."""
     reads = itertools.count()
     monkeypatch.setattr(measure, "clock", lambda: next(reads) / 256)
     monkeypatch.setattr(roofline, "fma_rate", lambda *args, **more: 1e9)
@@ -261,7 +261,7 @@ def test_command_end_to_end(tmp_path, capsys, monkeypatch):
 
 
 def test_what_does_not_fit_the_time_is_left_out_and_named(capsys):
-    now = iter(range(0, 10**6, 50))  # every look at the clock costs 50 seconds
+    now = iter(range(0, 10**6, 50))  # every reading of the clock takes 50 seconds
     cases = goals.cases_for([(1, 1, 4, 4, 1)], ["LSTM"], ["fp32"])
     results = goals.run_goals(Console(), cases, [1], 120, clock=lambda: next(now))
     assert len(results["cases"]) == 1

@@ -1,4 +1,4 @@
-"""benchmarks/: its files run and leave complete results; peers, memory, the README and the guard."""
+"""benchmarks/: its files run and write complete results; peers, memory, the guard, limits of a layer, hotspots."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ import torch
 from clocks import printed_under, with_own_clock
 
 import lstmkern
-from benchmarks import bench_models, bounds, guard, hotspots, memory, peers, readme
+from benchmarks import bench_models, bounds, guard, hotspots, memory, peers
 from lstmkern.bench import report
 from lstmkern.bench.cases import Case, modules_for
 
@@ -26,33 +26,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def test_readme_is_filled_between_its_markers(tmp_path):
-    text = "# top\n\n<!-- bench:begin -->\nold\n<!-- bench:end -->\n\n<!-- varlen:begin -->\n<!-- varlen:end -->\nend\n"
-    path = tmp_path / "README.md"
-    path.write_text(text)
-    args = ["--readme", str(path), "--results", str(tmp_path)]
-    assert readme.main(args) == 1
-    assert path.read_text() == text
-    line = {"cell": "LSTM", "shape": "5,3,4,4,1", "dtype": "fp32", "train": True, "ratio": 2.5, "share": 0.5}
-    line |= {"goal": None, "threads": 1, "token_cost": 1.05, "torch_token_cost": 2.5, "layout": "packed"}
-    report.write_json(tmp_path / "goals.json", report.context(1), cases=[line], peaks=[], roofline=[])
-    report.write_json(tmp_path / "bench_varlen.json", report.context(1), cases=[line])
-    assert readme.main(args) == 0
-    filled = path.read_text()
-    assert filled.startswith("# top\n\n<!-- bench:begin -->\n")
-    assert "old" not in filled
-    assert "2.50 (50%)" in filled
-    ragged = next(row for row in filled.splitlines() if row.startswith("| LSTM T 5, N 3, H 4, training "))
-    assert [cell.strip() for cell in ragged.split("|")[2:5]] == ["1.05", "-", "2.50"]
-    assert readme.main(args) == 0
-    assert path.read_text() == filled
-    path.write_text(text.replace("<!-- bench:end -->", ""))
-    assert readme.main(args) == 1
-
-
 @pytest.mark.slow
 def test_benchmark_files_run(tmp_path):
-    """One case of each kind through pytest-benchmark, in a process of its own, and what it leaves."""
+    """One case of each kind through pytest-benchmark, in a separate process, and its result files."""
     ways = ["together", "apart"]
     chosen = [
         "bench_cells.py::test_cell[1,64,64-GRU-train]",
@@ -75,7 +51,7 @@ def test_benchmark_files_run(tmp_path):
 
 
 def test_part_of_an_epoch_in_layers(monkeypatch):
-    """What torch.profiler finds, by hand: an epoch of 1000 us, of which layers take 300 forward and 250 backward."""
+    """An epoch of 1000 us in which layers take 300 us forward and 250 us backward."""
     times = {"epoch": 1000, "LayerFunction": 300, "LayerFunctionBackward": 250, "aten::mm": 400}
     found = mock.MagicMock()
     found.__enter__.return_value.key_averages.return_value = [
@@ -88,7 +64,7 @@ def test_part_of_an_epoch_in_layers(monkeypatch):
 
 
 def test_growth_measures_memory_in_a_fresh_process():
-    """What nn.LSTM and ours keep for backward, by hand for ours: output, every c, and four gates of padded width."""
+    """What a layer keeps for backward, for ours counted by hand: output, every c, and four gates of padded width."""
     case = Case("LSTM", 8, 4, 16, 16, train=True)
     (found,) = memory.measure_memory([case]) or pytest.skip("needs Linux's /proc/self/clear_refs")
     rows = 8 * 4
@@ -156,7 +132,7 @@ def test_guard_only_fails_when_asked(monkeypatch, tmp_path, capsys, strict, code
     monkeypatch.setattr(guard, "count_instructions", lambda: [200] + [100] * (len(names) - 1))
     monkeypatch.setattr(sys, "argv", ["guard", *strict])
     assert guard.main() == code
-    assert "1 of 12 take more than 2% more instructions" in capsys.readouterr().out
+    assert "1 of 12 need over 2% more instructions" in capsys.readouterr().out
 
 
 def test_guard_without_valgrind_reports_ratios(monkeypatch, capsys):
@@ -167,7 +143,7 @@ def test_guard_without_valgrind_reports_ratios(monkeypatch, capsys):
     assert "ratio to torch.nn" in capsys.readouterr().out
 
 
-# ---- what bounds a layer ----
+# ---- what limits a layer ----
 
 
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
@@ -175,7 +151,7 @@ def test_guard_without_valgrind_reports_ratios(monkeypatch, capsys):
 @pytest.mark.parametrize("dtype", ["fp32", "fp64", "bf16", "fp16"])
 @pytest.mark.parametrize("shape", [(16, 64, 64, 64, 2), (70, 64, 400, 1152, 1), (35, 20, 640, 656, 2)])
 def test_products_are_the_work_of_the_layer(cell, train, dtype, shape):
-    """Sizes of whole registers, so that nothing is padded: the products' operations are the layer's."""
+    """With sizes that need no padding, the GEMMs have exactly the operations of the layer."""
     case = Case(cell, *shape, dtype=dtype, train=train)
     work = sum(product.flops() * count for product, count in bounds.products(case).items())
     assert work == pytest.approx(case.flops(), rel=1e-12)
@@ -205,15 +181,15 @@ def test_products_by_hand():
 @pytest.mark.parametrize("dtype", ["fp32", "fp64", "bf16"])
 @pytest.mark.parametrize("gates", [1, 3, 4])
 def test_a_bare_product_takes_time_with_its_work(tmp_path, gates, dtype):
-    """64 times the work takes about 64 times as long on a core, whichever way it is made larger. Operands that do not
-    fit a cache may make either several times slower, so that only the order of magnitude is certain."""
+    """64 times the work takes about 64 times as long, in whichever direction the GEMM grows. Operands that exceed a
+    cache can make either several times slower, so only the order of magnitude is checked."""
     program = f"""
 import json
 from benchmarks import bounds
 shapes = [bounds.Product(24, k, 64, {gates}, dtype="{dtype}") for k in (64, 4096)]
 shapes += [bounds.Product(r, 64, 64, down=True, dtype="{dtype}") for r in (64, 4096)]
 times = zip(*([p.seconds(duration=2e-4) for p in shapes] for _ in range(50)), strict=True)
-print(json.dumps([min(t) for t in times]))  # the least disturbed of each
+print(json.dumps([min(t) for t in times]))  # the minimum is the least disturbed
 """
     small, deep, short, tall = printed_under("cpu", tmp_path, program)
     assert 8 < deep / small < 512
@@ -235,7 +211,7 @@ def test_no_such_product(arguments, message):
 
 
 def readings(case, peaks):
-    """Rounds on a machine of these peaks: products alone at 80 % of the peak, the microkernel at 90 %."""
+    """Rounds with these peaks: the GEMMs alone reach 80 % of the peak, the microkernel 90 %."""
     return [
         bounds.Reading(p, 0.9 * p, {q: q.flops() / (0.8 * p) for q in bounds.products(case)}, case.flops() / p)
         for p in peaks
@@ -263,14 +239,14 @@ def test_shares_by_hand():
 @pytest.mark.parametrize(
     ("torch_share", "verdict", "words"),
     [
-        (0.5, "reached", "reached"),
-        (0.6, "rest", "a rest of 10%"),
-        (0.7, "products", "faster products"),
-        (0.9, "machine", "another machine"),
+        (0.5, "reached", "met"),
+        (0.6, "rest", "non-GEMM time 10%"),
+        (0.7, "products", "a faster GEMM"),
+        (0.9, "machine", "a faster machine"),
     ],
 )
 def test_what_a_goal_takes(torch_share, verdict, words):
-    """A goal of 1.2 with products at 80 % and a layer at 60 % of the peak."""
+    """A goal of 1.2, with the GEMMs at 80 % and the layer at 60 % of the peak."""
     shares = {"roofline": 1, "products": 0.8, "ours": 0.6, "torch": torch_share}
     result = {"shares": shares, "ratio": 0.6 / torch_share, "goal": 1.2, "needs": 1.2 * torch_share}
     assert bounds.verdict(result) == verdict
@@ -280,7 +256,7 @@ def test_what_a_goal_takes(torch_share, verdict, words):
 def test_bounds_end_to_end(tmp_path, capsys):
     args = ["--shape", "2,2,8,8", "3,1,32,32,2", "--seconds", "1", "--out", str(tmp_path)]
     assert bounds.main(args) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bounds.json", "bounds.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bounds.json"]
     found = json.loads((tmp_path / "bounds.json").read_text())
     assert {"command", "machine", "commit", "versions", "date"} <= set(found)
     assert [(c["cell"], c["shape"], c["dtype"], c["train"]) for c in found["cases"]] == [
@@ -292,16 +268,21 @@ def test_bounds_end_to_end(tmp_path, capsys):
         for train in (False, True)
     ]
     assert all(c["rounds"] >= 3 and c["shares"]["ours"] > 0 for c in found["cases"])
-    text = (tmp_path / "bounds.md").read_text()
-    assert text in capsys.readouterr().out
+    printed, text = capsys.readouterr().out, bounds.document(found)  # of measured values, and of values in the file
     assert "| 3,1,32,32,2 " in text and "| H 512, 4 MiB " in text
+    assert [len(line.split("|")) for line in printed.splitlines()[:-1]] == [
+        len(line.split("|")) for line in text.splitlines()
+    ]
 
 
 def test_digest_of_bounds():
     line = {"goal": 1.2, "dtype": "fp32", "verdict": "machine"}
     text = bounds.digest([line, line, {**line, "verdict": "rest"}, {**line, "dtype": "fp64"}, {**line, "goal": None}])
-    assert "of 3 fp32 goals 0 are reached; 2 would need" in text
-    assert "Of 1 fp64 goals 0 are reached; 1 would need" in text
+    assert text.splitlines() == [
+        "- fp32: 0 of 3 goals met; 2 exceed this machine's compute or bandwidth, 1 need less non-GEMM time.",
+        "- fp64: 0 of 1 goals met; 1 exceed this machine's compute or bandwidth.",
+    ]
+    assert bounds.digest([{**line, "verdict": "reached"}]) == "- fp32: 1 of 1 goals met."
     assert bounds.digest([{"goal": None}]) == ""
 
 
@@ -317,6 +298,7 @@ def test_samples_are_grouped_by_function():
         f"void {space}BackwardKernel<(lstmkern::Cell)2, float>::add_product<Columns<float, 3> >(int)": "adding to dW",
         f"{space}BackwardKernel<(lstmkern::Cell)2, float>::step(long, int, long)": "cell",
         f"{space}ForwardKernel<(lstmkern::Cell)2, float>::step(long, long)": "cell",
+        f"void {space}finish_forward<{space}LstmForward, float>({space}ForwardPass<float> const&)": "cell",
         f"{space}run_team(int)": "other",
         "[system] exc_page_fault": "system",
         "kernel<1, 6>": "other",
@@ -325,7 +307,7 @@ def test_samples_are_grouped_by_function():
     assert {name: hotspots.group_of(name) for name in names} == names
     shares = hotspots.grouped(names)
     assert list(shares) == list(hotspots.GROUPS)
-    assert shares["packing"] == pytest.approx(3 / 12)
+    assert shares["packing"] == pytest.approx(3 / 13)
     assert sum(shares.values()) == pytest.approx(1)
     lines = {
         "        7f12ab34 void lstmkern::kernel<1, 6>(float const*, long) (/some/lib.so)":

@@ -58,6 +58,6 @@ def test_what_does_not_fit(before):
 
 def test_tables_are_current():
     """After a change of the plans or of results/sass.json: python -m benchmarks.floor --write"""
-    text = floor.README.read_text()
+    text = floor.PAGE.read_text()
     for marker, content in floor.tables().items():
         assert replace_between(text, marker, content) == text, f"{marker}: run python -m benchmarks.floor --write"
