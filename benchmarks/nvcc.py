@@ -58,7 +58,7 @@ def target() -> list[str]:
 def digest(source: Path) -> str:
     """A digest of everything that the compiled code of ``source`` depends on."""
     csrc = source.resolve().parent.parent
-    headers = sorted([*csrc.glob("*.h"), *csrc.glob("cuda/*.h")])
+    headers = sorted([*csrc.glob("*.h"), *csrc.glob("cells/*.h"), *csrc.glob("cuda/*.h")])
     hasher = hashlib.sha256(" ".join([version(), *FLAGS, *target()]).encode())
     for path in [source, *headers]:
         hasher.update(f"{path.name}\n".encode() + path.read_bytes())
