@@ -77,6 +77,7 @@ lint: $(READY)
 	@! git grep -nE "^(<{7}|>{7}) "  # what a merge left
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
 	PATH="$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("scripts"))'):$$PATH" clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu')
 
 # The documentation site, in build/docs: warnings are errors, then every link, anchor and public name is checked.

@@ -1,4 +1,4 @@
-"""`python -m lstmkern`: see lstmkern.command."""
+"""Entry point of ``python -m lstmkern``; see ``lstmkern.command``."""
 
 import sys
 

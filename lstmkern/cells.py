@@ -1,24 +1,30 @@
-"""LSTMCell, GRUCell and RNNCell: one time step as a module, torch.nn's arguments, parameters and results."""
+"""LSTMCell, GRUCell and RNNCell: one time step as a module, computed by lstmkern's kernels."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import disable
 from .functional import both_states, run_cell
 from .leaf import KernelModule
+
+__all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
 _WITHOUT_BIAS = ("weight_ih", "weight_hh")
 _WITH_BIAS = (*_WITHOUT_BIAS, "bias_ih", "bias_hh")
 
 
 class _Cell(KernelModule, torch.nn.RNNCellBase):
-    """A cell is a layer with one step."""
+    """The base class of the cells. A cell is a layer with one step."""
 
-    def _step(self, mode: str, input: Tensor, h: Tensor | None, c: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The next (h, c), both [N, H], or [H] if input is [I]."""
+    def _step(self, mode: str, input: Tensor, h: Tensor | None, c: Tensor | None) -> tuple[Tensor, Any]:
+        """The next (h, c), both [N, H], or [H] if input is [I]; c is None except for an LSTM."""
         batched = input.dim() == 2
         if not batched:
             input, h, c = input.unsqueeze(0), h if h is None else h.unsqueeze(0), c if c is None else c.unsqueeze(0)
-        shape, parameters = input.shape, self._parameters
+        shape = input.shape
+        parameters: dict[str, Any] = self._parameters
         expected = (shape[0], self.hidden_size)
         if (
             shape[1] != self.input_size
@@ -32,7 +38,7 @@ class _Cell(KernelModule, torch.nn.RNNCellBase):
         return (h, c) if batched else (h.squeeze(0), c if c is None else c.squeeze(0))
 
     def _refuse(self, shape: torch.Size, *states: Tensor | None) -> None:
-        """torch.nn's checks in torch.nn's order, for their messages."""
+        """Raise what torch.nn raises: its checks in its order, with its messages."""
         if shape[1] != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {shape[1]} expected {self.input_size}")
         for i, state in enumerate(states):
@@ -52,10 +58,66 @@ def _check_rank(name: str, input: Tensor) -> None:
 
 
 class LSTMCell(_Cell, torch.nn.LSTMCell):
-    """torch.nn.LSTMCell(input_size, hidden_size, bias=True, device=None, dtype=None); formulas at lstmkern.LSTM."""
+    r"""One step of an LSTM: :class:`torch.nn.LSTMCell` with the same arguments, parameters and results.
+
+    .. math::
+
+        \begin{aligned}
+        i &= \sigma(W_{ii} x + b_{ii} + W_{hi} h + b_{hi}) \\
+        f &= \sigma(W_{if} x + b_{if} + W_{hf} h + b_{hf}) \\
+        g &= \tanh(W_{ig} x + b_{ig} + W_{hg} h + b_{hg}) \\
+        o &= \sigma(W_{io} x + b_{io} + W_{ho} h + b_{ho}) \\
+        c' &= f \odot c + i \odot g \\
+        h' &= o \odot \tanh(c')
+        \end{aligned}
+
+    Sources: see :class:`lstmkern.LSTM`. Parameters, with the gates stacked in the order i, f, g, o: ``weight_ih [4*H,
+    I]``, ``weight_hh [4*H, H]``, ``bias_ih`` and ``bias_hh [4*H]``.
+
+    Args:
+        input_size: features :math:`I` of each input.
+        hidden_size: hidden units :math:`H`.
+        bias: whether the cell has ``bias_ih`` and ``bias_hh``.
+        device: where the parameters are created.
+        dtype: type of the parameters: fp32, fp64, bf16 or fp16.
+
+    Example:
+        >>> import torch, lstmkern
+        >>> cell = lstmkern.LSTMCell(10, 20)
+        >>> state = None
+        >>> for x in torch.randn(5, 3, 10):
+        ...     state = cell(x, state)
+        >>> state[0].shape, state[1].shape
+        (torch.Size([3, 20]), torch.Size([3, 20]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """input [N, I] or [I], hx (h, c) each [N, H] or [H], zeros if None; returns the next (h, c)."""
+        """Compute the next state.
+
+        Args:
+            input: ``[N, I]`` for :math:`N` sequences, or ``[I]`` for one.
+            hx: the states ``(h, c)``, each ``[N, H]`` or ``[H]``; None for zeros.
+
+        Returns:
+            The next ``(h, c)``, of the same shapes.
+
+        Raises:
+            ValueError: wrong rank of ``input`` or of a state.
+            TypeError: ``hx`` is no tuple.
+            RuntimeError: sizes or dtypes that do not fit, with torch.nn's wording.
+        """
+        if disable.DISABLED:
+            return super().forward(input, hx)
         _check_rank("LSTMCell", input)
         states = both_states("lstm_cell", hx)
         for i, state in enumerate(states):
@@ -75,18 +137,119 @@ class _SingleStateCell(_Cell):
 
 
 class GRUCell(_SingleStateCell, torch.nn.GRUCell):
-    """torch.nn.GRUCell(input_size, hidden_size, bias=True, device=None, dtype=None); formulas at lstmkern.GRU."""
+    r"""One step of a GRU: :class:`torch.nn.GRUCell` with the same arguments, parameters and results.
+
+    .. math::
+
+        \begin{aligned}
+        r &= \sigma(W_{ir} x + b_{ir} + W_{hr} h + b_{hr}) \\
+        z &= \sigma(W_{iz} x + b_{iz} + W_{hz} h + b_{hz}) \\
+        n &= \tanh(W_{in} x + b_{in} + r \odot (W_{hn} h + b_{hn})) \\
+        h' &= (1 - z) \odot n + z \odot h
+        \end{aligned}
+
+    Source: see :class:`lstmkern.GRU`. Parameters, with the gates stacked in the order r, z, n: ``weight_ih [3*H, I]``,
+    ``weight_hh [3*H, H]``, ``bias_ih`` and ``bias_hh [3*H]``.
+
+    Args:
+        input_size: features :math:`I` of each input.
+        hidden_size: hidden units :math:`H`.
+        bias: whether the cell has ``bias_ih`` and ``bias_hh``.
+        device: where the parameters are created.
+        dtype: type of the parameters: fp32, fp64, bf16 or fp16.
+
+    Example:
+        >>> import torch, lstmkern
+        >>> cell = lstmkern.GRUCell(10, 20)
+        >>> h = cell(torch.randn(3, 10))
+        >>> cell(torch.randn(3, 10), h).shape
+        torch.Size([3, 20])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """input [N, I] or [I], hx [N, H] or [H], zeros if None; returns the next h."""
+        """Compute the next state.
+
+        Args:
+            input: ``[N, I]`` for :math:`N` sequences, or ``[I]`` for one.
+            hx: the state h, ``[N, H]`` or ``[H]``; None for zeros.
+
+        Returns:
+            The next h, of the same shape.
+
+        Raises:
+            ValueError: wrong rank of ``input`` or ``hx``.
+            RuntimeError: sizes or dtypes that do not fit, with torch.nn's wording.
+        """
+        if disable.DISABLED:
+            return super().forward(input, hx)
         return self._next("GRUCell", "GRU", input, hx)
 
 
 class RNNCell(_SingleStateCell, torch.nn.RNNCell):
-    """torch.nn.RNNCell(input_size, hidden_size, bias=True, nonlinearity="tanh", device=None, dtype=None)."""
+    r"""One step of an Elman RNN: :class:`torch.nn.RNNCell` with the same arguments, parameters and results.
+
+    .. math::
+
+        h' = \tanh(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})
+
+    or, with ``nonlinearity="relu"``, :math:`\max(0, \cdot)` in place of :math:`\tanh`.
+
+    Source: see :class:`lstmkern.RNN`. Parameters: ``weight_ih [H, I]``, ``weight_hh [H, H]``, ``bias_ih`` and
+    ``bias_hh [H]``.
+
+    Args:
+        input_size: features :math:`I` of each input.
+        hidden_size: hidden units :math:`H`.
+        bias: whether the cell has ``bias_ih`` and ``bias_hh``.
+        nonlinearity: ``"tanh"`` or ``"relu"``; another name is refused by :meth:`forward`, as in torch.nn.
+        device: where the parameters are created.
+        dtype: type of the parameters: fp32, fp64, bf16 or fp16.
+
+    Example:
+        >>> import torch, lstmkern
+        >>> cell = lstmkern.RNNCell(10, 20)
+        >>> cell(torch.randn(10)).shape
+        torch.Size([20])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, nonlinearity, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        """input [N, I] or [I], hx [N, H] or [H], zeros if None; returns the next h."""
+        """Compute the next state.
+
+        Args:
+            input: ``[N, I]`` for :math:`N` sequences, or ``[I]`` for one.
+            hx: the state h, ``[N, H]`` or ``[H]``; None for zeros.
+
+        Returns:
+            The next h, of the same shape.
+
+        Raises:
+            ValueError: wrong rank of ``input`` or ``hx``.
+            RuntimeError: sizes or dtypes that do not fit, with torch.nn's wording; or an unknown
+                ``nonlinearity``.
+        """
+        if disable.DISABLED:
+            return super().forward(input, hx)
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         return self._next("RNNCell", "RNN_TANH" if self.nonlinearity == "tanh" else "RNN_RELU", input, hx)

@@ -1,4 +1,4 @@
-"""replace_modules() and restore_modules(): torch.nn's recurrent modules in a model for lstmkern's, and back."""
+"""replace_modules() and restore_modules(): turn torch.nn's recurrent modules in a model into lstmkern's, and back."""
 
 from dataclasses import dataclass, field
 
@@ -17,12 +17,21 @@ CLASSES = {
     nn.GRUCell: cells.GRUCell,
     nn.RNNCell: cells.RNNCell,
 }
-_MARK = "_replaced_by_lstmkern"  # in the __dict__ of a module that restore_modules() should turn back
+_MARK = "_replaced_by_lstmkern"  # in the __dict__ of each module that restore_modules() must change back
+
+__all__ = ["Report", "replace_modules", "restore_modules"]
 
 
 @dataclass
 class Report:
-    """What replace_modules() or restore_modules() did: (name, old class, new class) and (name, class, why not)."""
+    """What :func:`lstmkern.replace_modules` or :func:`lstmkern.restore_modules` did.
+
+    ``len(report)`` is the number of changed modules; ``str(report)`` has one line per module.
+
+    Attributes:
+        swapped: ``(name, old class, new class)`` of each changed module.
+        skipped: ``(name, class, reason)`` of each module that stays as it is.
+    """
 
     swapped: list[tuple[str, str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str, str]] = field(default_factory=list)
@@ -37,12 +46,30 @@ class Report:
 
 
 def replace_modules(model: nn.Module) -> Report:
-    """Turns every torch.nn recurrent module in model, model itself included, into lstmkern's, in place.
+    """Turn every recurrent module of torch.nn in a model into lstmkern's, in place.
 
-    A module changes its class and nothing else: it stays the same object with the same parameters, buffers, hooks,
-    parametrizations and training flag, so optimizers, other references to it and modules used twice are undisturbed.
-    Subclasses and modules whose forward was replaced compute something of their own and are left alone; the report,
-    which prints as one line per module, says so.
+    Only the class of a module changes. It stays the same object with the same parameters, buffers, hooks,
+    parametrizations and training flag, so optimizers and other references to it stay valid. Subclasses, and modules
+    whose ``forward`` was replaced, may compute something else and are skipped.
+
+    Args:
+        model: the model; it may be a recurrent module itself.
+
+    Returns:
+        A :class:`~lstmkern.convert.Report` of the changed and the skipped modules.
+
+    Raises:
+        TypeError: ``model`` is not a :class:`torch.nn.Module`.
+
+    Example:
+        >>> import torch, lstmkern
+        >>> model = torch.nn.Sequential(torch.nn.LSTM(10, 20))
+        >>> print(lstmkern.replace_modules(model))
+        0: torch.nn.LSTM -> lstmkern.LSTM
+        >>> model
+        Sequential(
+          (0): LSTM(10, 20)
+        )
     """
     report = Report()
     for name, module in _modules(model):
@@ -51,7 +78,7 @@ def replace_modules(model: nn.Module) -> Report:
             continue
         parametrized = _is_plainly_parametrized(module, base)
         if type(module) is not base and not parametrized:
-            report.skipped.append((name, _label(type(module)), f"a subclass of {_label(base)} may compute its own"))
+            report.skipped.append((name, _label(type(module)), f"a subclass of {_label(base)} may compute more"))
         elif "forward" in module.__dict__:
             report.skipped.append((name, _label(base), "its forward was replaced"))
         else:
@@ -62,10 +89,24 @@ def replace_modules(model: nn.Module) -> Report:
 
 
 def restore_modules(model: nn.Module, *, every: bool = False) -> Report:
-    """Undoes replace_modules(model): what it turned into lstmkern's modules becomes torch.nn's again, in place.
+    """Undo :func:`lstmkern.replace_modules`: the modules that it changed become torch.nn's again, in place.
 
-    With every=True so do the modules that were made as lstmkern's, which tools that know torch.nn's classes alone
-    (torch.ao.quantization) then find; subclasses of lstmkern's are left alone and reported.
+    Args:
+        model: the model; it may be a recurrent module itself.
+        every: also change the modules that were created as lstmkern's, for tools that know only torch.nn's classes,
+            such as torch.ao.quantization. Subclasses of lstmkern's modules are skipped.
+
+    Returns:
+        A :class:`~lstmkern.convert.Report` of the changed and the skipped modules.
+
+    Raises:
+        TypeError: ``model`` is not a :class:`torch.nn.Module`.
+
+    Example:
+        >>> import torch, lstmkern
+        >>> model = torch.nn.Sequential(lstmkern.GRU(10, 20))
+        >>> print(lstmkern.restore_modules(model, every=True))
+        0: lstmkern.GRU -> torch.nn.GRU
     """
     report = Report()
     for name, module in _modules(model):
@@ -78,7 +119,7 @@ def restore_modules(model: nn.Module, *, every: bool = False) -> Report:
             _change_class(module, base, parametrized)
             report.swapped.append((name, _label(ours), _label(base)))
         else:
-            report.skipped.append((name, _label(type(module)), f"a subclass of {_label(ours)} may compute its own"))
+            report.skipped.append((name, _label(type(module)), f"a subclass of {_label(ours)} may compute more"))
     return report
 
 
@@ -89,17 +130,17 @@ def _modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def _is_plainly_parametrized(module: nn.Module, base: type) -> bool:
-    """torch.nn.utils.parametrize gives a module a class of its own, whose properties compute the parameters."""
+    """Whether module's class is one that torch.nn.utils.parametrize made, with properties that compute parameters."""
     return parametrize.is_parametrized(module) and type(module).__bases__ == (base,)
 
 
 def _change_class(module: nn.Module, to: type, parametrized: bool) -> None:
     state = module.__dict__
     if parametrized:
-        own = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__", "__doc__")}
-        to = type(f"Parametrized{to.__name__}", (to,), own)
+        properties = {k: v for k, v in vars(type(module)).items() if k not in ("__dict__", "__weakref__", "__doc__")}
+        to = type(f"Parametrized{to.__name__}", (to,), properties)
     if isinstance(module, torch.nn.RNNBase):
-        # The list that torch.nn keeps beside its parameters: lstmkern derives it, torch.nn wants it back.
+        # torch.nn keeps a list of its parameters, which lstmkern derives. torch.nn needs it again.
         state.pop("_flat_weights", None)
         state["_flat_weight_refs"] = []
     module.__class__ = to

@@ -1,10 +1,12 @@
-"""torch.distributed.tensor: layers on DTensors.
+"""Layers on the DTensors of torch.distributed.tensor.
 
-Every process computes the whole layer: what is sharded is gathered first, and results are replicated. This module
-imports torch.distributed.tensor, which takes half a second, only where a program has done so before.
+Every process computes the whole layer: sharded tensors are gathered first, and results are replicated. Importing
+torch.distributed.tensor takes half a second, so this module uses it only if the program has imported it already.
 """
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ _registered = False
 
 
 def takes_dtensors(input: Tensor) -> bool:
-    """Whether input is a DTensor; then the ops know what to do with it."""
+    """Whether input is a DTensor. If it is, the ops are registered for DTensors."""
     tensor_module = sys.modules.get("torch.distributed.tensor")
     if tensor_module is None or not isinstance(input, tensor_module.DTensor):
         return False
@@ -26,7 +28,7 @@ def takes_dtensors(input: Tensor) -> bool:
     return True
 
 
-def _on_whole_tensors(_, op, types, args, kwargs):
+def _on_whole_tensors(_: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     from torch.distributed.tensor import DTensor, Replicate
 
     meshes = {t.device_mesh for t in tree_leaves(args) if isinstance(t, DTensor)}
@@ -34,9 +36,10 @@ def _on_whole_tensors(_, op, types, args, kwargs):
         raise RuntimeError(f"{op}: all DTensors of a layer must be on one device mesh, got {len(meshes)}")
     (mesh,) = meshes
 
-    def whole(t):
+    def whole(t: Any) -> Any:
         if isinstance(t, DTensor):
-            return t.detach().full_tensor()  # with a gradient torch 2.11 would need detach_, which it lacks here
+            detached: Any = t.detach()  # with a gradient torch 2.11 would call detach_, which DTensor lacks there
+            return detached.full_tensor()
         if isinstance(t, Tensor) and t.is_floating_point():
             raise RuntimeError(
                 f"{op}: got mixed torch.Tensor and DTensor, need to convert all torch.Tensor to DTensor before calling "

@@ -1,16 +1,20 @@
 """torch.compile for modules that are instances of torch.nn.LSTM, GRU and RNN.
 
 Dynamo refuses every such instance ("Attempted to wrap RNN, GRU, or LSTM") unless torch._dynamo.config.allow_rnn is set,
-which would change how torch.nn's own modules compile. lstmkern's modules compile whole. So the setting is made while
-Dynamo wraps one of ours and at no other time: VariableBuilder.wrap_module is replaced by a function that does this and
-then calls the original. That is the one thing that importing lstmkern changes in torch; torch.nn's modules are refused
-as before, also where a program has put lstmkern.LSTM in the place of torch.nn.LSTM. torch.export allows all of them.
+which would change how torch.nn's own modules compile. lstmkern's modules compile without a graph break. So the setting
+is made only while Dynamo wraps one of them: VariableBuilder.wrap_module is replaced by a function that does this and
+then calls the original. Importing lstmkern changes nothing else in torch. torch.nn's modules are refused as before,
+also if a program has assigned lstmkern.LSTM to torch.nn.LSTM. torch.export allows all of them.
 """
 
 import functools
 import importlib.abc
 import importlib.util
 import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -19,12 +23,12 @@ _THEIRS = (torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN)
 
 
 def _named_in_torch_nn() -> tuple[type, ...]:
-    """What Dynamo looks for: torch.nn's classes, or what a program has put in their place."""
+    """The classes that Dynamo looks for: torch.nn's, or what a program has assigned to these names."""
     return torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN
 
 
 def let_through(ours: type) -> None:
-    """Lets Dynamo trace instances of ``ours``, as soon as it is imported (which the first torch.compile does)."""
+    """Let Dynamo trace instances of ``ours``, from the moment it is imported (by the first torch.compile)."""
     if BUILDER in sys.modules:
         _wrap_builder(sys.modules[BUILDER], ours)
     else:
@@ -32,13 +36,13 @@ def let_through(ours: type) -> None:
 
 
 class _WhenImported(importlib.abc.MetaPathFinder):
-    """Finds BUILDER as the other finders do, has it wrapped when it is loaded, and then leaves sys.meta_path."""
+    """Finds BUILDER with the other finders, wraps it when it is loaded, and then removes itself from sys.meta_path."""
 
     def __init__(self, ours: type) -> None:
         self.ours = ours
         self.asking_others = False
 
-    def find_spec(self, name, path, target=None):
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != BUILDER or self.asking_others:
             return None
         self.asking_others = True
@@ -47,30 +51,31 @@ class _WhenImported(importlib.abc.MetaPathFinder):
         finally:
             self.asking_others = False
         if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
+            loader: Any = spec.loader
+            execute = loader.exec_module
 
-            def exec_module(module) -> None:
+            def exec_module(module: ModuleType) -> None:
                 execute(module)
                 _wrap_builder(module, self.ours)
                 if self in sys.meta_path:
                     sys.meta_path.remove(self)
 
-            spec.loader.exec_module = exec_module
+            loader.exec_module = exec_module
         return spec
 
 
-def _wrap_builder(builder, ours: type) -> None:
+def _wrap_builder(builder: Any, ours: type) -> None:
     original = getattr(getattr(builder, "VariableBuilder", None), "wrap_module", None)
     if original is None or not hasattr(builder.config, "allow_rnn"):
-        return  # a Dynamo that we do not know: it says itself what it refuses
+        return  # an unknown version of Dynamo, which reports itself what it refuses
 
     @functools.wraps(original)
-    def wrap_module(self, value):
+    def wrap_module(self: Any, value: Any) -> Any:
         if isinstance(value, ours):
             with builder.config.patch(allow_rnn=True):
                 return original(self, value)
         if isinstance(value, _THEIRS) and not isinstance(value, _named_in_torch_nn()) and not builder.config.allow_rnn:
-            builder.unimplemented(  # which torch would have said, had torch.nn.LSTM not been replaced
+            builder.unimplemented(  # torch's own error, which it no longer raises: torch.nn.LSTM names another class
                 gb_type="Attempted to wrap RNN, GRU, or LSTM",
                 context=str(value),
                 explanation="Dynamo does not support RNN, GRU, or LSTM.",

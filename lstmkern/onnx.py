@@ -1,17 +1,23 @@
-"""What torch.onnx.export(dynamo=True) writes for a layer: the standard ONNX operators LSTM, GRU and RNN.
+"""What ``torch.onnx.export(dynamo=True)`` writes for a layer: the standard ONNX operators LSTM, GRU and RNN.
 
-Formulas and layouts: https://onnx.ai/onnx/operators/onnx__LSTM.html (GRU, RNN). ONNX differs from torch in the order of
-the gates (LSTM i o f c, GRU z r h), keeps both biases in one tensor, and gives the output as [T, D, N, H].
+Formulas and layouts: https://onnx.ai/onnx/operators/onnx__LSTM.html (onnx__GRU, onnx__RNN). ONNX differs from torch in
+the order of the gates (LSTM i o f c, GRU z r h), keeps both biases in one tensor, and has the output as
+``[T, D, N, H]``.
 
-The nodes have the form of opset 14, and torch converts a model to the opset that the caller asks for. The other
-operators written here must convert up and down too, before any optimization. Not all does: chunk (Split), new_zeros
-(CastLike), cat of one tensor and reshape of a transposed one (Identity) make older opsets invalid or impossible.
-"""
+The nodes have the form of opset 14, and torch converts a model to the opset that the caller chooses. The other
+operators written here must convert to older and newer opsets too, before any optimization. Some do not: chunk (Split),
+new_zeros (CastLike), cat of one tensor and reshape of a transposed one (Identity) make older opsets invalid or
+impossible."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-# Where ONNX's gates are among torch's.
+__all__ = ["layer"]
+
+# The position among torch's gates of each of ONNX's.
 _GATE_ORDER = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN_TANH": (0,), "RNN_RELU": (0,)}
 
 
@@ -19,7 +25,7 @@ def layer(
     input: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
-    weights: list[Tensor],
+    weights: Sequence[Tensor],
     directions: int,
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
@@ -27,19 +33,43 @@ def layer(
     mode: str,
     batch_first: bool,
     cells: bool,
-) -> tuple[Tensor | None, ...]:
-    """One layer as an ONNX node; arguments and results as for lstmkern::layer_forward, absent results are None.
+) -> tuple[Tensor, Any, Any, Any, Any]:
+    """Write one layer as an ONNX node. Modules and functions call it while ``torch.onnx.export`` traces a model.
 
-    Without h0 (and c0) the states start at zero. Raises NotImplementedError for what ONNX's operators lack: packed
-    input, resets, projections, the cell states of every step.
+    Args:
+        input: dense input, or one step, as for :func:`lstmkern.reference.layer`.
+        h0: initial h; None for zeros.
+        c0: initial c of an LSTM; None for zeros.
+        weights: of all directions.
+        directions: 1 or 2.
+        batch_sizes: must be None.
+        lengths: int64 ``[N]``, or None.
+        resets: must be None.
+        mode: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` or ``"RNN_RELU"``.
+        batch_first: whether dense input and output are ``[N, T, ...]``.
+        cells: must be False.
+
+    Returns:
+        The results of the op ``lstmkern::layer_forward``; absent ones are None.
+
+    Raises:
+        NotImplementedError: the layer has what ONNX's operators lack: packed input, resets, a projection, the cell
+            states of every step.
+
+    Example:
+        A model with a layer is exported with torch's own function (which needs the onnxscript package)::
+
+            torch.onnx.export(model, (x,), "model.onnx", dynamo=True)
     """
-    if input.dtype == torch.bfloat16:  # the operators have it since opset 22, onnxruntime no kernels: compute in fp32
-        x, h, c = (None if t is None else t.float() for t in (input, h0, c0))
+    if input.dtype == torch.bfloat16:  # in ONNX since opset 22, but onnxruntime has no kernels: compute in fp32
+        h, c = (None if t is None else t.float() for t in (h0, c0))
         wide = [w.float() for w in weights]
-        results = layer(x, h, c, wide, directions, batch_sizes, lengths, resets, mode, batch_first, cells)
-        return tuple(None if r is None else r.to(torch.bfloat16) for r in results)
+        results = layer(input.float(), h, c, wide, directions, batch_sizes, lengths, resets, mode, batch_first, cells)
+        output, *others = results
+        return output.to(torch.bfloat16), *(None if r is None else r.to(torch.bfloat16) for r in others)  # type: ignore[return-value]  # mypy: a tuple of unknown length
     if input.dim() == 2 and batch_sizes is None:  # one step
-        x, h, c = (None if t is None else t.unsqueeze(0) for t in (input, h0, c0))
+        h, c = (None if t is None else t.unsqueeze(0) for t in (h0, c0))
+        x = input.unsqueeze(0)
         output, _, c_n, *_ = layer(x, h, c, weights, directions, None, lengths, resets, mode, False, False)
         return output.squeeze(0), None, None, None if c_n is None else c_n.squeeze(0), None
     per = len(weights) // directions
@@ -54,15 +84,15 @@ def layer(
 
     order, H = _GATE_ORDER[mode], weights[1].size(-1)
 
-    def regroup(tensors: list[Tensor], *shape: int) -> Tensor:
-        gates = torch.stack(tensors).unflatten(1, (len(order), H))
+    def regroup(tensors: Sequence[Tensor], *shape: int) -> Tensor:
+        gates = torch.stack(list(tensors)).unflatten(1, (len(order), H))
         return torch.stack([gates.select(1, g) for g in order], 1).view(directions, *shape)
 
     W, R = (regroup(weights[i::per], len(order) * H, -1) for i in (0, 1))
     B = regroup([w for i, w in enumerate(weights) if i % per > 1], -1) if per == 4 else None
-    attributes = {"hidden_size": H, "direction": "bidirectional" if directions == 2 else "forward"}
+    attributes: dict[str, Any] = {"hidden_size": H, "direction": "bidirectional" if directions == 2 else "forward"}
     if mode == "GRU":
-        attributes["linear_before_reset"] = 1  # b_hn inside the reset product, as in torch
+        attributes["linear_before_reset"] = 1  # the reset gate multiplies b_hn too, as in torch
     elif mode == "RNN_RELU":
         attributes["activations"] = ["Relu"] * directions
     x = input.transpose(0, 1) if batch_first else input
@@ -79,16 +109,7 @@ def layer(
     output = stacked.squeeze(1) if directions == 1 else torch.cat([stacked[:, 0], stacked[:, 1]], -1)
     if batch_first:
         output = output.transpose(0, 1)
-    if lengths is not None and h0 is not None:  # onnxruntime makes zeros of the states of a row without steps
+    if lengths is not None and h0 is not None:  # onnxruntime zeroes the states of a sequence without steps
         empty = (lengths == 0).unsqueeze(1)
-        finals = [torch.where(empty, initial, final) for initial, final in zip(states, finals, strict=True)]
+        finals = [torch.where(empty, initial, final) for initial, final in zip(states, finals, strict=True)]  # type: ignore[arg-type]  # both states are given
     return output, finals[0], finals[1] if mode == "LSTM" else None, None, None
-
-
-def refuse_torchscript(*args, **kwargs):
-    """Raises NotImplementedError: what runs in place of a module or an op while TorchScript traces or compiles it."""
-    raise NotImplementedError(
-        "lstmkern does not support TorchScript (torch.onnx.export(dynamo=False), torch.jit.trace, torch.jit.script): "
-        "use torch.onnx.export(dynamo=True) or torch.export, or call lstmkern.restore_modules(model, every=True) first "
-        "to export torch.nn's modules"
-    )

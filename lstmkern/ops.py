@@ -1,11 +1,13 @@
 """What the compiled ops need to work with the rest of torch: shapes without data, gradients, vmap.
 
-The schemas and their CPU and CUDA kernels are registered by the compiled part; csrc/ops.cpp says what each argument is.
-Here are the registrations that are Python: fakes (torch.compile, torch.export, the meta device), Autograd (so that an
-op called directly never drops a gradient) and the batching rules of torch.func.vmap and of autograd's own, older vmap.
+The compiled part registers the schemas with their CPU and CUDA kernels; csrc/ops.cpp describes each argument. This file
+has the registrations in Python: fakes (for torch.compile, torch.export and the meta device), Autograd (so that an op
+called directly never drops a gradient), and the batching rules of torch.func.vmap and of autograd's own, older vmap.
 """
 
 import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +15,8 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from . import onnx, reference
-from .functional import (
+from . import leaf, reference
+from .autograd import (
     LayerBackward,
     LayerFunction,
     backward_op,
@@ -32,8 +34,19 @@ SAVED_PER_UNIT = {"LSTM": 4, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}  # values k
 # ---- fakes: the results' shapes, dtypes and devices ----
 
 
-@torch.library.register_fake("lstmkern::layer_forward")
-def _(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells):
+def _forward_fake(
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    mode: str,
+    batch_first: bool,
+    save: bool,
+    cells: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     _check_same_device(input, h0, c0, weights)
     _check_meta(input, batch_sizes, lengths, resets)
     one_step = h0.dim() == 2  # [N, P]: output and cells are the next state
@@ -57,11 +70,25 @@ def _(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, s
     )
 
 
-@torch.library.register_fake("lstmkern::layer_backward")
-def _(
-    grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, batch_sizes, lengths, resets,
-    output, cells, gates, mode, batch_first, needs,
-):  # fmt: skip
+def _backward_fake(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    grad_cells: Tensor | None,
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    output: Tensor | None,
+    cells: Tensor | None,
+    gates: Tensor | None,
+    mode: str,
+    batch_first: bool,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     _check_same_device(input, h0, c0, weights)
     _check_meta(input, grad_output, grad_h_n, grad_c_n, grad_cells, batch_sizes, lengths, resets, output, cells, gates)
 
@@ -73,15 +100,22 @@ def _(
     return grad_input, like(h0, needs[1]), grad_c0, [like(w, needs[2]) for w in weights]
 
 
+torch.library.register_fake("lstmkern::layer_forward", _forward_fake)
+torch.library.register_fake("lstmkern::layer_backward", _backward_fake)
+
+
 def _rows_like(input: Tensor, columns: int, batch_first: bool) -> Tensor:
-    """A result with a row for each of the input's; time-major in memory, as the kernels write it."""
+    """A result with a row for each row of the input; time-major in memory, as the kernels write it."""
     if batch_first and input.dim() == 3:
         return input.new_empty(input.size(1), input.size(0), columns).transpose(0, 1)
     return input.new_empty(*input.shape[:-1], columns)
 
 
 def _check_meta(input: Tensor, *others: Tensor | None) -> None:
-    """One tensor of the meta device sends a call here, but the results are the input's: they would hold anything."""
+    """Refuse a tensor on the meta device with an input that is not: the results would have undefined values.
+
+    One tensor on the meta device is enough for a call to arrive here.
+    """
     for t in others:
         if t is not None and t.is_meta and not input.is_meta:
             raise RuntimeError(f"a tensor on the meta device has no values to use with an input at {input.device}")
@@ -97,31 +131,43 @@ def _check_same_device(input: Tensor, h0: Tensor, c0: Tensor | None, weights: li
                 )
 
 
-# ---- autograd: reached when an op is called from outside functional.py, by a tracer or under a transform ----
+# ---- autograd: for an op that is called from outside autograd.py, by a tracer, or under a transform ----
 
 
-def _has_tangent(tensors) -> bool:
+def _has_tangent(tensors: Iterable[Tensor | None]) -> bool:
     if forward_ad._current_level < 0:
         return False
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 @functools.cache
-def _single_level(function):
-    """The function for one level of grad, without what torch.autograd.Function does to look for levels."""
+def _single_level(function: Any) -> Any:
+    """The function for one level of grad, without torch.autograd.Function's search for levels."""
     methods = {"forward": staticmethod(function.forward), "backward": staticmethod(function.backward)}
     return type(function.__name__, (torch.autograd.function._SingleLevelFunction,), methods)
 
 
-def _apply(function, *args):
+def _apply(function: Any, *args: Any) -> Any:
     if not torch._C._are_functorch_transforms_active():
         return function.apply(*args)
-    # Here the dispatcher has peeled the transforms off down to one level of grad: what Function.apply would arrange.
+    # The dispatcher has removed the transforms down to one level of grad, as Function.apply would.
     with enable_single_level_autograd_function():
         return _single_level(function).apply(*args)
 
 
-def _forward_autograd(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells):
+def _forward_autograd(
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    mode: str,
+    batch_first: bool,
+    save: bool,
+    cells: bool,
+) -> tuple[Tensor, ...]:
     tensors = (input, h0, c0, *weights)
     if _has_tangent(tensors):  # forward mode, at the reference's speed
         *results, every_c = reference.layer(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first)
@@ -138,14 +184,29 @@ def _forward_autograd(input, h0, c0, weights, batch_sizes, lengths, resets, mode
 
 
 def _filled(input: Tensor, *results: Tensor | None) -> tuple[Tensor, ...]:
-    """An op's results are tensors: an empty one for each that is absent."""
+    """The results of an op, with an empty tensor for each absent one."""
     return tuple(input.new_empty(0) if r is None else r for r in results)
 
 
 def _backward_autograd(
-    grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, batch_sizes, lengths, resets,
-    output, cells, gates, mode, batch_first, needs,
-):  # fmt: skip
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    grad_cells: Tensor | None,
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    output: Tensor | None,
+    cells: Tensor | None,
+    gates: Tensor | None,
+    mode: str,
+    batch_first: bool,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     tensors = (grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, *weights)
     ragged, saved = (batch_sizes, lengths, resets), (output, cells, gates)
     if _has_tangent(tensors):
@@ -157,28 +218,42 @@ def _backward_autograd(
         *results, grad_weights = call_below_autograd(
             eager_backward, *tensors[:7], weights, *ragged, *saved, mode, batch_first, needs
         )
-    return *_filled(input, *results[:3]), list(_filled(input, *grad_weights))
+    grad_input, grad_h0, grad_c0 = _filled(input, *results[:3])
+    return grad_input, grad_h0, grad_c0, list(_filled(input, *grad_weights))
 
 
 _library = torch.library.Library("lstmkern", "FRAGMENT")
 _library.impl("layer_forward", _forward_autograd, "Autograd")
 _library.impl("layer_backward", _backward_autograd, "Autograd")
-_library.impl("layer_forward", onnx.refuse_torchscript, "Tracer")  # torch.jit.trace of functional's layers
+_library.impl("layer_forward", leaf.refuse_torchscript, "Tracer")  # torch.jit.trace of functional's layers
 
 
 # ---- vmap ----
 
 
-@torch.library.register_vmap("lstmkern::layer_forward")
-def _(info, in_dims, input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells):
+def _forward_vmap(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: list[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    mode: str,
+    batch_first: bool,
+    save: bool,
+    cells: bool,
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     B = info.batch_size
     args = (input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells)
     weights_differ = any(dim is not None for dim in in_dims[3])
-    if weights_differ or batch_sizes is not None or save:  # saved gates are opaque: nothing splits them up again
+    if weights_differ or batch_sizes is not None or save:  # the layout of saved gates is the kernels' own
         return _one_by_one(forward_op, B, in_dims, args)
 
     def with_rows(tensor: Tensor | None, dim: int | None, n: int) -> Tensor | None:
-        """The mapped dimension folded into dimension n, which counts the rows: one larger batch."""
+        """Fold the mapped dimension into dimension n, the batch dimension: one larger batch."""
         if tensor is None:
             return None
         if dim is None:
@@ -187,14 +262,14 @@ def _(info, in_dims, input, h0, c0, weights, batch_sizes, lengths, resets, mode,
             spread = tensor.movedim(dim, n)
         return spread.flatten(n, n + 1)
 
-    own = h0.dim() - (in_dims[1] is not None)  # of one call: 3, or 2 for one step
-    n = 0 if batch_first or own == 2 else 1
+    rank = h0.dim() - (in_dims[1] is not None)  # of h0 in one call: 3, or 2 for one step
+    n = 0 if batch_first or rank == 2 else 1
     h0 = h0 if in_dims[1] is None else h0.movedim(in_dims[1], 0)
     N = h0.size(-2)
     output, h_n, c_n, every_c, gates = forward_op(
         with_rows(input, in_dims[0], n),
-        with_rows(h0, None if in_dims[1] is None else 0, own - 2),
-        with_rows(c0, in_dims[2], own - 2),
+        with_rows(h0, None if in_dims[1] is None else 0, rank - 2),
+        with_rows(c0, in_dims[2], rank - 2),
         weights,
         None,
         with_rows(lengths, in_dims[5], 0),
@@ -202,22 +277,27 @@ def _(info, in_dims, input, h0, c0, weights, batch_sizes, lengths, resets, mode,
         mode, batch_first, save, cells,
     )  # fmt: skip
     results, dims = [], []
-    for result, dim in ((output, n), (h_n, own - 2), (c_n, own - 2), (every_c, n), (gates, None)):
-        whole = result.dim() == 1  # the empty stand-in for a result that this call does not have
-        results.append(result if whole else result.unflatten(dim, (B, N)))
-        dims.append(None if whole else dim)
+    for result, dim in ((output, n), (h_n, rank - 2), (c_n, rank - 2), (every_c, n), (gates, None)):
+        absent = result.dim() == 1  # an empty tensor in place of a result that this call does not have
+        results.append(result if absent else result.unflatten(dim, (B, N)))
+        dims.append(None if absent else dim)
     return tuple(results), tuple(dims)
 
 
-@torch.library.register_vmap("lstmkern::layer_backward")
-def _(info, in_dims, *args):
+def _backward_vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return _one_by_one(backward_op, info.batch_size, in_dims, args)
 
 
-def _one_by_one(op, B: int, in_dims: tuple, args: tuple) -> tuple:
-    """The op once per element of the mapped dimension, the results stacked."""
+torch.library.register_vmap("lstmkern::layer_forward", _forward_vmap)
+torch.library.register_vmap("lstmkern::layer_backward", _backward_vmap)
 
-    def pick(arg, dim, b: int):
+
+def _one_by_one(
+    op: Callable[..., Any], B: int, in_dims: Sequence[Any], args: Sequence[Any]
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Call the op once for each element of the mapped dimension and stack the results."""
+
+    def pick(arg: Any, dim: Any, b: int) -> Any:
         if isinstance(dim, (list, tuple)):
             return [pick(a, d, b) for a, d in zip(arg, dim, strict=True)]
         return arg if dim is None else arg.select(dim, b)
@@ -233,15 +313,15 @@ def _one_by_one(op, B: int, in_dims: tuple, args: tuple) -> tuple:
 # ---- vmap of autograd.grad(is_grads_batched=True), jacobian(vectorize=True), gradcheck(check_batched_grad=True) ----
 
 
-def _register_legacy_vmap(op) -> None:
-    """The same, element by element, for the vmap below torch.autograd, whose tensors hide the dimensions it maps."""
+def _register_legacy_vmap(op: Any) -> None:
+    """The same, element by element, for autograd's own vmap, whose tensors hide the mapped dimensions."""
 
-    def rule(*args):
+    def rule(*args: Any) -> Any:
         level = torch._C._vmapmode_increment_nesting() - 1  # the vmaps around this call, numbered from 1
         torch._C._vmapmode_decrement_nesting()
         leaves, structure = tree_flatten(args)
         while True:
-            # The mapped dimension in front; 0 if there is none of this level.
+            # The mapped dimension comes first; it has size 0 if there is none of this level.
             opened = [torch._remove_batch_dim(t, level, 0, 0) if isinstance(t, Tensor) else None for t in leaves]
             B = max(0 if t is None else t.size(0) for t in opened)
             if B:

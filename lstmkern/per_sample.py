@@ -1,47 +1,62 @@
-"""torch.nn.utils._per_sample_grad.call_for_per_sample_grads: each sequence's own gradient, in grad_sample.
+"""Per-sample gradients, for torch.nn.utils._per_sample_grad.call_for_per_sample_grads.
 
-torch puts an ExpandedWeight in each parameter's place, a tensor that says itself what a function makes of it. Here is
-what lstmkern::layer_forward does: forward is unchanged; backward recomputes each sequence and differentiates it alone.
+torch replaces each parameter by an ExpandedWeight, a tensor subclass that looks up how a function treats it. This file
+says so for lstmkern::layer_forward: forward is unchanged; backward recomputes each sequence and differentiates it by
+itself, and stores the gradients in ``grad_sample``.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import recomputing
-from .functional import eager_backward, eager_forward, forward_op
+from .autograd import eager_backward, eager_forward, forward_op
 
 try:
     from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight, implements_per_sample_grads
     from torch.nn.utils._expanded_weights.expanded_weights_utils import set_grad_sample_if_exists, standard_kwargs
-except ImportError:  # a torch without them has nobody who would call this
+except ImportError:  # in a torch without them nothing calls this
 
-    def implements_per_sample_grads(_):
+    def implements_per_sample_grads(torch_function: Any) -> Any:
         return lambda cls: cls
 
 
 @implements_per_sample_grads(forward_op)
 class PerSampleLayer:
-    """The op for weights some of which are ExpandedWeights; one that needs a gradient must be."""
+    """The op for weights of which some are ExpandedWeights; those that need a gradient must be."""
 
     @staticmethod
-    def apply(kwarg_names, _, *args):
+    def apply(kwarg_names: Sequence[str], _: Any, *args: Any) -> Any:
         args, kwargs = standard_kwargs(kwarg_names, args)
         return PerSampleLayer.layer(*args, **kwargs)
 
     @staticmethod
-    def layer(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells):
+    def layer(
+        input: Tensor,
+        h0: Tensor,
+        c0: Tensor | None,
+        weights: Sequence[Tensor],
+        batch_sizes: Tensor | None,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        mode: str,
+        batch_first: bool,
+        save: bool,
+        cells: bool,
+    ) -> Any:
         for t in (input, h0, c0):
             if isinstance(t, ExpandedWeight):
                 raise RuntimeError("Expanded Weights do not support inputs or states that are also ExpandedWeights")
         _check(weights, h0.shape[-2], packed=batch_sizes is not None)
-        return PerSampleFunction.apply(
-            input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, save or cells, *weights
-        )
+        args = (input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, save or cells, *weights)
+        return PerSampleFunction.apply(*args)  # type: ignore[no-untyped-call]  # untyped in torch
 
 
-def _check(weights: list[Tensor], N: int, packed: bool) -> None:
-    """torch's own checks; a packed batch may be smaller than what the weights are expanded to."""
+def _check(weights: Sequence[Tensor], N: int, packed: bool) -> None:
+    """Run torch's own checks. A packed batch may be smaller than the batch size of the weights."""
     expanded = [w for w in weights if isinstance(w, ExpandedWeight)]
     for w in expanded:
         if w.batch_size < N or (w.batch_size > N and not packed):
@@ -57,21 +72,38 @@ def _check(weights: list[Tensor], N: int, packed: bool) -> None:
 
 
 class PerSampleFunction(torch.autograd.Function):
-    """layer_forward whose backward sets grad_sample [N, *weight.shape] of the expanded weights' originals."""
+    """layer_forward whose backward sets grad_sample [N, *weight.shape] of the original parameters."""
 
     @staticmethod
-    def forward(ctx, input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights):
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        h0: Tensor,
+        c0: Tensor | None,
+        batch_sizes: Tensor | None,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        mode: str,
+        batch_first: bool,
+        cells: bool,
+        *weights: Any,
+    ) -> Any:
         plain = [w.orig_weight if isinstance(w, ExpandedWeight) else w for w in weights]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(input, h0, c0, batch_sizes, lengths, resets, *plain)
         ctx.mode, ctx.batch_first, ctx.weights = mode, batch_first, weights
-        return eager_forward(
-            input, h0, c0, plain, batch_sizes, lengths, resets, mode, batch_first, False, cells
-        )  # fmt: skip
+        return eager_forward(input, h0, c0, plain, batch_sizes, lengths, resets, mode, batch_first, False, cells)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_output, grad_h_n, grad_c_n, grad_cells, _):
+    def backward(
+        ctx: Any,
+        grad_output: Tensor | None,
+        grad_h_n: Tensor | None,
+        grad_c_n: Tensor | None,
+        grad_cells: Tensor | None,
+        _: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
         input, h0, c0, batch_sizes, lengths, resets, *weights = ctx.saved_tensors
         if grad_output is None and grad_h_n is None and grad_c_n is None and grad_cells is None:
             return (None,) * len(ctx.needs_input_grad)
@@ -80,8 +112,8 @@ class PerSampleFunction(torch.autograd.Function):
         grad_input = torch.empty_like(input) if needs[0] else None
         grad_h0, grad_c0 = (torch.empty_like(t) if needs[1] and t is not None else None for t in (h0, c0))
         samples = [
-            w.new_empty(N, *w.shape) if isinstance(own, ExpandedWeight) else None
-            for w, own in zip(weights, ctx.weights, strict=True)
+            w.new_empty(N, *w.shape) if isinstance(passed, ExpandedWeight) else None
+            for w, passed in zip(weights, ctx.weights, strict=True)
         ]
         for n in range(N):
             one = slice(n, n + 1)
@@ -92,10 +124,11 @@ class PerSampleFunction(torch.autograd.Function):
                 steps = one if batch_first or h0.dim() == 2 else (slice(None), one)
             state = (..., one, slice(None))
             received = _at(steps, grad_output), _at(state, grad_h_n), _at(state, grad_c_n), _at(steps, grad_cells)
-            own = None, _at(one, lengths), _at(steps, resets)
+            ragged = None, _at(one, lengths), _at(steps, resets)
             layer = (_at(steps, input), _at(state, h0), _at(state, c0), weights)
-            saved = recomputing.saved_again(eager_forward, *layer, own, ctx.mode, batch_first)
-            dx, dh, dc, dw = eager_backward(*received, *layer, *own, *saved, ctx.mode, batch_first, needs)
+            saved = recomputing.recompute_saved(eager_forward, *layer, ragged, ctx.mode, batch_first)
+            dx, dh, dc, dw = eager_backward(*received, *layer, *ragged, *saved, ctx.mode, batch_first, needs)
+            part: Any
             for whole, where, part in ((grad_input, steps, dx), (grad_h0, state, dh), (grad_c0, state, dc)):
                 if whole is not None:
                     whole[where] = part
@@ -107,5 +140,5 @@ class PerSampleFunction(torch.autograd.Function):
         return grad_input, grad_h0, grad_c0, *[None] * (6 + len(weights))
 
 
-def _at(where, t: Tensor | None) -> Tensor | None:
+def _at(where: Any, t: Tensor | None) -> Any:
     return t if t is None else t[where]

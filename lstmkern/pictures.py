@@ -1,7 +1,7 @@
-"""What all pictures have in common: colours, line styles, whole epochs, plain numbers on logarithmic axes, saving.
+"""What all plots share: colours, line styles, axes of whole epochs, plain numbers on logarithmic axes, saving.
 
-Import this where something is drawn: matplotlib is an optional dependency and takes most of a second to import.
-"""
+Import this module only in functions that draw: matplotlib is an optional dependency and takes most of a second to
+import."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .lm.checkpoint import atomic_path
 # Colours that colour-blind readers can tell apart: two shades of blue and two of orange, for related lines.
 _TABLEAU = matplotlib.style.library["tableau-colorblind10"]["axes.prop_cycle"].by_key()["color"]
 BLUE, ORANGE, DARK_ORANGE, LIGHT_BLUE = (_TABLEAU[k] for k in (0, 1, 5, 7))
-# For seven lines in one plot, the colours of Okabe and Ito. Where two neighbours coincide both are visible: every other
-# line is dashed, and each has a marker of its own.
+# For seven lines in one plot, the colours of Okabe and Ito. Every other line is dashed and each has another marker, so
+# that both of two coinciding lines are visible.
 SEVEN = (
     cycler(color=["#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"])
     + cycler(marker=["o", "s", "^", "D", "v", "P", "X"])
@@ -29,7 +29,7 @@ SEVEN = (
 
 
 def whole_epochs(axes: Axes, epochs: int) -> None:
-    """Label the x axis with epochs 1 to ``epochs``: all of them, or 1 and every n-th after it where they are many."""
+    """Label the x axis with the epochs 1 to ``epochs``: all of them, or every n-th if there are many."""
     axes.xaxis.set_major_locator(FixedLocator(range(1, epochs + 1), nbins=15 if epochs <= 15 else 8))
     axes.set_xlabel("epochs trained")
 

@@ -1,18 +1,9 @@
-"""Training with less memory: gates are computed again in backward instead of being kept from forward.
+"""recompute(): training with less memory, because backward computes the gates again instead of forward keeping them."""
 
-    with lstmkern.recompute():
-        loss = criterion(model(x), y)
-    loss.backward()
-
-A layer then keeps its input, its output and (LSTM) its cell states, a third of what it keeps otherwise, and a training
-step takes 1.4 to 1.5 times as long (one thread, LSTM and GRU of 200 and 256 units). A dense layer of one direction
-recomputes an eighth of its steps at a time; others (packed, padded, both directions) all at once, so only stacks of
-them profit. torch.compile and torch.func do not look at this. What torch.utils.checkpoint runs a second time, outside,
-enters recompute() itself, inside of the function that is given to checkpoint.
-"""
-
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,8 +13,30 @@ CHUNKS = 8
 
 
 @contextmanager
-def recompute(enabled: bool = True):
-    """Layers called inside keep no gates for backward; see this module's description."""
+def recompute(enabled: bool = True) -> Iterator[None]:
+    r"""Let the layers that are called inside keep no gates for backward, which computes them again.
+
+    A layer then keeps its input, its output and, for an LSTM, its cell states: :math:`I + 2H` values per step and
+    sequence instead of :math:`I + 6H` for an LSTM, :math:`I + H` instead of :math:`I + 5H` for a GRU. A training step
+    takes 1.4 to 1.5 times as long (one CPU thread, LSTM and GRU of 200 and 256 units).
+
+    A dense layer with one direction recomputes an eighth of its steps at a time. Other layers (packed or padded input,
+    two directions) recompute all steps at once, so memory is saved only in stacks of them. RNN layers keep no gates, so
+    nothing changes for them. torch.compile and torch.func ignore this setting.
+
+    A function that is given to :func:`torch.utils.checkpoint.checkpoint` must enter ``recompute()`` itself, because
+    checkpoint runs it a second time, outside of the caller's.
+
+    Args:
+        enabled: False switches it off inside an outer ``recompute()``.
+
+    Example:
+        >>> import torch, lstmkern
+        >>> lstm, x = lstmkern.LSTM(10, 20), torch.randn(50, 3, 10)
+        >>> with lstmkern.recompute():
+        ...     loss = lstm(x)[0].sum()
+        >>> loss.backward()
+    """
     token = _active.set(enabled)
     try:
         yield
@@ -32,19 +45,47 @@ def recompute(enabled: bool = True):
 
 
 def is_active() -> bool:
+    """Whether a layer that is called now keeps no gates."""
     return _active.get() and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
 
 
-def saved_again(forward, input, h0, c0, weights, ragged, mode, batch_first) -> tuple[Tensor, Tensor, Tensor]:
+def recompute_saved(
+    forward: Callable[..., Any],
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    ragged: tuple[Tensor | None, Tensor | None, Tensor | None],
+    mode: str,
+    batch_first: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """(output, cells, gates) as the forward op keeps them for backward."""
     output, _, _, cells, gates = forward(input, h0, c0, weights, *ragged, mode, batch_first, True, False)
     return output, cells, gates
 
 
-def layer_backward(forward, backward, grads, input, h0, c0, weights, ragged, output, cells, mode, batch_first, needs):
-    """As lstmkern::layer_backward for a layer without saved gates: chunk by chunk of steps, from the last.
+def layer_backward(
+    forward: Callable[..., Any],
+    backward: Callable[..., Any],
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
+    input: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    ragged: tuple[Tensor | None, Tensor | None, Tensor | None],
+    output: Tensor,
+    cells: Tensor | None,
+    mode: str,
+    batch_first: bool,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor | None]]:
+    """Compute ``lstmkern::layer_backward`` for a layer without saved gates, chunk by chunk of steps, from the last.
 
-    forward and backward are the eager ops (absent results are None); output and cells are the forward's own.
+    Args:
+        forward, backward: the eager ops (absent results are None).
+        grads: the gradients of output, h_n, c_n and cells.
+        ragged: batch_sizes, lengths and resets.
+        output, cells: what forward returned.
     """
     batch_sizes, lengths, resets = ragged
     time = 1 if batch_first else 0
@@ -52,24 +93,28 @@ def layer_backward(forward, backward, grads, input, h0, c0, weights, ragged, out
     T = input.size(time)
     steps = T if whole else max(-(-T // CHUNKS), 1)
     grad_output, dh, dc, grad_cells = grads
-    grad_input, grad_weights = [], None
+    grad_input: list[Tensor] = []
+    grad_weights: Sequence[Tensor] = []
     for begin in reversed(range(0, max(T, 1), steps) if not whole else (0,)):
 
-        def part(tensor: Tensor | None) -> Tensor | None:
+        def part(tensor: Tensor | None) -> Any:
             return tensor if whole or tensor is None else tensor.narrow(time, begin, min(steps, T - begin))  # noqa: B023
 
-        def state(initial: Tensor | None, every: Tensor) -> Tensor | None:
-            return initial if begin == 0 or initial is None else every.select(time, begin - 1).unsqueeze(0)  # noqa: B023
+        def state(initial: Tensor | None, every: Tensor | None) -> Tensor | None:
+            if begin == 0 or initial is None or every is None:  # noqa: B023
+                return initial
+            return every.select(time, begin - 1).unsqueeze(0)  # noqa: B023
 
-        x, h, c, own = part(input), state(h0, output), state(c0, cells), (batch_sizes, lengths, part(resets))
-        saved = saved_again(forward, x, h, c, weights, own, mode, batch_first)
+        x, h, c, chunk_ragged = part(input), state(h0, output), state(c0, cells), (batch_sizes, lengths, part(resets))
+        assert h is not None
+        saved = recompute_saved(forward, x, h, c, weights, chunk_ragged, mode, batch_first)
         last = begin == 0
         dx, dh, dc, dw = backward(
-            part(grad_output), dh, dc, part(grad_cells), x, h, c, weights, *own, *saved, mode, batch_first,
+            part(grad_output), dh, dc, part(grad_cells), x, h, c, weights, *chunk_ragged, *saved, mode, batch_first,
             (needs[0], needs[1] or not last, needs[2]),
         )  # fmt: skip
         grad_input.append(dx)
-        if grad_weights is None:
+        if not grad_weights:
             grad_weights = dw
         elif needs[2]:
             for total, more in zip(grad_weights, dw, strict=True):

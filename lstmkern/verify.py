@@ -1,10 +1,11 @@
-"""Check the installed kernels on this machine: gradcheck in fp64; parity with torch.nn against an fp64 reference."""
+"""Checks the installed kernels on this machine: gradcheck in fp64, and accuracy in fp32 relative to torch.nn's."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,8 @@ import lstmkern
 
 from . import _extension
 
-# What the table calls it: class, further arguments. Each runs in one direction and in two.
-KERNELS = {
+# Name in the table: class and arguments. Each is checked with one direction and with two.
+KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
     "LSTM": ("LSTM", {}),
     "LSTM projected": ("LSTM", {"proj_size": 2}),
     "GRU": ("GRU", {}),
@@ -22,15 +23,15 @@ KERNELS = {
     "RNN relu": ("RNN", {"nonlinearity": "relu"}),
 }
 EPS = torch.finfo(torch.float32).eps
-SLACK = 16 * EPS  # by which an error may be above twice torch.nn's
+SLACK = 16 * EPS  # an error may be twice torch.nn's plus this
 
 
 @dataclass(frozen=True)
 class Check:
-    """One kernel on one device, in one direction or two.
+    """The result for one kernel on one device, with one direction or two.
 
-    Errors are the largest over output, final states and all gradients, each relative to the largest entry of the fp64
-    reference's tensor.
+    An error is the largest over output, final states and all gradients, each relative to the largest entry of the same
+    tensor of the fp64 reference.
     """
 
     device: str
@@ -43,6 +44,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
+        """Whether everything passed."""
         return self.gradcheck and not self.failure
 
 
@@ -55,9 +57,9 @@ def devices() -> Iterator[str]:
 
 
 def verify() -> bool:
-    """Check every kernel on every device, print a table, and tell whether all passed."""
+    """Check every kernel on every device, print a table, and return whether all passed."""
     with warnings.catch_warnings():
-        # torch.nn's own warning about its slow path; it is only the peer here.
+        # torch.nn warns about its own slow path, which is only compared with here.
         warnings.filterwarnings("ignore", "LSTM with projections is not supported with oneDNN")
         checks = [
             check_kernel(device, kernel, directions)
@@ -102,13 +104,13 @@ def _table(checks: list[Check]) -> str:
 
 
 def check_kernel(device: str, kernel: str, directions: int) -> Check:
-    """Gradcheck and parity of ``kernel``, a key of KERNELS, on ``device``."""
+    """Run both checks for ``kernel``, a key of KERNELS, on ``device``."""
     name, options = KERNELS[kernel]
     options = {**options, "bidirectional": directions == 2}
     try:
         gradients_right = _gradcheck(device, name, options)
         error, peer_error, failure = _parity(device, name, options)
-    except Exception as problem:  # whatever goes wrong in a kernel is this table's business
+    except Exception as problem:  # any error in a kernel is a line of the table
         failure = f"{type(problem).__name__}: {problem}".splitlines()[0]
         return Check(device, kernel, directions, False, float("nan"), float("nan"), failure)
     return Check(device, kernel, directions, gradients_right, error, peer_error, failure)
@@ -128,17 +130,17 @@ def _inputs(module: nn.RNNBase, T: int, N: int, device: str, dtype: torch.dtype)
     return [value.to(device, dtype).requires_grad_() for value in values]
 
 
-def _call(module: nn.RNNBase, parameters: dict[str, Tensor], inputs: list[Tensor]) -> list[Tensor]:
-    """Output and final states of ``module`` with ``parameters`` in place of its own."""
+def _call(module: nn.RNNBase, parameters: Mapping[str, Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    """Output and final states of ``module`` with ``parameters`` instead of its own."""
     x, *state = inputs
     hx = tuple(state) if module.mode == "LSTM" else state[0]
-    output, final = torch.func.functional_call(module, parameters, (x, hx))
+    output, final = torch.func.functional_call(module, dict(parameters), (x, hx))
     return [output, *final] if isinstance(final, tuple) else [output, final]
 
 
-def _gradcheck(device: str, name: str, options: dict) -> bool:
+def _gradcheck(device: str, name: str, options: dict[str, Any]) -> bool:
     torch.manual_seed(0)
-    # Small, because every entry of every tensor costs two calls; odd, because no vector width divides it.
+    # Small, because each entry of each tensor costs two calls; odd, so that no vector width divides it.
     module = getattr(lstmkern, name)(2, 3, **options).to(device, torch.float64)
     parameters = {key: value.detach().requires_grad_() for key, value in module.named_parameters()}
     inputs = _inputs(module, 3, 3, device, torch.float64)
@@ -150,8 +152,8 @@ def _gradcheck(device: str, name: str, options: dict) -> bool:
     return torch.autograd.gradcheck(function, (*inputs, *parameters.values()), raise_exception=False)
 
 
-def _parity(device: str, name: str, options: dict) -> tuple[float, float, str]:
-    """Error of ours and of torch.nn's in fp32, and what exceeds twice torch.nn's error plus SLACK, if anything."""
+def _parity(device: str, name: str, options: dict[str, Any]) -> tuple[float, float, str]:
+    """lstmkern's and torch.nn's errors in fp32, and the names of tensors whose error exceeds the bound."""
     torch.manual_seed(0)
     reference = getattr(nn, name)(19, 37, 2, **options).double()
     weights = reference.state_dict()
@@ -179,8 +181,8 @@ def _results(module: nn.RNNBase, device: str, dtype: torch.dtype) -> dict[str, T
     outputs = _call(module, parameters, inputs)
     generator = torch.Generator().manual_seed(1)
     factors = (torch.randn(o.shape, generator=generator, dtype=torch.float64).to(device, dtype) for o in outputs)
-    sum((o * f).sum() for o, f in zip(outputs, factors, strict=True)).backward()
+    torch.stack([(o * f).sum() for o, f in zip(outputs, factors, strict=True)]).sum().backward()
     names = ("input", "h_0", "c_0")
-    gradients = {f"gradient of {key}": t.grad for key, t in zip(names, inputs, strict=False)}
+    gradients: dict[str, Any] = {f"gradient of {key}": t.grad for key, t in zip(names, inputs, strict=False)}
     gradients |= {f"gradient of {key}": p.grad for key, p in parameters.items()}
     return {key: o.detach() for key, o in zip(("output", "h_n", "c_n"), outputs, strict=False)} | gradients

@@ -1,4 +1,4 @@
-"""Clocks for C++ that measures time: a process whose steady clock does not tell how fast or busy the machine is."""
+"""Other clocks for C++ code that measures time, so that tests do not depend on the speed or load of the machine."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# What std::chrono::steady_clock reads, put before the C library's.
+# Replaces the function of the C library that std::chrono::steady_clock calls.
 SOURCE = """
 #define _GNU_SOURCE
 #include <stdatomic.h>
@@ -37,8 +37,10 @@ with_own_clock = pytest.mark.skipif(
 
 
 def printed_under(clock, folder, program):
-    """What the Python code ``program`` prints, parsed as JSON, in a process whose steady clock is ``clock``: "ticks",
-    which goes a millisecond further whenever it is read, or "cpu", the thread's time on a core."""
+    """Run the Python code ``program`` in a process with another steady clock, and parse its output as JSON.
+
+    The clock "ticks" advances by a millisecond whenever it is read; "cpu" is the CPU time of the thread.
+    """
     library = folder / f"{clock}.so"
     options = ["-shared", "-fPIC", f"-D{clock.upper()}", "-x", "c", "-", "-o", str(library)]
     subprocess.run([os.environ.get("CC", "cc"), *options], input=SOURCE, text=True, check=True)
@@ -49,7 +51,7 @@ def printed_under(clock, folder, program):
 
 
 def end_time_at(monkeypatch, mark):
-    """Whoever waits for a process for a limited time has waited long enough once the file ``mark`` is there."""
+    """Let every time limit on a process expire as soon as the file ``mark`` exists."""
     wait = subprocess.Popen.wait
 
     def wait_for_mark(process, timeout=None):

@@ -1,4 +1,4 @@
-"""Shared by the tests: the kinds of layer, pairs of torch.nn's module and ours with equal weights, the error bound."""
+"""Fixtures of many tests: kinds of layers, pairs of torch.nn's module and ours with equal weights, the error bound."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ KINDS = {
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Shows what tests have recorded for the reader (record_property), in whatever process they ran."""
+    """Print what tests have recorded with record_property, also in other processes."""
     reports = (r for outcome in ("passed", "failed") for r in terminalreporter.stats.get(outcome, []))
     for report in reports:
         for title, text in report.user_properties:
@@ -33,6 +33,29 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def text_file(here):
+    """Write text.txt, a small text, into the working directory."""
+    from language import source_text
+
+    (here / "text.txt").write_text(source_text(80))
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A small corpus, its training and its validation batches; see language.py."""
+    from language import small_corpus
+
+    return small_corpus()
 
 
 @pytest.fixture(params=KINDS)

@@ -1,4 +1,4 @@
-"""autograd.grad(is_grads_batched=True), vectorized jacobians, gradcheck(check_batched_grad=True): the older vmap."""
+"""Batched gradients by the older vmap: is_grads_batched=True, vectorized jacobians, check_batched_grad=True."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ FORMS = ("dense", "lengths", "packed", "resets", "cell")
 
 
 def problem(kind, pair, form="dense", **options):
-    """Leaves in fp64 and the function from them to every result of a module."""
+    """Leaf tensors in fp64, and a function that computes all results of a module from them."""
     if form == "cell":
         options = {"nonlinearity": kind[4:]} if kind.startswith("rnn") else {}
         name = f"{kind.split('-')[0].upper()}Cell"
@@ -109,7 +109,7 @@ def test_gradcheck_with_batched_grads(kind, form, pair):
 
 
 def test_vmap_of_vmap(kind, pair):
-    """The dimensions of two vmaps, one inside the other: each is taken off by its own."""
+    """Nested vmaps: each one removes its own dimension."""
     vmap = torch._vmap_internals._vmap
     (x, *rest), function = problem(kind, pair)
 
@@ -128,7 +128,7 @@ def test_vmap_of_vmap(kind, pair):
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_batched_gradients_are_differentiable(kind):
-    """Batched first and second gradients keep their history: what is derived from them is as from a loop's."""
+    """Batched first and second gradients are differentiable; their derivatives equal those of a loop."""
     module = getattr(lstmkern, kind)(I, H, bidirectional=True, dtype=torch.float64)
     leaves = [torch.randn(T, N, I, dtype=torch.float64, requires_grad=True), *module.parameters()]
     output, _ = module(leaves[0])

@@ -13,14 +13,7 @@ from lstmkern.bench import goals, measure, report, roofline
 from lstmkern.bench.cases import COLUMNS, SHAPES, Case, Contest, goal, modules_for, step_of
 from lstmkern.command import main
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # ---- the work ----
 

@@ -18,12 +18,7 @@ from lstmkern.bench.cases import Case, modules_for
 ROOT = Path(lstmkern.__file__).parent.parent
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.slow

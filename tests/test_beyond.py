@@ -1,4 +1,4 @@
-"""What torch.nn does not do: resets inside a sequence, every step's cell state, sequences without features."""
+"""Features that torch.nn does not have: resets inside a sequence, the cell state of every step, input size zero."""
 
 from itertools import pairwise
 
@@ -10,18 +10,18 @@ import lstmkern
 
 T, N, I, H = 7, 3, 4, 5  # noqa: E741
 RESETS = torch.zeros(T, N, dtype=torch.bool)
-RESETS[0, 0] = RESETS[3, 0] = RESETS[3, 1] = RESETS[6, 1] = RESETS[5, 0] = True  # row 2 has none
+RESETS[0, 0] = RESETS[3, 0] = RESETS[3, 1] = RESETS[6, 1] = RESETS[5, 0] = True  # sequence 2 has no reset
 
 
 def segments(row):
-    """The runs of steps between resets of one row, as slices."""
+    """The steps between the resets of one sequence, as slices."""
     starts = [0, *[t for t in range(1, T) if RESETS[t, row]], T]
     return [slice(a, b) for a, b in pairwise(starts)]
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_resets_start_a_new_sequence(kind, batch_first, pair):
-    """Between resets each segment is a sequence of its own; the first starts from hx unless step 0 is a reset."""
+    """Each segment between resets is a separate sequence; the first starts from hx unless step 0 is a reset."""
     theirs, ours = pair(kind, I, H, batch_first=batch_first)
     x = torch.randn(T, N, I)
     h, c = torch.randn(1, N, theirs.proj_size or H), torch.randn(1, N, H)
@@ -42,7 +42,7 @@ def test_resets_start_a_new_sequence(kind, batch_first, pair):
 
 
 def test_resets_in_the_reverse_direction(kind, pair):
-    """In its own order of time: the state is zeroed before step t is processed, wherever it came from."""
+    """In the reverse direction too, the state is set to zero before step t is processed."""
     theirs, ours = pair(kind, I, H, bidirectional=True)
     x = torch.randn(T, N, I)
     output, _ = ours(x, resets=RESETS)
@@ -55,7 +55,7 @@ def test_resets_in_the_reverse_direction(kind, pair):
 
 
 def test_resets_stop_gradients(kind, pair):
-    """Nothing flows across a reset, neither back nor, from a state that overflowed, forth."""
+    """Gradients do not cross a reset, and neither does inf from a state that overflowed."""
     _, ours = pair(kind, I, H, dtype=torch.float64)
     x = torch.randn(T, N, I, dtype=torch.float64, requires_grad=True)
     resets = torch.zeros(T, N, dtype=torch.bool)
@@ -71,7 +71,7 @@ def test_resets_stop_gradients(kind, pair):
 
 
 def test_resets_with_lengths_and_packed(kind, pair):
-    """All three ways of writing the same ragged batch with resets agree."""
+    """The three ways to pass the same variable-length batch with resets agree."""
     _, ours = pair(kind, I, H, 2, bidirectional=True)
     x, lengths = torch.randn(T, N, I), torch.tensor([4, 7, 5])
     padded, state = ours(x, lengths=lengths, resets=RESETS)
@@ -103,7 +103,7 @@ def test_one_unbatched_sequence_with_resets(kind, pair):
 @pytest.mark.parametrize("proj_size", [0, 2])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_cells_are_every_steps_c(proj_size, batch_first, layers):
+def test_return_cells_gives_c_of_every_step(proj_size, batch_first, layers):
     module = lstmkern.LSTM(I, H, layers, proj_size=proj_size, batch_first=batch_first)
     x = torch.randn(N, T, I) if batch_first else torch.randn(T, N, I)
     output, (h_n, c_n), cells = module(x, return_cells=True)
@@ -145,7 +145,7 @@ def test_cells_without_gradients():
     assert torch.equal(cells, module(x, return_cells=True)[2])
 
 
-def test_training_on_cells_alone():
+def test_training_on_cell_states_only():
     module = lstmkern.LSTM(I, H)
     module(torch.randn(T, N, I), return_cells=True)[2].sum().backward()
     assert all(p.grad.abs().max() > 0 for p in module.parameters())
@@ -154,7 +154,7 @@ def test_training_on_cells_alone():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mode", ["lstm", "gru", "rnn"])
 def test_sequences_without_features(mode, dtype):
-    """What the states make of themselves: as beside an input of zeros. Modules refuse them, as torch.nn's do."""
+    """With input size zero the results are those of an input of zeros. Modules refuse this size, as torch.nn's do."""
     G = {"lstm": 4, "gru": 3, "rnn": 1}[mode]
     function, lengths = getattr(lstmkern.functional, mode), torch.tensor([T, 2, 5])
 
@@ -170,7 +170,7 @@ def test_sequences_without_features(mode, dtype):
         assert torch.equal(result, expected) if expected.shape == result.shape else not result.numel()
 
 
-def test_features_that_only_the_weights_have():
+def test_input_sizes_that_differ_from_the_weights():
     for features, columns in ((0, 1), (1, 0)):
         weights = [torch.zeros(4 * H, columns), torch.zeros(4 * H, H)]
         with pytest.raises(RuntimeError, match="w_ih must"):
@@ -178,7 +178,7 @@ def test_features_that_only_the_weights_have():
 
 
 @pytest.mark.parametrize(("hidden", "projected"), [(0, 5), (H, 0)])
-def test_a_projection_of_nothing(hidden, projected):
+def test_empty_projection_weights(hidden, projected):
     weights = [torch.zeros(4 * hidden, I), torch.zeros(4 * hidden, projected), torch.zeros(projected, hidden)]
     with pytest.raises(RuntimeError, match="w_hr must be at least 1"):
         lstmkern.functional.lstm(torch.zeros(T, N, I), None, [weights])

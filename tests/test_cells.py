@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from pairs import as_tuple, assert_same_error, zero_state
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -36,10 +37,6 @@ def cells(request):
 def state_for(cell, *rows, dtype=torch.float32):
     h, c = torch.randn(2, *rows, cell.hidden_size, dtype=dtype)
     return (h, c) if isinstance(cell, (nn.LSTMCell, lstmkern.LSTMCell)) else h
-
-
-def as_tuple(state):
-    return state if isinstance(state, tuple) else (state,)
 
 
 def leaves_of(x, hx):
@@ -182,20 +179,15 @@ def test_autocast_gives_torchs_dtypes(cells, input_dtype, state_dtype):
             torch.testing.assert_close(a, b, rtol=0.05, atol=0.02)
 
 
-def hidden(name, *sizes):
-    h = torch.zeros(*sizes)
-    return (h, h) if name == "LSTMCell" else h
-
-
 BOTH_REFUSE = {
     "rank 0": lambda name: (torch.tensor(1.0),),
     "rank 3": lambda name: (torch.randn(2, 2, 4),),
     "features": lambda name: (torch.randn(2, 9),),
-    "state rows": lambda name: (torch.randn(2, 4), hidden(name, 3, 5)),
-    "state features": lambda name: (torch.randn(2, 4), hidden(name, 2, 6)),
-    "state rank 1 for 2": lambda name: (torch.randn(2, 4), hidden(name, 5)),
-    "state rank 2 for 1": lambda name: (torch.randn(4), hidden(name, 2, 5)),
-    "state rank 3": lambda name: (torch.randn(2, 4), hidden(name, 1, 2, 5)),
+    "state rows": lambda name: (torch.randn(2, 4), zero_state(name, 3, 5)),
+    "state features": lambda name: (torch.randn(2, 4), zero_state(name, 2, 6)),
+    "state rank 1 for 2": lambda name: (torch.randn(2, 4), zero_state(name, 5)),
+    "state rank 2 for 1": lambda name: (torch.randn(4), zero_state(name, 2, 5)),
+    "state rank 3": lambda name: (torch.randn(2, 4), zero_state(name, 1, 2, 5)),
     "no tensor": lambda name: (None,),
 }
 
@@ -203,12 +195,7 @@ BOTH_REFUSE = {
 @pytest.mark.parametrize("case", BOTH_REFUSE)
 @pytest.mark.parametrize("name", NAMES)
 def test_refused_as_torch_refuses(name, case):
-    arguments, errors = BOTH_REFUSE[case](name), []
-    for package in (nn, lstmkern):
-        with pytest.raises(Exception) as error:  # noqa: PT011 (the types are compared below)
-            getattr(package, name)(4, 5)(*arguments)
-        errors.append((error.type, str(error.value)))
-    assert errors[1] == errors[0]
+    assert_same_error(name, (4, 5), BOTH_REFUSE[case](name))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,14 +1,11 @@
-"""The command line: what it prints and leaves behind, Ctrl-C and --resume, one sentence and code 2 on bad input."""
+"""The command line: its output and files, Ctrl-C and --resume, and one sentence with exit code 2 for bad input."""
 
 import csv
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from language import assert_one_sentence, listing, run_command, run_python
 
 import lstmkern
 from lstmkern import _extension, verify
@@ -16,7 +13,6 @@ from lstmkern.command import main
 from lstmkern.lm import report
 from lstmkern.lm.data import human_numbers
 
-ROOT = Path(lstmkern.__file__).parent.parent  # subprocesses run the package that the tests import
 SMALL = ["--batch-size", "8", "--hidden", "12", "--epochs", "3", "--data", "data"]
 
 
@@ -24,42 +20,17 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty working directory but for a small corpus in data/."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
+def here(here):
+    """A working directory with nothing but a small corpus in data/."""
+    (here / "data").mkdir()
     lines = human_numbers()[0]
-    (tmp_path / "data" / "train.txt").write_text("\n".join(lines[:300]))
-    (tmp_path / "data" / "valid.txt").write_text("\n".join(lines[300:400]))
-    return tmp_path
-
-
-def start(*args, command=("-m", "lstmkern")):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
-    return subprocess.Popen(
-        [sys.executable, *command, *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        encoding="utf-8",
-        env=environment,
-    )
-
-
-def run(*args):
-    process = start(*args)
-    out, err = process.communicate()
-    return process.returncode, out, err
-
-
-def listing(directory):
-    """Every path under ``directory`` with the content of files: equal listings mean that nothing was touched."""
-    return {path: path.read_bytes() if path.is_file() else None for path in directory.rglob("*")}
+    (here / "data" / "train.txt").write_text("\n".join(lines[:300]))
+    (here / "data" / "valid.txt").write_text("\n".join(lines[300:400]))
+    return here
 
 
 def test_train_then_generate(here):
-    code, out, err = run("train", *SMALL, "--model", "LMModel7")
+    code, out, err = run_command("train", *SMALL, "--model", "LMModel7")
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0] == "lm7-lstm on lstmkern and torch.nn"
@@ -84,7 +55,7 @@ def test_train_then_generate(here):
     ]
     assert [float(m["accuracy"]) for m in metrics[:3]] == pytest.approx([float(row[3]) for row in rows], abs=1e-6)
 
-    code, out, err = run(
+    code, out, err = run_command(
         "generate", "--checkpoint", str(folder / "checkpoint.pt"), "--prompt", "one . two", "--length", "5"
     )
     assert (code, err) == (0, "")
@@ -119,15 +90,14 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.slow
 def test_ctrl_c_then_resume_equals_uninterrupted(here):
-    assert run("train", *SMALL, "--epochs", "8", "--out", "straight")[0] == 0
+    assert run_command("train", *SMALL, "--epochs", "8", "--out", "straight")[0] == 0
     command = ("-c", CTRL_C_AFTER_THE_ROW_OF_EPOCH_1)
-    process = start("train", *SMALL, "--epochs", "8", "--out", "stopped", command=command)
-    _, err = process.communicate()
-    assert process.returncode == 130
+    code, _, err = run_python(*command, "train", *SMALL, "--epochs", "8", "--out", "stopped", OMP_NUM_THREADS="1")
+    assert code == 130
     assert err == "interrupted; continue with: python -m lstmkern train --resume stopped/checkpoint.pt\n"
     assert sorted(path.name for path in (here / "stopped").iterdir()) == ["checkpoint.pt", "metrics.csv"]
 
-    code, out, err = run("train", "--resume", "stopped/checkpoint.pt")
+    code, out, err = run_command("train", "--resume", "stopped/checkpoint.pt")
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines() if line[:5].strip().isdigit()] == list("01234567")
     straight, stopped = (
@@ -174,16 +144,8 @@ def test_bad_input_to_train(here, capsys, args, message):
             (here / name / part).write_text(text)
     before = listing(here)
     assert main(["train", *args]) == 2
-    assert_one_sentence(capsys, message)
+    assert assert_one_sentence(capsys, message) == ""
     assert listing(here) == before
-
-
-def assert_one_sentence(capsys, message):
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.count("\n") == 1
-    assert err.endswith("\n")
-    assert re.search(message, err), err
 
 
 @pytest.fixture(scope="module")
@@ -211,12 +173,12 @@ def trained(tmp_path_factory):
 def test_resume_of_something_else(here, trained, capsys, args, message):
     before = listing(here), listing(trained.parent)
     assert main(["train", "--resume", str(trained), *args]) == 2
-    assert_one_sentence(capsys, message)
+    assert assert_one_sentence(capsys, message) == ""
     assert (listing(here), listing(trained.parent)) == before
 
 
 def test_resume_of_a_copy_goes_to_a_new_directory(here, trained):
-    """Only a session's own checkpoint.pt is continued in place; beside any other file may lie what is not ours."""
+    """Only checkpoint.pt of a session is continued in place; the directory of another file is not touched."""
     (here / "mine").mkdir()
     (here / "mine" / "copy.pt").write_bytes(trained.read_bytes())
     before = listing(here / "mine")
@@ -237,7 +199,7 @@ def test_resume_of_a_copy_goes_to_a_new_directory(here, trained):
 )
 def test_bad_input_to_generate(trained, capsys, args, message):
     assert main(["generate", "--checkpoint", str(trained), *args]) == 2
-    assert_one_sentence(capsys, message)
+    assert assert_one_sentence(capsys, message) == ""
 
 
 def test_checkpoint_whose_model_is_another(trained, tmp_path, capsys):
@@ -253,18 +215,18 @@ def test_checkpoint_whose_model_is_another(trained, tmp_path, capsys):
 
 
 def test_errors_of_the_process(here):
-    """What a shell sees: the exit code, one line on stderr, no traceback."""
-    code, out, err = run("train", "--data", "nowhere")
+    """The exit code and one line on stderr, without a traceback."""
+    code, out, err = run_command("train", "--data", "nowhere")
     assert (code, out) == (2, "")
     assert err.startswith("lstmkern: no such data directory")
     assert err.count("\n") == 1
-    assert run()[0] == 2
+    assert run_command()[0] == 2
 
 
 @pytest.mark.slow
 def test_demo(here):
-    """Both models compared with torch.nn, one comparison, a continuation, and files for both. One epoch: no figures."""
-    code, out, err = run("demo", "--epochs", "1")
+    """A table for each model, one comparison, a continuation, and files for both models."""
+    code, out, err = run_command("demo", "--epochs", "1")
     assert (code, err) == (0, "")
     for text in (
         "lm6-lstm on lstmkern and torch.nn\n63,095 words, vocabulary of 30\n49 training",
@@ -280,7 +242,7 @@ def test_demo(here):
 
 
 def test_info():
-    code, out, err = run("info")
+    code, out, err = run_command("info")
     assert (code, err) == (0, "")
     assert f"torch                       {torch.__version__}\n" in out
     assert _extension.cpu_capability() in out
@@ -305,7 +267,7 @@ def test_info_says_why_there_are_no_cuda_kernels(monkeypatch, capsys, cuda, hip,
 
 
 def test_verify_passes():
-    code, out, err = run("verify")
+    code, out, err = run_command("verify")
     assert (code, err) == (0, ""), out
     assert "all 10 checks passed" in out or torch.cuda.is_available()
     assert "FAILED" not in out

@@ -1,33 +1,24 @@
-"""What the command line needs and how it is started: libraries, names, threads that sleep while they wait."""
+"""How the command line is started: optional libraries, its name, waiting threads that sleep, and help."""
 
 import os
 import re
-import subprocess
+import shlex
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from language import ROOT, run_python
 
 import lstmkern
 from lstmkern import command
 from lstmkern.command import main, options, waiting
 
-ROOT = Path(lstmkern.__file__).parent.parent
 COMMANDS = ["demo", "ladder", "train", "generate", "classify", "verify", "bench", "info"]
-
-
-def run(program, *args, read=False, **environment):
-    """Exit code, stdout and stderr of the Python code ``program``; with ``read``, Python reads it on its stdin."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    command = [sys.executable, "-", *args] if read else [sys.executable, "-c", program, *args]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, input=program if read else None)
-    return done.returncode, done.stdout, done.stderr
 
 
 @pytest.fixture
 def without(monkeypatch):
-    """without(names): these libraries are not installed."""
+    """without(*names): as if these libraries were not installed."""
 
     def hide(*names):
         for name in [*sys.modules]:
@@ -39,8 +30,8 @@ def without(monkeypatch):
     return hide
 
 
-def test_what_needs_no_rich_and_no_matplotlib():
-    """In one process: what each command imports, another one would find."""
+def test_commands_that_need_neither_rich_nor_matplotlib():
+    """In one process, because a module that one command imports is there for the next."""
     program = f"""
 import sys
 sys.modules["rich"] = sys.modules["matplotlib"] = None
@@ -48,7 +39,7 @@ from lstmkern.command import main
 for words in [["info"], ["verify"], ["--help"], ["--version"], *([name, "--help"] for name in {COMMANDS})]:
     assert main(words) == 0, words
 """
-    code, out, err = run(program)
+    code, out, err = run_python("-c", program)
     assert (code, err) == (0, "")
     assert "all 10 checks passed" in out or torch.cuda.is_available()
     assert all(f"usage: python -m lstmkern {name}" in out for name in COMMANDS)
@@ -65,7 +56,7 @@ for words in [["info"], ["verify"], ["--help"], ["--version"], *([name, "--help"
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_missing_library_is_told_first(tmp_path, monkeypatch, capsys, without, words, missing, message):
+def test_a_missing_library_is_reported_first(tmp_path, monkeypatch, capsys, without, words, missing, message):
     monkeypatch.chdir(tmp_path)
     without(*missing)
     assert main(words) == 2
@@ -85,14 +76,14 @@ def test_version(capsys):
     ("argument", "name"),
     [("/some/bin/lstmkern", "lstmkern"), ("lstmkern.exe", "lstmkern"), ("/x/__main__.py", "python -m lstmkern")],
 )
-def test_usage_has_the_name_that_was_typed(monkeypatch, capsys, argument, name):
+def test_usage_shows_the_name_that_was_typed(monkeypatch, capsys, argument, name):
     monkeypatch.setattr(sys, "argv", [argument])
     assert main(["train", "--help"]) == 0
     assert capsys.readouterr().out.startswith(f"usage: {name} train ")
 
 
 def test_console_script(monkeypatch, capsys):
-    """The name in pyproject.toml is that of a function that runs sys.argv and gives the exit code."""
+    """The function that pyproject.toml names runs sys.argv and returns the exit code."""
     (target,) = re.findall(r'^lstmkern = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M)
     assert target == f"{command.__name__}:{command.start.__name__}"
     monkeypatch.setattr(sys, "argv", ["lstmkern", "--version"])
@@ -102,12 +93,12 @@ def test_console_script(monkeypatch, capsys):
 
 # ---- threads that wait ----
 
-# What the process is that a command runs in, instead of training.
+# Instead of training, prints the id of the process that the command runs in.
 TRAIN = """
 import os, sys
 from lstmkern import command
-from lstmkern.command import training
-training.run_train = lambda args: print(os.getpid(), os.environ.get("OMP_WAIT_POLICY")) or 0
+from lstmkern.command import train
+train.run_train = lambda args: print(os.getpid(), os.environ.get("OMP_WAIT_POLICY")) or 0
 print(os.getpid(), flush=True)
 sys.exit(command.start())
 """
@@ -115,7 +106,7 @@ sys.exit(command.start())
 
 @pytest.fixture
 def undecided(monkeypatch):
-    """The environment of a user who has not chosen how threads wait."""
+    """An environment in which the user has not chosen how threads wait."""
     for name in waiting.CHOICES:
         monkeypatch.delenv(name, raising=False)
 
@@ -134,8 +125,8 @@ def undecided(monkeypatch):
     ids=str,
 )
 def test_threads_of_a_training_sleep_while_they_wait(undecided, words, environment, starts, policy):
-    """The process starts once more, under the same number and with the same words; what the user chose stays."""
-    code, out, err = run(TRAIN, "train", *words, **environment)
+    """The process is replaced once, with the same process id and arguments; a choice of the user is respected."""
+    code, out, err = run_python("-c", TRAIN, "train", *words, **environment)
     assert (code, err) == (0, "")
     *begun, (number, found) = [line.split() for line in out.splitlines()]
     assert begun == [[number]] * starts
@@ -143,15 +134,15 @@ def test_threads_of_a_training_sleep_while_they_wait(undecided, words, environme
 
 
 def test_a_program_on_stdin_runs_to_its_end(undecided):
-    """Standard input cannot be read a second time: such a process does not start once more."""
-    code, out, err = run(TRAIN, "train", "--threads", "2", read=True)
+    """Standard input cannot be read twice, so such a process is not replaced."""
+    code, out, err = run_python("-", "train", "--threads", "2", stdin=TRAIN)
     assert (code, err) == (0, "")
     (number,), found = (line.split() for line in out.splitlines())
     assert found == [number, "None"]
 
 
-def test_nothing_else_starts_again(undecided, monkeypatch, capsys):
-    """Neither commands that do not train, nor a command in somebody else's process."""
+def test_other_commands_are_not_replaced(undecided, monkeypatch, capsys):
+    """Commands that do not train, and a command inside another program, are not replaced."""
     monkeypatch.setattr(waiting.os, "execv", lambda *words: pytest.fail("started again"))
     for words in (["info"], ["train", "--help"], ["train", "--epochs", "none"]):
         monkeypatch.setattr(sys, "argv", ["lstmkern", *words])
@@ -161,7 +152,7 @@ def test_nothing_else_starts_again(undecided, monkeypatch, capsys):
 
 
 def test_every_option_has_a_help_text():
-    """One that starts with a word: a default alone does not say what the option is."""
+    """The text must not consist of a default only."""
     (commands,) = [action for action in command.make_parser()._actions if action.dest == "command"]
     assert list(commands.choices) == COMMANDS
     for name, parser in commands.choices.items():
@@ -169,8 +160,25 @@ def test_every_option_has_a_help_text():
             assert action.help and re.match(r"\w", action.help), (name, action.option_strings)
 
 
+def test_help_gives_defaults_and_examples(capsys):
+    """Every option says what happens without it, unless it is a switch, must be given, or selects what is done."""
+    parser = command.make_parser()
+    (commands,) = [action for action in parser._actions if action.dest == "command"]
+    selects = {"help", "quick", "force", "resume", "checkpoint", "prompt"}
+    for name, of_command in commands.choices.items():
+        silent = {a.dest for a in of_command._actions if "default:" not in a.help and not a.required} - selects
+        assert silent - ({"encoder"} if name == "classify" else set()) == set(), name
+        for example in of_command.examples:
+            parsed = parser.parse_args(shlex.split(example))
+            assert parsed.command == name
+        assert main([name, "--help"]) == 0
+        out = capsys.readouterr().out
+        assert all(f"\n  {options.program()} {example}\n" in out for example in of_command.examples)
+    assert {name for name, p in commands.choices.items() if not p.examples} == {"verify", "info"}
+
+
 def test_commands_that_train_have_threads():
-    """main() reads both: what a command is told, and whether it trains."""
+    """main() needs both attributes: the number of threads, and whether the command trains."""
     parser = command.make_parser()
     assert isinstance(parser, options.Parser)
     needed = {"generate": ["--checkpoint", "c", "--prompt", "p"]}

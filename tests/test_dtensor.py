@@ -1,4 +1,4 @@
-"""Layers and cells on DTensors: two processes, each with torch.nn's numbers."""
+"""Layers and cells on DTensors: two processes, whose results equal torch.nn's."""
 
 import os
 import socket
@@ -32,7 +32,7 @@ def inputs(name, layers=1):
 
 
 def run(module, name, x, h, recompute=False):
-    """A module's output and all gradients."""
+    """The output and all gradients of a module."""
     x, h = x.detach().requires_grad_(), None if h is None else h.detach().requires_grad_()
     with lstmkern.recompute(recompute):
         results = module(x, (h, 2 * h) if "LSTM" in name and h is not None else h)
@@ -73,7 +73,7 @@ def replicated(mesh, name):
 
 
 def sharded(mesh, name):
-    """Gathered first: the batch, or the weights."""
+    """The batch or the weights are sharded; they are gathered first."""
     from torch.distributed.tensor import Replicate, Shard
 
     batch = Shard(0 if name.endswith("Cell") else 1)
@@ -126,7 +126,7 @@ def _worker(rank: int, world: int, port: int, failures):
                 case(mesh, name)
             except BaseException:  # noqa: BLE001 (pytest.raises fails with one)
                 failed.append(f"{case.__name__} {name}, rank {rank}: {traceback.format_exc()}")
-                break  # the other process may wait for what this one has left out
+                break  # the other process may be waiting for a collective of this one
         failures.put(failed)
     finally:
         dist.destroy_process_group()
@@ -144,6 +144,6 @@ def test_two_processes():
 
 
 def test_importing_lstmkern_does_not_import_dtensors():
-    """It takes as long as half of torch."""
+    """That import takes half as long as importing torch."""
     code = "import sys, torch, lstmkern; assert 'torch.distributed.tensor' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pairs import assert_same_error, zero_state
 from simt import simulator
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -15,11 +16,6 @@ import lstmkern
 
 T, N, I, H = 3, 2, 4, 5  # noqa: E741
 NAMES = ("LSTM", "GRU", "RNN")
-
-
-def hidden(name, *sizes, **options):
-    h = torch.zeros(*sizes, **options)
-    return (h, h) if name == "LSTM" else h
 
 
 def packed(features, **options):
@@ -35,13 +31,13 @@ BOTH_REFUSE = {  # arguments as a function of the class name
     "fp64 input": lambda name: (torch.randn(T, N, I, dtype=torch.float64),),
     "integer input": lambda name: (torch.ones(T, N, I, dtype=torch.int64),),
     "bool input": lambda name: (torch.ones(T, N, I, dtype=torch.bool),),
-    "state rows": lambda name: (torch.randn(T, N, I), hidden(name, 1, 3, H)),
-    "state layers": lambda name: (torch.randn(T, N, I), hidden(name, 2, N, H)),
-    "state features": lambda name: (torch.randn(T, N, I), hidden(name, 1, N, 6)),
-    "state rank 2 for 3": lambda name: (torch.randn(T, N, I), hidden(name, 1, H)),
-    "state rank 3 for 2": lambda name: (torch.randn(T, I), hidden(name, 1, N, H)),
-    "state rank 4": lambda name: (torch.randn(T, N, I), hidden(name, 2, 1, N, H)),
-    "wrong features before wrong state": lambda name: (torch.randn(T, N, 9), hidden(name, 1, 3, H)),
+    "state rows": lambda name: (torch.randn(T, N, I), zero_state(name, 1, 3, H)),
+    "state layers": lambda name: (torch.randn(T, N, I), zero_state(name, 2, N, H)),
+    "state features": lambda name: (torch.randn(T, N, I), zero_state(name, 1, N, 6)),
+    "state rank 2 for 3": lambda name: (torch.randn(T, N, I), zero_state(name, 1, H)),
+    "state rank 3 for 2": lambda name: (torch.randn(T, I), zero_state(name, 1, N, H)),
+    "state rank 4": lambda name: (torch.randn(T, N, I), zero_state(name, 2, 1, N, H)),
+    "wrong features before wrong state": lambda name: (torch.randn(T, N, 9), zero_state(name, 1, 3, H)),
     "a list": lambda name: ([1, 2],),
     "nothing": lambda name: (None,),
 }
@@ -50,12 +46,7 @@ BOTH_REFUSE = {  # arguments as a function of the class name
 @pytest.mark.parametrize("case", BOTH_REFUSE)
 @pytest.mark.parametrize("name", NAMES)
 def test_refused_as_torch_refuses(name, case):
-    arguments, errors = BOTH_REFUSE[case](name), []
-    for package in (nn, lstmkern):
-        with pytest.raises(Exception) as error:  # noqa: PT011 (the types are compared below)
-            getattr(package, name)(I, H)(*arguments)
-        errors.append((error.type, str(error.value)))
-    assert errors[1] == errors[0]
+    assert_same_error(name, (I, H), BOTH_REFUSE[case](name))
 
 
 def test_cell_state_has_its_own_size():
@@ -76,7 +67,7 @@ def test_packed_input(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_packed_state_of_another_batch(name):
     with pytest.raises(RuntimeError, match=r"Expected hidden(\[0\])? size \(1, 2, 5\), got \[1, 3, 5\]"):
-        getattr(lstmkern, name)(I, H)(packed(I), hidden(name, 1, 3, H))
+        getattr(lstmkern, name)(I, H)(packed(I), zero_state(name, 1, 3, H))
 
 
 ONLY_WE_SEE = {  # keyword arguments and what the message says
@@ -210,10 +201,10 @@ def test_a_failed_call_leaves_everything_usable(name):
     module = getattr(lstmkern, name)(I, H, 2, dropout=0.5)
     x, before = torch.randn(T, N, I), torch.get_rng_state()
     weights = {n: p.clone() for n, p in module.state_dict().items()}
-    state = hidden(name, 2, N, H)
+    state = zero_state(name, 2, N, H)
     for arguments, keywords in (
         ((torch.randn(T, N, 9, generator=torch.Generator()),), {}),
-        ((x, hidden(name, 2, 7, H)), {}),
+        ((x, zero_state(name, 2, 7, H)), {}),
         ((x, state), {"lengths": torch.tensor([0, 99])}),
         ((x, state), {"resets": torch.zeros(1, 1).bool()}),
     ):

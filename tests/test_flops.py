@@ -1,4 +1,4 @@
-"""FlopCounterMode counts our layers as torch.nn's, and dispatch modes see our ops."""
+"""FlopCounterMode counts our layers like torch.nn's, and dispatch modes see our ops."""
 
 import pytest
 import torch
@@ -14,13 +14,13 @@ LENGTHS = [2, 5, 3]
 
 @pytest.fixture(autouse=True)
 def without_onednn():
-    """Whose LSTM torch counts as nothing; without it torch's is products as any other."""
+    """Switch oneDNN off: torch counts nothing for its LSTM, and matrix products without it."""
     with torch.backends.mkldnn.flags(enabled=False):
         yield
 
 
 def counted(module, input, hx, **keywords):
-    """The operations of forward and of backward."""
+    """The number of operations in forward and in backward."""
     with FlopCounterMode(display=False) as forward:
         output, _ = module(input, hx, **keywords)
     output = output.data if isinstance(output, PackedSequence) else output
@@ -47,7 +47,7 @@ def test_same_count_as_torch(kind, layers, bidirectional, form, input_grad, with
     assert ours == theirs and min(ours) > 0
 
 
-def test_lengths_count_as_packed(kind, pair):
+def test_lengths_count_like_packed(kind, pair):
     _, ours = pair(kind, I, H, 2, bidirectional=True)
     x, lengths = torch.randn(T, N, I), torch.tensor(LENGTHS)
     packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
@@ -68,7 +68,7 @@ def test_cells(name, grad):
 
 
 def test_count_without_data(pair):
-    """On the meta device and with fake tensors; a fake batch_sizes holds no numbers, the rows are known."""
+    """On the meta device and with fake tensors. A fake batch_sizes has no values, but the number of rows is known."""
     _, ours = pair("lstm", I, H, bidirectional=True)
     dense = counted(ours, torch.randn(T, N, I), None)
     assert (
@@ -83,7 +83,7 @@ def test_count_without_data(pair):
 
 @pytest.mark.parametrize("way", ["plain", "recompute", "checkpoint"])
 def test_dispatch_modes_see_the_ops(kind, way, pair):
-    """In forward and in backward, in which autograd may be called from elsewhere."""
+    """In forward and in backward, which autograd may run in another context."""
 
     class Seen(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):

@@ -1,4 +1,4 @@
-"""First, second and third derivatives, for every input and whatever part of the results is used."""
+"""First, second and third derivatives for every input and any subset of the results."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ T, N, I, H = 4, 3, 2, 3  # noqa: E741
 
 
 def problem(kind, pair, **options):
-    """A module in fp64, leaves for every differentiable input of it, and the function from leaves to results."""
+    """A module in fp64, leaf tensors for all its differentiable inputs, and a function from leaves to results."""
     _, module = pair(kind, I, H, dtype=torch.float64, **options)
     shape = (N, T, I) if module.batch_first else (T, N, I)
     D = 2 if module.bidirectional else 1
@@ -57,7 +57,7 @@ def test_first_derivatives(kind, bidirectional, variant, pair):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_second_derivatives(kind, bidirectional, variant, pair):
-    """Of every input and of the incoming gradients; the fast mode projects on random directions."""
+    """For every input and for the incoming gradients; the fast mode projects on random directions."""
     keywords = dict(VARIANTS[variant], **({"return_cells": True} if kind.startswith("lstm") else {}))
     _, leaves, function = problem(kind, pair, bidirectional=bidirectional)
     assert gradgradcheck(lambda *args: function(*args, **keywords), leaves, fast_mode=True)
@@ -91,7 +91,7 @@ def test_third_derivative_is_the_references(pair):
 
 
 def test_any_part_of_the_results(kind, pair):
-    """A gradient through one result alone is the reference's; what is unused counts as zero."""
+    """Gradients through a single result equal the reference's; unused results count as zero."""
     module, leaves, function = problem(kind, pair, bidirectional=True)
     lstm = module.mode == "LSTM"
     keywords = {"return_cells": True} if lstm else {}
@@ -108,7 +108,7 @@ def test_any_part_of_the_results(kind, pair):
 
 
 def test_any_subset_of_the_inputs(kind, pair):
-    """With one input requiring a gradient, alone, its gradient is what it is among all of them."""
+    """If only one input requires a gradient, that gradient is the same as if all inputs do."""
     _, leaves, function = problem(kind, pair)
     together = torch.autograd.grad(function(*leaves)[0].sin().sum(), leaves)
     for k, expected in enumerate(together):
@@ -149,7 +149,7 @@ def test_backward_twice_needs_retain_graph(pair):
         loss.backward()
 
 
-def test_weights_changed_before_backward_are_noticed(kind, pair):
+def test_weights_changed_before_backward_are_detected(kind, pair):
     module, _, _ = problem(kind, pair)
     loss = module(torch.randn(T, N, I).double())[0].sum()
     with torch.no_grad():
@@ -159,7 +159,7 @@ def test_weights_changed_before_backward_are_noticed(kind, pair):
 
 
 def biased(kind, pair, recompute=False):
-    """A module's parameters, its biases results of earlier operations, and its output for them."""
+    """The parameters of a module, whose biases are results of earlier operations, and its output."""
     torch.manual_seed(1)
     module, _, _ = problem(kind, pair, bidirectional=True)
     leaves = {name: p.detach().clone().requires_grad_() for name, p in module.named_parameters()}
@@ -177,7 +177,7 @@ def write_into(tensors):
 
 
 def test_biases_may_change_before_backward(kind, pair):
-    """No first derivative depends on one: torch.nn on the CPU allows it too."""
+    """No first derivative depends on a bias. torch.nn on the CPU allows this change too."""
     theirs, ours = pair(kind, I, H)
     x = torch.randn(T, N, I)
     for module in (theirs, ours):
@@ -200,8 +200,8 @@ def test_biases_that_are_results_may_change_before_backward(kind, pair):
         assert torch.equal(a, b)
 
 
-def test_changed_biases_are_noticed_where_they_are_read(kind, pair):
-    """By second derivatives, and by what computes the layer again."""
+def test_changed_biases_are_detected_where_they_are_read(kind, pair):
+    """Second derivatives and recomputation read the biases in backward."""
     refused = "modified by an inplace operation"
     leaves, used, output = biased(kind, pair)
     write_into(used)
@@ -214,7 +214,7 @@ def test_changed_biases_are_noticed_where_they_are_read(kind, pair):
         torch.autograd.grad(sum(g.sin().sum() for g in first), leaves)
     leaves, used, output = biased(kind, pair, recompute=True)
     write_into(used)
-    if "rnn" in kind:  # keeps no gates in any case
+    if "rnn" in kind:  # never keeps gates
         torch.autograd.grad(output.sin().sum(), leaves)
     else:
         with pytest.raises(RuntimeError, match=refused):
@@ -222,7 +222,7 @@ def test_changed_biases_are_noticed_where_they_are_read(kind, pair):
 
 
 def test_truncated_backpropagation_carries_the_state(kind, pair):
-    """Two halves joined by the state have the gradient of the whole."""
+    """Two calls joined by the state have the gradient of a single call."""
     module, (x, *rest), function = problem(kind, pair)
     states = 2 if module.mode == "LSTM" else 1
     whole = torch.autograd.grad(function(x, *rest)[0].sin().sum(), (x, *rest))
@@ -234,7 +234,7 @@ def test_truncated_backpropagation_carries_the_state(kind, pair):
 
 
 def test_gradient_penalty_trains():
-    """Training on a loss with a gradient norm in it follows torch operations exactly."""
+    """Training with a gradient penalty gives the same losses as torch operations."""
     histories = []
     for through_reference in (False, True):
         torch.manual_seed(0)
@@ -261,7 +261,7 @@ def test_gradient_penalty_trains():
 
 
 def test_ops_called_directly_keep_their_gradients(pair):
-    """torch.ops.lstmkern.* with inputs that require gradients, whatever `save` says."""
+    """torch.ops.lstmkern.* with inputs that require gradients, for each value of `save`."""
     _, leaves, function = problem("lstm", pair)
     x, h0, c0, *weights = leaves
     expected = torch.autograd.grad(function(*leaves)[0].sin().sum(), leaves)
@@ -280,7 +280,7 @@ def test_checkpoint_recomputes_the_same(kind, pair):
 
 
 def test_saved_tensors_may_come_back_with_other_strides(kind, pair):
-    """As from hooks that move them to another place in another layout."""
+    """Saved-tensor hooks may return copies with another memory layout."""
 
     def columns(t):
         return t if t.dim() < 2 else t.transpose(-1, -2).contiguous().transpose(-1, -2)

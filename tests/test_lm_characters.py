@@ -1,7 +1,10 @@
-"""The character models: what each adds to the one before, the written-out cells, incomplete batches, files read."""
+"""The character models: what each adds to the one before, cells in Python, incomplete batches, reading files."""
+
+from functools import partial
 
 import pytest
 import torch
+from language import random_tokens, source_text
 from torch import nn
 
 import lstmkern
@@ -15,16 +18,13 @@ from lstmkern.lm.train import Run, config_of, fit
 from lstmkern.lm.vocabulary import Characters
 
 VOCAB, FACTORS, HIDDEN = 13, 5, 8
+tokens = partial(random_tokens, VOCAB)
 NAMES = [name for name in RECIPES if name.startswith("char-")]
 
 
 def make(model, *args, **how):
     torch.manual_seed(0)
     return model(VOCAB, FACTORS, HIDDEN, *args, **how).double()
-
-
-def tokens(*shape):
-    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(1))
 
 
 def test_the_loop_is_three_characters_unrolled_but_for_its_first_state():
@@ -36,7 +36,7 @@ def test_the_loop_is_three_characters_unrolled_but_for_its_first_state():
 
 
 def test_adding_is_a_special_concatenation():
-    """CharConcat with the identity on the hidden state is a loop over relu(h + W x); by hand, step by step."""
+    """CharConcat, computed step by step."""
     model = make(characters.CharConcat)
     x = tokens(4, 5)
     h = torch.zeros(4, HIDDEN, dtype=torch.double)
@@ -58,12 +58,12 @@ def test_multi_output():
 
 
 @pytest.mark.parametrize(
-    ("written_out", "cell", "layer"),
+    ("in_python", "cell", "layer"),
     [(characters.RNNCell, "RNNCell", lstmkern.RNN), (characters.GRUCell, "GRUCell", lstmkern.GRU)],
 )
-def test_written_out_cells_are_our_kernels(written_out, cell, layer):
-    """The whole model on the written-out cell, on our cell and on our layer, over two calls: logits and gradients."""
-    by_hand = make(characters.CharStateful, cell=written_out)
+def test_in_python_cells_are_our_kernels(in_python, cell, layer):
+    """The model with the cell in Python, with our cell and with our layer: equal logits and gradients in two calls."""
+    by_hand = make(characters.CharStateful, cell=in_python)
     by_cell = make(characters.CharStateful, cell=getattr(lstmkern, cell))
     by_layer = make(characters.CharGRU, rnn=layer)
     by_cell.load_state_dict(by_hand.state_dict())
@@ -84,7 +84,7 @@ def test_written_out_cells_are_our_kernels(written_out, cell, layer):
 
 
 def sorted_parameters(model):
-    """In one order for all three: a cell's names differ from a layer's in prefix and suffix only."""
+    """Parameters in the same order for all three models; names of cells and layers differ in prefix and suffix."""
     named = {name.replace("rnn.", "cell.").removesuffix("_l0"): p for name, p in model.named_parameters()}
     return [named[name] for name in sorted(named)]
 
@@ -96,23 +96,20 @@ def test_stateful_models_pick_up_the_state(name):
     whole = model(x)
     model.reset()
     torch.testing.assert_close(torch.cat([model(x[:, :4]), model(x[:, 4:])], 1), whole, rtol=0, atol=1e-12)
-    model(tokens(2, 10))  # another batch size starts anew
+    model(tokens(2, 10))  # another batch size resets the state
     torch.testing.assert_close(model(x), whole, rtol=0, atol=1e-12)
-
-
-TEXT = "".join(f"def f{n}(x):\n    return x + {n}\n\n\n" for n in range(100))
 
 
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "text.py"
-    path.write_text(TEXT)
+    path.write_text(source_text(100))
     return str(path)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_learns_and_the_last_batch_is_incomplete(file, name):
-    """Three epochs take the loss well below that of knowing nothing; the last batch has fewer rows."""
+    """Training lowers the loss, from below that of uniform predictions; the last batch is smaller."""
     pieces = {"seq_len": 8} if "seq_len" in RECIPES[name].options else {}
     config = config_of(name, text=file, batch_size=24, hidden=32, epochs=3, lr=1e-2, **pieces)
     data = load_dataset(config)
@@ -126,7 +123,7 @@ def test_every_model_learns_and_the_last_batch_is_incomplete(file, name):
     assert len(continuation) == 20
     ids = data.vocab.encode(prompt)
     run.model.eval()
-    for character in continuation:  # the window, or the whole text anew without a carried state
+    for character in continuation:  # from the window, or from the whole text without a kept state
         run.model.reset()
         seen = ids if run.model.window is None else ids[-run.model.window :]
         logits = run.model(torch.tensor([seen]))
@@ -144,7 +141,7 @@ def test_the_corpus_is_read_in_order(tmp_path):
     assert read_text(tmp_path) == "one\ntwo\nthree"
 
 
-def test_every_python_has_a_corpus():
+def test_the_standard_library_is_the_default_text():
     text = standard_library_source()
     assert len(text) > 1_000_000 and "class ArgumentParser" in text
     config = config_of("char-gru", limit=50_000)

@@ -1,22 +1,20 @@
-"""train, generate and classify on text: what they leave behind, and one sentence and code 2 on bad input."""
-
-import re
-import signal
+"""train, generate and classify on text: their files, and one sentence with exit code 2 for bad input."""
 
 import pytest
 import torch
+from language import assert_one_sentence, listing, press_ctrl_c, source_text, write_classes
 
 from lstmkern.command import main
 from lstmkern.lm import generate
 
-TEXT = "".join(f"def f{n}(x):\n    return x + {n}\n\n\n" for n in range(80))
+TEXT = source_text(80)
 CHARACTERS = ["--model", "char-gru", "--text", "text.txt", "--batch-size", "8", "--hidden", "8", "--epochs", "1"]
 SUBWORDS = ["--model", "awd-lstm", "--text", "classes", "--batch-size", "4", "--seq-len", "12", "--subwords", "280"]
 SUBWORDS += ["--hidden", "8", "--embedding", "6", "--layers", "2", "--epochs", "1"]
 
 
 def write(folder):
-    """A text, two classes of documents, and what cannot be read."""
+    """Write a text, two classes of documents, and files that cannot be used."""
     (folder / "text.txt").write_text(TEXT)
     (folder / "other.txt").write_text(TEXT.replace("x", "y"))
     (folder / "short.txt").write_text("too short a text")
@@ -27,17 +25,13 @@ def write(folder):
     (folder / "empty").mkdir()
     (folder / "pictures").mkdir()
     (folder / "pictures" / "a.png").write_bytes(b"\x89PNG\0")
-    for name in ("one", "two"):
-        (folder / "classes" / name).mkdir(parents=True)
-        for n in range(30):
-            (folder / "classes" / name / f"{n}.txt").write_text(f"{name} and {name} again, {n} times over and over")
+    write_classes(folder / "classes")
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path)
-    return tmp_path
+def here(here):
+    write(here)
+    return here
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +54,12 @@ def trained(tmp_path_factory):
     return folder
 
 
-def listing(directory):
-    return {path: path.read_bytes() if path.is_file() else None for path in directory.rglob("*")}
-
-
 def refuse(capsys, folder, args, message):
-    """One sentence about ``message``, code 2, and ``folder`` as it was."""
+    """The command prints one sentence that matches ``message``, returns 2, and does not change ``folder``."""
     before = listing(folder)
     capsys.readouterr()
     assert main(args) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1 and err.endswith("\n"), err
-    assert re.search(message, err), err
+    assert assert_one_sentence(capsys, message) == ""
     assert listing(folder) == before
 
 
@@ -97,7 +85,7 @@ def test_generate_continues_the_prompt(trained, capsys, name, prompt):
 
 
 def test_generate_prints_every_word_at_once(trained, monkeypatch, capsys):
-    """What is printed when the model is asked for the next word holds all words before it."""
+    """Each word is printed before the model computes the next one."""
     printed, real = [], generate.logits_of
     monkeypatch.setattr(generate, "logits_of", lambda output: printed.append(capsys.readouterr().out) or real(output))
     assert main(["generate", "--checkpoint", str(trained / "lm"), "--prompt", "one . two", "--length", "4"]) == 0
@@ -107,19 +95,11 @@ def test_generate_prints_every_word_at_once(trained, monkeypatch, capsys):
 
 
 def test_ctrl_c_in_generate(trained, monkeypatch, capsys):
-    real, calls = generate.logits_of, []
-
-    def pressed(output):
-        calls.append(1)
-        if len(calls) == 4:
-            signal.raise_signal(signal.SIGINT)
-        return real(output)
-
-    monkeypatch.setattr(generate, "logits_of", pressed)
+    press_ctrl_c(monkeypatch, generate, "logits_of", 4)
     assert main(["generate", "--checkpoint", str(trained / "char"), "--prompt", "def", "--length", "9"]) == 130
     out, err = capsys.readouterr()
     assert len(out) == len("def") + 3 + 1 and out.endswith("\n")
-    assert err == "interrupted; the text above, 3 of 9 characters, is not kept elsewhere\n"
+    assert err == "interrupted; the text above, 3 of 9 characters, is not saved anywhere\n"
 
 
 def test_generate_takes_the_directory_of_a_session(trained, monkeypatch, capsys):
@@ -146,7 +126,7 @@ def test_generate_refuses_absurd_lengths(trained, capsys, length):
     refuse(capsys, trained, args, f"'{length}' is not a whole number from 1 to 100,000")
 
 
-def test_texts_are_drawn_and_numbers_are_counted(trained, capsys):
+def test_default_temperature_of_the_command(trained, capsys):
     """The default temperature: 0 for models of HUMAN_NUMBERS, 0.8 for others."""
     for name, prompt, temperature in (("lm", "one . two", "0"), ("char", "def f1(", "0.8"), ("awd", "one and", "0.8")):
         args = ["generate", "--checkpoint", str(trained / name), "--prompt", prompt]
@@ -165,7 +145,7 @@ def test_classify_a_text(trained, capsys):
 
 
 def test_a_session_from_an_encoder(here, trained, capsys):
-    """The encoder's vocabulary and sizes are taken over."""
+    """The session has the vocabulary and sizes of the encoder."""
     args = ["train", "--encoder", str(trained / "awd" / "encoder.pt"), "--text", "classes", "--batch-size", "4"]
     assert main([*args, "--seq-len", "12", "--epochs", "1", "--out", "out"]) == 0
     one, two = (torch.load(path / "checkpoint.pt", weights_only=True) for path in (trained / "awd", here / "out"))
@@ -244,13 +224,13 @@ def test_bad_input_to_a_model_of_subwords(here, capsys, args, message):
 def test_checkpoints_of_something_else(trained, monkeypatch, capsys, args, message):
     monkeypatch.chdir(trained)
     content = torch.load("char/checkpoint.pt", weights_only=True)
-    content["vocab"] = torch.load("awd/checkpoint.pt", weights_only=True)["vocab"]  # the vocabulary of another
+    content["vocab"] = torch.load("awd/checkpoint.pt", weights_only=True)["vocab"]  # the vocabulary of another model
     torch.save(content, "mixed.pt")
     refuse(capsys, trained, args, message)
 
 
 def test_resume_of_a_text(trained, monkeypatch):
-    """The subwords learnt are the checkpoint's: another session's would not fit its weights."""
+    """A resumed session has the vocabulary of the checkpoint, which its weights belong to."""
     monkeypatch.chdir(trained)
     assert main(["train", "--resume", "awd/checkpoint.pt", "--out", "again"]) == 0
     one, two = (torch.load(name + "/checkpoint.pt", weights_only=True) for name in ("awd", "again"))

@@ -1,4 +1,4 @@
-"""HUMAN_NUMBERS has exactly the book's size, and batches continue each other."""
+"""HUMAN_NUMBERS has the same size as in the book, and batches continue each other."""
 
 import pytest
 import torch
@@ -11,7 +11,6 @@ from lstmkern.lm.data import (
     make_batches,
     make_corpus,
     number_name,
-    write_human_numbers,
 )
 from lstmkern.lm.dataset import load_dataset
 from lstmkern.lm.train import config_of
@@ -91,7 +90,7 @@ def test_the_last_incomplete_batch_has_fewer_rows():
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
 def test_shares_are_all_rows_once(processes):
-    """Every row is one process's, and the weighted mean over the processes of a mean is the mean over the rows."""
+    """Each row belongs to one process, and the weighted mean over processes is the mean over all rows."""
     batches, _ = make_batches(torch.arange(2000), rows=8, seq_len=7, keep_last=True)
     shares = [batches.share(process, processes) for process in range(processes)]
     assert len(batches.x[-1]) not in (0, 8)
@@ -116,8 +115,8 @@ def test_smallest_corpus_that_fills_a_batch():
 
 
 def test_written_corpus_reads_back_the_same(tmp_path):
-    write_human_numbers(tmp_path)
-    assert len((tmp_path / "train.txt").read_text().splitlines()) == 7999
+    for name, lines in zip(("train.txt", "valid.txt"), human_numbers(), strict=True):
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
     corpus, own = load_corpus(tmp_path), load_corpus()
     assert torch.equal(corpus.ids, own.ids)
     assert corpus.vocab == own.vocab
@@ -150,8 +149,8 @@ def test_missing_directory(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-16-le", "utf-32"])
 def test_a_byte_order_mark_is_not_text(tmp_path, encoding):
-    """In front of every file that is read; UTF-16 and UTF-32 are recognized by it."""
-    mark = "\ufeff" if encoding in ("utf-16-be", "utf-16-le") else ""  # the other encoders put it there themselves
+    """It is removed from every file; UTF-16 and UTF-32 are recognized by it."""
+    mark = "\ufeff" if encoding in ("utf-16-be", "utf-16-le") else ""  # the other encoders write it themselves
     lines = ["one two", "déjà vu 漢字"]
     for name in ("train.txt", "valid.txt"):
         (tmp_path / name).write_bytes((mark + "\r\n".join(lines)).encode(encoding))

@@ -1,27 +1,26 @@
-"""LMModel1 to 5 and the written-out LSTM cells: each is what the book says, and what our kernels compute."""
+"""LMModel1 to LMModel5, LSTM cells in Python, and the ladder: each agrees with the book and with our kernels."""
 
 import csv
+from functools import partial
 
 import pytest
 import torch
+from language import random_tokens, terminal, use_few_numbers
 from torch import nn
 
 import lstmkern
 from lstmkern.command import main
 from lstmkern.lm import LMModel1, LMModel2, LMModel3, LMModel4, LMModel5, climb
-from lstmkern.lm.ladder import LSTMCellChunked, LSTMCellOfFour
+from lstmkern.lm.output import output_directory
 from lstmkern.lm.train import Config, config_of
 
 VOCAB, HIDDEN = 11, 16
+tokens = partial(random_tokens, VOCAB)
 
 
 def make(model, *args):
     torch.manual_seed(0)
     return model(VOCAB, HIDDEN, *args).double()
-
-
-def tokens(*shape):
-    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(1))
 
 
 def test_the_loop_is_the_unrolled_model():
@@ -57,12 +56,50 @@ def test_a_prediction_after_every_word():
 def test_lmmodel5_is_torch_rnn(layers):
     ours, theirs = make(LMModel5, layers), make(lambda *a: LMModel5(*a, rnn=nn.RNN), layers)
     assert type(ours.rnn) is lstmkern.RNN
-    for x in (tokens(3, 7), tokens(3, 7)):  # the second call goes on from the first
+    for x in (tokens(3, 7), tokens(3, 7)):  # the second call continues from the first
         torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-12)
 
 
+class LSTMCellOfFour(nn.Module):
+    """The book's first LSTM cell: four Linear layers, one per gate, on the concatenation of h and the input."""
+
+    def __init__(self, ni, nh):
+        super().__init__()
+        self.forget_gate = nn.Linear(ni + nh, nh)
+        self.input_gate = nn.Linear(ni + nh, nh)
+        self.cell_gate = nn.Linear(ni + nh, nh)
+        self.output_gate = nn.Linear(ni + nh, nh)
+
+    def forward(self, input, state):
+        """input [N, ni], state (h, c) each [N, nh] -> (h, (h, c))."""
+        h, c = state
+        h = torch.cat([h, input], dim=1)
+        c = c * torch.sigmoid(self.forget_gate(h))
+        c = c + torch.sigmoid(self.input_gate(h)) * torch.tanh(self.cell_gate(h))
+        h = torch.sigmoid(self.output_gate(h)) * torch.tanh(c)
+        return h, (h, c)
+
+
+class LSTMCellChunked(nn.Module):
+    """The book's second LSTM cell: one matrix product for all gates, split in the order i, f, o, g."""
+
+    def __init__(self, ni, nh):
+        super().__init__()
+        self.ih = nn.Linear(ni, 4 * nh)
+        self.hh = nn.Linear(nh, 4 * nh)
+
+    def forward(self, input, state):
+        """input [N, ni], state (h, c) each [N, nh] -> (h, (h, c))."""
+        h, c = state
+        gates = (self.ih(input) + self.hh(h)).chunk(4, dim=1)
+        i, f, o = map(torch.sigmoid, gates[:3])
+        c = f * c + i * torch.tanh(gates[3])
+        h = o * torch.tanh(c)
+        return h, (h, c)
+
+
 def kernel_of_four(cell):
-    """Our LSTM with the weights of LSTMCellOfFour: [h, x] columns apart, gates in the order i, f, g, o."""
+    """Weights for our LSTM from LSTMCellOfFour: columns of h and x separated, gates in the order i, f, g, o."""
     gates = (cell.input_gate, cell.forget_gate, cell.cell_gate, cell.output_gate)
     nh = gates[0].out_features
     both = torch.cat([gate.weight for gate in gates])
@@ -71,7 +108,7 @@ def kernel_of_four(cell):
 
 
 def kernel_of_chunked(cell):
-    """Our LSTM with the weights of LSTMCellChunked: i, f, o, g becomes i, f, g, o."""
+    """Weights for our LSTM from LSTMCellChunked: gates in the order i, f, g, o instead of i, f, o, g."""
 
     def permuted(tensor):
         i, f, o, g = tensor.chunk(4)
@@ -81,12 +118,12 @@ def kernel_of_chunked(cell):
 
 
 @pytest.mark.parametrize(
-    ("written_out", "weights_of"), [(LSTMCellOfFour, kernel_of_four), (LSTMCellChunked, kernel_of_chunked)]
+    ("in_python", "weights_of"), [(LSTMCellOfFour, kernel_of_four), (LSTMCellChunked, kernel_of_chunked)]
 )
-def test_written_out_lstm_cells_are_our_kernel(written_out, weights_of):
-    """All three, layer and cell, over several steps: results, and the gradients that come back to x, h and c."""
+def test_in_python_lstm_cells_are_our_kernel(in_python, weights_of):
+    """The cell in Python, our cell and our layer, over several steps: equal results, and gradients of x, h and c."""
     N, T, ni, nh = 3, 5, 4, 6
-    cell = written_out(ni, nh).double()
+    cell = in_python(ni, nh).double()
     layer, step = lstmkern.LSTM(ni, nh).double(), lstmkern.LSTMCell(ni, nh).double()
     with torch.no_grad():
         for name, weight in zip(("weight_ih", "weight_hh", "bias_ih", "bias_hh"), weights_of(cell), strict=True):
@@ -116,7 +153,7 @@ def test_written_out_lstm_cells_are_our_kernel(written_out, weights_of):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
-def test_the_book_s_rates_and_epochs():
+def test_learning_rates_and_epochs_of_the_book():
     recipes = {name: (c.lr, c.epochs, c.seq_len) for name in climb.EXPECTED for c in [config_of(name)]}
     assert recipes == {
         "lm1": (1e-3, 4, 3),
@@ -131,8 +168,8 @@ def test_the_book_s_rates_and_epochs():
 
 
 @pytest.mark.slow
-def test_the_first_rungs_reach_the_book_s_accuracy(tmp_path, monkeypatch, capsys):
-    """The command itself, on two rungs: near the book's (seeds differ by 0.06); one table, one file, one plot."""
+def test_the_ladder_reaches_the_accuracy_of_the_book(tmp_path, monkeypatch, capsys):
+    """The command with two models: accuracy near the book's, a table, a CSV file and a plot."""
     monkeypatch.setattr(climb, "EXPECTED", {name: climb.EXPECTED[name] for name in ("lm2", "lm3")})
     assert main(["ladder", "--out", str(tmp_path / "out"), "--threads", "1"]) == 0
     with open(tmp_path / "out" / "ladder.csv", newline="") as file:
@@ -144,3 +181,41 @@ def test_the_first_rungs_reach_the_book_s_accuracy(tmp_path, monkeypatch, capsys
     assert (tmp_path / "out" / "ladder.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert all(row["accuracy"] in out for row in rows)
+
+
+def test_the_ladder_shows_the_median_and_a_bar(here, monkeypatch):
+    use_few_numbers(monkeypatch)
+    monkeypatch.setattr(climb, "EXPECTED", {"lm1": 0.49, "lm4": 0.64})
+    console, seen, real = terminal(), [], climb.fit
+    monkeypatch.setattr(climb, "fit", lambda *args: seen.append(console.file.getvalue()) or real(*args))
+    with output_directory(None, "ladder") as output:
+        out = climb.climb(console, range(3), output.make)
+    assert "LMModel1, seed 0" in seen[0] and "LMModel4, seed 2" in seen[-1] and len(seen) == 6
+    text = console.file.getvalue()
+    assert "median of seeds 0 to 2" in text
+    assert "book: fastbook chapter 12\n" in "\n".join(map(str.strip, text.splitlines())) + "\n"  # on one line
+    head, *rows = [line.split(",") for line in (out / "ladder.csv").read_text().splitlines()]
+    for row in rows:
+        row = dict(zip(head, row, strict=True))
+        assert row["seeds"] == "3"
+        assert float(row["lowest"]) <= float(row["accuracy"]) <= float(row["highest"])
+    assert sorted(path.name for path in out.iterdir()) == ["ladder.csv", "ladder.png"]
+
+
+def test_the_ladder_names_the_models_below_the_book():
+    """The note says which models, by how much, and that accuracy depends on the seed."""
+
+    class Result:
+        def __init__(self, accuracy):
+            self.accuracy = accuracy
+
+    class Done:
+        def __init__(self, model, accuracy):
+            self.config, self.history = config_of(model), [Result(accuracy)]
+
+    note = climb._below_the_book([[Done("lm4", 0.63)], [Done("lm6", 0.60)], [Done("lm7", 0.80)]])
+    assert note.startswith("Below the book: LMModel6 by 0.12, LMModel7 by 0.03. Accuracy depends on the seed")
+    assert "--seeds 5" in note
+    note = climb._below_the_book([[Done("lm6", accuracy) for accuracy in (0.60, 0.65, 0.90)]])
+    assert note.startswith("Below the book: LMModel6 by 0.07. ") and "lowest and highest" in note
+    assert climb._below_the_book([[Done("lm6", 0.71)], [Done("lm1", 0.49)]]) == ""

@@ -1,9 +1,12 @@
-"""LMModel6 and LMModel7: what they return, how they carry their state, regularisation, generation."""
+"""LMModel6 and LMModel7: outputs, the state that is kept, regularisation, generation."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
+from language import random_tokens
+from pairs import as_tuple
 from torch import nn
 
 import lstmkern
@@ -15,20 +18,13 @@ from lstmkern.lm.train import config_of
 from lstmkern.lm.vocabulary import Characters, Words
 
 VOCAB, HIDDEN, LAYERS = 11, 24, 2
+tokens = partial(random_tokens, VOCAB)
 CLASSES = [lstmkern.LSTM, lstmkern.GRU, nn.LSTM, nn.GRU]
 
 
 def make(model=LMModel6, seed=0, **how):
     torch.manual_seed(seed)
     return model(VOCAB, HIDDEN, LAYERS, *([0.4] if model is LMModel7 else []), **how)
-
-
-def tokens(*shape, seed=0):
-    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def parts(state):
-    return state if isinstance(state, tuple) else (state,)
 
 
 @pytest.mark.parametrize("rnn", CLASSES)
@@ -62,8 +58,8 @@ def test_same_seed_same_weights_as_torch(model, cell):
 
 
 @pytest.mark.parametrize("rnn", CLASSES)
-def test_state_is_carried(rnn):
-    """Two calls on two halves are one call on the whole; reset() starts anew."""
+def test_state_is_kept(rnn):
+    """Calls on two halves equal one call on the whole; reset() starts from zero."""
     model = make(rnn=rnn).double()
     x = tokens(3, 10)
     whole = model(x)
@@ -80,11 +76,13 @@ def test_state_is_carried(rnn):
 def test_state_is_detached_and_not_saved(rnn):
     model = make(rnn=rnn)
     model(tokens(3, 5)).sum().backward()
-    assert all(not s.requires_grad for s in parts(model.state))
-    assert all(s.shape == (LAYERS, 3, HIDDEN) for s in parts(model.state))
+    assert all(not s.requires_grad for s in as_tuple(model.state))
+    assert all(s.shape == (LAYERS, 3, HIDDEN) for s in as_tuple(model.state))
     assert not any("state" in key for key in model.state_dict())
-    model(tokens(3, 5)).sum().backward()  # would fail if the first call's graph were still attached
-    assert all(torch.equal(a, b) for a, b in zip(parts(copy.deepcopy(model).state), parts(model.state), strict=True))
+    model(tokens(3, 5)).sum().backward()  # fails if the graph of the first call is still attached
+    assert all(
+        torch.equal(a, b) for a, b in zip(as_tuple(copy.deepcopy(model).state), as_tuple(model.state), strict=True)
+    )
 
 
 @pytest.mark.parametrize("rnn", CLASSES)
@@ -92,11 +90,11 @@ def test_state_follows_batch_size_and_dtype(rnn):
     model = make(rnn=rnn)
     x = tokens(2, 5)
     fresh = model(x)
-    model(tokens(4, 5))  # another batch size: the state is made anew, and so it is back here
+    model(tokens(4, 5))  # another batch size resets the state, here and in the next call
     torch.testing.assert_close(model(x), fresh, rtol=0, atol=0)
     model.double()
     assert model(x).dtype == torch.float64
-    assert all(s.dtype == torch.float64 for s in parts(model.state))
+    assert all(s.dtype == torch.float64 for s in as_tuple(model.state))
 
 
 def test_regularization_formulas():
@@ -109,14 +107,14 @@ def test_regularization_formulas():
 WORDS = Words(f"w{i}" for i in range(VOCAB))
 
 
-def test_generate_greedy_takes_the_likeliest_word_each_time():
+def test_generate_takes_the_most_likely_word_each_time():
     model = make(LMModel7)
     continuation = generate(model, WORDS, "w1 w2 w3", length=6).split()
-    assert model.training  # the mode is given back
+    assert model.training  # the mode is restored
     assert model.state is None
     model.eval()
     expected = [1, 2, 3]
-    for _ in range(6):  # without a carried state: the whole text anew for every word
+    for _ in range(6):  # without a kept state: the whole text again for every word
         model.reset()
         expected.append(model(torch.tensor([expected]))[0][0, -1].argmax().item())
     assert continuation == [WORDS[i] for i in expected[3:]]
@@ -144,7 +142,7 @@ def test_pieces_are_the_generated_text():
         assert len(vocab.encode(text)) == 7
 
 
-def test_an_abandoned_continuation_leaves_the_model_as_it_was():
+def test_a_generator_that_is_closed_early_restores_the_model():
     model = make()
     pieces = generate_pieces(model, WORDS, "w1")
     assert next(pieces) and not model.training and torch.is_grad_enabled()

@@ -1,65 +1,40 @@
-"""Several processes train like one; bf16 autocast, clipping, torch.compile and TensorBoard do what they say."""
+"""Training in several processes equals training in one; bf16 autocast, clipping, torch.compile, TensorBoard."""
 
 import functools
-import os
 import re
-import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from language import TRAIN, assert_one_sentence, run_python
 
-import lstmkern
 from lstmkern.command import main
-from lstmkern.lm.data import human_numbers, make_batches, make_corpus
 from lstmkern.lm.train import Config, Run, fit, train_pass
 
-ROOT = Path(lstmkern.__file__).parent.parent
-TINY = ["train", "--model", "char-gru", "--text", "text.txt", "--batch-size", "8", "--hidden", "8", "--epochs", "2"]
+TINY = [*TRAIN, "--epochs", "2"]
 SMALL = Config(model="lm6", epochs=2, batch_size=8, hidden=12, seed=3)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "text.txt").write_text("".join(f"def f{n}(x):\n    return x + {n}\n\n\n" for n in range(60)))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("one_thread", "text_file")
 
 
 def torchrun(processes, *args, run=("-m", "lstmkern")):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *run]
-    return subprocess.run([sys.executable, *command, *args], capture_output=True, text=True, env=environment)
+    """Exit code, stdout and stderr of ``run``, by default our command, in several processes with one thread each."""
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return run_python(*start, *run, *args, OMP_NUM_THREADS="1")
 
 
 @pytest.mark.slow
 def test_two_processes_train_like_one(here):
-    """The same losses and weights to rounding, with an incomplete last batch of an odd number of rows, which two
-    processes cannot share evenly; and the checkpoint of two goes on in one."""
-    args = [
-        "train",
-        "--model",
-        "char-gru",
-        "--text",
-        "text.txt",
-        "--batch-size",
-        "10",
-        "--seq-len",
-        "12",
-        "--hidden",
-        "16",
-    ]
-    args += ["--clip", "0.5", "--epochs", "2", "--seed", "1"]
+    """The same losses and weights up to rounding. The last batch has an odd number of rows, which two processes cannot
+    share evenly. One process can resume the checkpoint of two."""
+    args = ["train", "--model", "char-gru", "--text", "text.txt", "--batch-size", "10", "--seq-len", "12"]
+    args += ["--hidden", "16", "--clip", "0.5", "--epochs", "2", "--seed", "1"]
     assert main([*args, "--out", "one"]) == 0
-    done = torchrun(2, *args, "--out", "two")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("results are in two") == 1
+    code, out, err = torchrun(2, *args, "--out", "two")
+    assert code == 0, err
+    assert out.count("results are in two") == 1
     one, two = (torch.load(name + "/checkpoint.pt", weights_only=True)["runs"]["lstmkern"] for name in ("one", "two"))
     for key, value in one["model"].items():
         torch.testing.assert_close(two["model"][key], value, rtol=1e-4, atol=1e-5)
@@ -96,13 +71,15 @@ print("threads:", *counts, threads())
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the names of threads are Linux's")
 def test_the_group_ends_with_the_training(here):
-    """A thread of the group that frees a tensor while the interpreter ends aborts the process, and one that does so
-    while a lock of Python is held blocks it, both once in a while: the group has to end by itself, before. And nothing
-    warns."""
+    """The threads of the group end before the interpreter does, and there is no warning.
+
+    A thread that frees a tensor while the interpreter ends sometimes aborts the process, and one that does so while
+    Python's lock is held sometimes blocks it.
+    """
     (here / "counts.py").write_text(COUNTS_THREADS)
-    done = torchrun(2, *TINY, "--out", "out", run=["counts.py"])
-    assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
-    counts = [tuple(map(int, found)) for found in re.findall(r"threads: (\d+) (\d+) (\d+)", done.stdout)]
+    code, out, err = torchrun(2, *TINY, "--out", "out", run=["counts.py"])
+    assert code == 0 and "Warning" not in err, err
+    counts = [tuple(map(int, found)) for found in re.findall(r"threads: (\d+) (\d+) (\d+)", out)]
     assert len(counts) == 2
     for before, after, left in counts:
         assert before > after >= left == 0
@@ -110,24 +87,20 @@ def test_the_group_ends_with_the_training(here):
 
 @pytest.mark.slow
 def test_a_batch_that_two_processes_cannot_share(here):
-    done = torchrun(2, "train", "--model", "char-gru", "--text", "text.txt", "--batch-size", "9", "--out", "out")
-    assert done.returncode != 0
-    assert done.stderr.count("lstmkern: a batch of 9 rows cannot be shared evenly by 2 processes") == 1
+    code, out, err = torchrun(
+        2, "train", "--model", "char-gru", "--text", "text.txt", "--batch-size", "9", "--out", "out"
+    )
+    assert code != 0
+    assert err.count("lstmkern: a batch of 9 rows cannot be shared evenly by 2 processes") == 1
     assert not (here / "out").exists()
 
 
 @pytest.mark.slow
 def test_two_processes_that_diverge(here):
-    done = torchrun(2, *TINY, "--lr", "1e30", "--out", "out")
-    assert done.returncode != 0
-    assert done.stderr.count("lstmkern: the training of char-gru on lstmkern diverged") == 1
+    code, _, err = torchrun(2, *TINY, "--lr", "1e30", "--out", "out")
+    assert code != 0
+    assert err.count("lstmkern: the training of char-gru on lstmkern diverged") == 1
     assert not (here / "out").exists()
-
-
-@pytest.fixture(scope="module")
-def small():
-    corpus = make_corpus(human_numbers()[0][:300])
-    return corpus, *make_batches(corpus.ids, SMALL.batch_size, SMALL.seq_len)
 
 
 def trained(small, **how):
@@ -139,7 +112,7 @@ def trained(small, **how):
 
 
 def test_bf16_is_autocast(small):
-    """Weights stay fp32, products are bf16: losses near those of fp32, and not the same."""
+    """Weights stay fp32 and matrix products are bf16: losses are close to those of fp32, but not equal."""
     seen = []
     plain, run = trained(small), trained(small, dtype="bf16")
     assert all(p.dtype == torch.float32 for p in run.model.parameters())
@@ -168,7 +141,7 @@ def test_gradients_are_clipped(small):
 
 
 def test_compiled_training_is_the_same(small, monkeypatch):
-    """Traced and differentiated by torch.compile; code generation, which takes a minute, is torch's to test."""
+    """Traced and differentiated by torch.compile, without code generation, which takes a minute."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
     plain, run = trained(small), trained(small, compile=True)
     assert run.network is not run.model
@@ -192,6 +165,5 @@ def test_without_tensorboard_one_sentence(here, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     assert main([*TINY, "--tensorboard", "--out", "out"]) == 2
-    out, err = capsys.readouterr()
-    assert (out, err.count("\n")) == ("", 1) and "pip install tensorboard" in err
+    assert assert_one_sentence(capsys, "pip install tensorboard") == ""
     assert not (here / "out").exists()

@@ -4,9 +4,11 @@ import math
 import shutil
 import sys
 from dataclasses import astuple, replace
+from functools import partial
 
 import pytest
 import torch
+from language import random_tokens
 from torch import nn
 
 import lstmkern
@@ -19,7 +21,7 @@ from lstmkern.lm.data import InputError
 from lstmkern.lm.dataset import load_dataset
 from lstmkern.lm.generate import generate
 from lstmkern.lm.models import RECIPES
-from lstmkern.lm.pretrained import encoder_of, load_pretrained, put_weights, save_encoder
+from lstmkern.lm.pretrained import encoder_of, load_encoder_weights, load_pretrained, save_encoder
 from lstmkern.lm.report import perplexity
 from lstmkern.lm.stream import TokenStream, split_documents, unigram_perplexity, validation_batches
 from lstmkern.lm.throughput import cases
@@ -27,6 +29,7 @@ from lstmkern.lm.train import Run, build_model, config_of, fit
 from lstmkern.lm.vocabulary import Subwords
 
 pytest.importorskip("tokenizers")
+tokens = partial(random_tokens, 20)
 NO_DROPOUT = Dropouts().times(0)
 
 
@@ -50,7 +53,7 @@ def folder(tmp_path_factory):
 
 
 def documents(count=40):
-    """Documents of 3 to 12 tokens; every token says which document and which place it is."""
+    """Documents of 3 to 12 tokens; each token encodes its document and its position."""
     return [torch.tensor([0] + [100 * (n + 1) + k for k in range(2 + n % 10)]) for n in range(count)]
 
 
@@ -71,7 +74,7 @@ def test_subwords_spell_any_text():
 
 
 def test_pieces_of_subwords_are_whole_characters():
-    """Together they are what all tokens decode to, though a token may be half a character."""
+    """Joined, they equal the decoded text, although a token may be half a character."""
     vocab = Subwords.train(["the cat and the dog and the bird"] * 5, 270)
     text = "the cat 漢字 🙂, ü"
     ids = vocab.encode(text)
@@ -121,8 +124,8 @@ def test_stream_is_every_document_once_in_contiguous_rows():
         assert cuts[-1] == stream.cuts(epoch) and min(cuts[-1]) >= 5
         x, y = torch.cat(batches.x, dim=1), torch.cat(batches.y, dim=1)
         assert x.shape == (rows, (sum(map(len, docs)) - 1) // rows)
-        assert torch.equal(x[:, 1:], y[:, :-1])  # shifted by one, across the borders of batches
-        assert torch.equal(x[1:, 0], y[:-1, -1])  # a row goes on where the one before ends
+        assert torch.equal(x[:, 1:], y[:, :-1])  # shifted by one, also across batches
+        assert torch.equal(x[1:, 0], y[:-1, -1])  # each row starts where the row before ends
         text = torch.cat((x[0, :1], y.flatten()))
         assert sum(map(len, docs)) - len(text) < rows
         order = []
@@ -150,7 +153,7 @@ def test_validation_reads_all_documents_in_order():
 
 def test_unigram_perplexity():
     train, valid = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 1, 2])
-    p = [4 / 7, 2 / 7, 1 / 7]  # each count plus one
+    p = [4 / 7, 2 / 7, 1 / 7]  # every count is increased by one
     assert unigram_perplexity(train, valid, 3) == pytest.approx(math.prod(p) ** (-1 / 3))
 
 
@@ -159,19 +162,15 @@ def encoder(drop=NO_DROPOUT, rnn=lstmkern.LSTM, layers=3):
     return Encoder(20, 6, 9, layers, drop, rnn)
 
 
-def tokens(*shape):
-    return torch.randint(20, shape, generator=torch.Generator().manual_seed(1))
-
-
 def test_masks_of_the_dropouts():
     locked = LockedDropout(0.5)(torch.ones(4, 7, 30))
-    assert torch.equal(locked, locked[:, :1].expand_as(locked))  # one mask for all steps
+    assert torch.equal(locked, locked[:, :1].expand_as(locked))  # the same mask at all steps
     assert set(locked.unique().tolist()) == {0.0, 2.0}
     assert not torch.equal(locked[0], locked[1])
     words = WordDropout(nn.Embedding(20, 6), 0.5)
     x = torch.arange(20).repeat(2).unsqueeze(0)
     dropped = words(x)[0]
-    assert torch.equal(dropped[:20], dropped[20:])  # a word is left out everywhere
+    assert torch.equal(dropped[:20], dropped[20:])  # a word is dropped at all positions
     gone = (dropped[:20] == 0).all(1)
     assert 0 < gone.sum() < 20
     torch.testing.assert_close(dropped[:20][~gone], 2 * words.embedding.weight[~gone])
@@ -179,24 +178,24 @@ def test_masks_of_the_dropouts():
         torch.testing.assert_close(module(value), value if isinstance(module, LockedDropout) else words.embedding(x))
 
 
-def test_weight_drop_is_on_w_hh_alone_and_new_at_every_call():
+def test_weight_drop_is_on_w_hh_only_and_new_at_every_call():
     drop = Dropouts(word=0, input=0, hidden=0, weight=0.5, output=0)
     model, plain = encoder(drop), encoder()
     x = tokens(3, 5)
     first, second = model(x)[0], model(x)[0]
     assert not torch.equal(first, second)
-    assert torch.equal(model(x[:, :1])[0], plain(x[:, :1])[0])  # from a zero state W_hh does not count
+    assert torch.equal(model(x[:, :1])[0], plain(x[:, :1])[0])  # with a zero state, W_hh has no effect
     torch.testing.assert_close(model.eval()(x)[0], plain(x)[0])
     model.train()(x)[0].sum().backward()
     for layer in model.layers:
         grad = layer.parametrizations.weight_hh_l0.original.grad
-        assert 0.3 < (grad == 0).float().mean() < 0.7  # what was dropped has no gradient
+        assert 0.3 < (grad == 0).float().mean() < 0.7  # dropped weights have no gradient
         assert layer.weight_ih_l0.grad is not None
 
 
 @pytest.mark.parametrize("drop", [NO_DROPOUT, Dropouts(weight=0)], ids=["plain", "dropout"])
 def test_awd_lstm_is_the_same_on_torch(drop):
-    """Weights and masks from one seed, two calls: logits and gradients agree with torch.nn's LSTM."""
+    """With the same weights and masks, logits and gradients of two calls agree with torch.nn's LSTM."""
     results = []
     for rnn in (lstmkern.LSTM, nn.LSTM):
         model = awd.AWDLSTM(encoder(drop, rnn), drop.output).double()
@@ -217,16 +216,16 @@ def test_weights_are_tied():
 
 
 def test_pooling_sees_real_steps_only():
-    """Padded rows through lengths= give what every text gives alone."""
+    """Padded texts with lengths have the same results as each text in a batch of one."""
     torch.manual_seed(0)
     model = TextClassifier(encoder(), 3).eval()
     lengths = torch.tensor([7, 1, 4])
     x = tokens(3, 7)
     together = model(x, lengths)
     for row, length in enumerate(lengths.tolist()):
-        alone = model(x[row : row + 1, :length], torch.tensor([length]))
-        torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-5, atol=1e-6)
-    features = -1 - torch.rand(1, 4, 2)  # all below the zeros of the padding
+        single = model(x[row : row + 1, :length], torch.tensor([length]))
+        torch.testing.assert_close(together[row : row + 1], single, rtol=1e-5, atol=1e-6)
+    features = -1 - torch.rand(1, 4, 2)  # all below zero, which is the padding
     features[:, 3:] = 0
     pooled = ConcatPooling()(features, features[:, 2], torch.tensor([3]))
     torch.testing.assert_close(pooled, torch.cat((features[:, 2], features[:, :3].amax(1), features[:, :3].mean(1)), 1))
@@ -278,7 +277,7 @@ SMALL = {"batch_size": 8, "seq_len": 16, "hidden": 40, "embedding": 24, "layers"
 
 @pytest.fixture(scope="module")
 def trained(folder, tmp_path_factory):
-    """A language model of the two classes of documents: configuration, dataset, run, and its files' folder."""
+    """A trained language model of the two classes: configuration, data set, run, and the folder of its files."""
     config = config_of("awd-lstm", text=folder, epochs=12, lr=1e-2, dropout=0.5, **SMALL)
     data = load_dataset(config)
     run = Run(config, len(data.vocab), data.train.steps(config.epochs))
@@ -315,9 +314,9 @@ def test_encoder_comes_back(trained, name):
     torch.testing.assert_close(encoder_of(pretrained).eval()(x)[0], run.model.encoder(x)[0], rtol=0, atol=0)
     other = RECIPES["awd-lstm"].make(len(data.vocab), config_of("awd-lstm", **{**SMALL, "hidden": 41}), lstmkern)
     with pytest.raises(InputError, match="other layers or sizes"):
-        put_weights(other.encoder, data.vocab, pretrained)
+        load_encoder_weights(other.encoder, data.vocab, pretrained)
     with pytest.raises(InputError, match="another vocabulary"):
-        put_weights(run.model.encoder, Subwords.train(["something else"], 300), pretrained)
+        load_encoder_weights(run.model.encoder, Subwords.train(["something else"], 300), pretrained)
 
 
 def test_classifier_beats_the_most_frequent_class(trained, folder):
@@ -332,10 +331,10 @@ def test_classifier_beats_the_most_frequent_class(trained, folder):
 
 @pytest.mark.slow
 def test_docstrings_language_model_and_classifier(monkeypatch):
-    """The run of `make text` in small: docstrings of five packages that every Python has, a tenth of them held out.
+    """A small version of `make text`: docstrings of five packages of the standard library, a tenth of them held out.
 
-    The language model must halve the unigram model's perplexity, the classifier beat the most frequent class by a
-    tenth; the full run's figures are in benchmarks/results.
+    The language model must halve the perplexity of the unigram model. The classifier's accuracy must exceed that of the
+    most frequent class by 0.1. Results of the full run are in benchmarks/results.
     """
     packages = {"asyncio", "email", "logging", "importlib", "unittest"}
     chosen = tuple(d for d in standard_library_docstrings() if d.label in packages)
@@ -355,7 +354,7 @@ def test_docstrings_language_model_and_classifier(monkeypatch):
 
 
 def test_throughput_measures_the_same_model_on_both():
-    """From one seed a step on lstmkern and a step on torch.nn have the same loss, ragged batches too."""
+    """With the same seed, steps on lstmkern and on torch.nn have the same loss, also for texts of varying length."""
     every = {case.name: case for case in cases()}
     assert {name.removesuffix("-lstm").removesuffix("-gru") for name in every} >= {"lm1", "lm7", "char-loop", "awd"}
     assert len(every) == len(RECIPES) + 2 + 1  # lm6 and lm7 with either cell; the classifier
@@ -366,7 +365,7 @@ def test_throughput_measures_the_same_model_on_both():
 
 
 def test_an_encoder_from_another_device_in_another_dtype(tmp_path):
-    """The classifier is trained on the CPU in fp32, wherever its encoder was."""
+    """The encoder comes to the CPU in fp32, whatever it was trained with."""
     vocab = Subwords.train(["the cat and the dog"] * 5, 260)
     config = config_of("awd-lstm", hidden=6, embedding=5, layers=1, dtype="fp64")
     model = build_model(config, len(vocab))
@@ -376,16 +375,16 @@ def test_an_encoder_from_another_device_in_another_dtype(tmp_path):
         assert ours.device.type == "cpu" and ours.dtype == torch.float32 and torch.equal(ours, theirs.float())
 
 
-def test_loose_texts_are_of_no_class(tmp_path, folder):
+def test_texts_outside_the_folders_have_no_class(tmp_path, folder):
     shutil.copytree(folder, tmp_path / "texts")
     for n in range(200):
-        (tmp_path / "texts" / f"{n}.txt").write_text(f"a loose text of number {n}")
+        (tmp_path / "texts" / f"{n}.txt").write_text(f"a text with number {n}")
     vocab = Subwords.train(["the cat and the dog"] * 5, 260)
     assert set(load_texts(str(tmp_path / "texts"), vocab, 2)[2]) == {"animals", "sums"}
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_diverged_model_says_so(temperature):
+def test_a_diverged_model_is_reported(temperature):
     vocab = Subwords.train(["the cat and the dog"] * 5, 260)
     model = build_model(config_of("awd-lstm", hidden=6, embedding=5, layers=1), len(vocab))
     for weight in model.parameters():
@@ -395,5 +394,5 @@ def test_a_diverged_model_says_so(temperature):
 
 
 def test_the_largest_dropout_is_a_probability():
-    """What --dropout takes, 0 to 3, is a factor of each."""
+    """With the largest --dropout, 3, all dropout probabilities are below 1."""
     assert max(astuple(Dropouts().times(3))) < 1

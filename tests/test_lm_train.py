@@ -1,4 +1,4 @@
-"""Training reaches what the book's models reach, agrees with torch.nn, and continues bit for bit after a stop."""
+"""Training reaches the accuracy of the book, agrees with torch.nn, and resumes with the same bits."""
 
 from dataclasses import replace
 from statistics import median
@@ -8,7 +8,7 @@ import torch
 
 from lstmkern.lm import checkpoint as checkpoints
 from lstmkern.lm.checkpoint import load_checkpoint, model_from, restore_run, save_checkpoint
-from lstmkern.lm.data import InputError, human_numbers, load_corpus, make_batches, make_corpus
+from lstmkern.lm.data import InputError, load_corpus, make_batches
 from lstmkern.lm.train import OURS, PEER, RECIPES, Config, Run, fit, losses, train_epoch, train_pass, validate
 
 SMALL = Config(epochs=3, batch_size=8, hidden=12, seed=3)
@@ -19,13 +19,6 @@ class Stop(Exception):
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def small():
-    """A corpus of a few hundred numbers, its training and its validation batches."""
-    corpus = make_corpus(human_numbers()[0][:400])
-    return corpus, *make_batches(corpus.ids, SMALL.batch_size, SMALL.seq_len)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +33,7 @@ def make_runs(small, config=SMALL, kernels=(OURS,)):
 
 
 def results(run):
-    """What must not depend on interruptions: losses and accuracies of every epoch, then the final weights."""
+    """What interruptions must not change: losses and accuracies of all epochs, and the final weights."""
     return [(r.train_loss, r.valid_loss, r.accuracy) for r in run.history], run.model.state_dict()
 
 
@@ -53,7 +46,7 @@ def assert_same(run, other):
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("model", ["lm6", "lm7"])
 def test_first_epoch_agrees_with_torch(full, model, cell):
-    """From the same seed every loss of the first epoch agrees to 1e-3 relative."""
+    """With the same seed, all losses of the first epoch agree to a relative 1e-3."""
     _, train, valid = full
     traces = []
     for run in make_runs(full, Config(model=model, cell=cell), (OURS, PEER)):
@@ -66,7 +59,7 @@ def test_first_epoch_agrees_with_torch(full, model, cell):
 
 @pytest.mark.slow
 def test_lmmodel7_learns_to_count(full):
-    """The accuracy that LMModel7 must reach on our kernels: median of three seeds at least 0.82, none below 0.78."""
+    """Accuracy of LMModel7 on our kernels: the median of three seeds is at least 0.82, and none is below 0.78."""
     corpus, train, valid = full
     accuracies = []
     for seed in (0, 1, 2):
@@ -113,21 +106,21 @@ def test_regularization_counts_in_the_training_loss_only():
 
 
 def test_passes_start_from_a_zero_state(small):
-    """reset() before each training and each validation pass: neither sees what the model read before."""
+    """Training and validation call reset() first, so that earlier input has no effect."""
     _, train, valid = small
     (run,) = make_runs(small)
     run.model.eval()
     fresh = validate(run.model, valid)
     assert validate(run.model, valid) == fresh
     other = make_runs(small)[0]
-    run.model(train.x[0])  # leaves a state behind
+    run.model(train.x[0])  # the model now has a state
     train_pass(run, train)
     train_pass(other, train)
     assert run.loss_sum == other.loss_sum
 
 
 def test_validation_counts(small):
-    """Loss and accuracy against a plain computation over the whole stretch at once."""
+    """Loss and accuracy equal those of a single call on the whole text."""
     _, _, valid = small
     (run,) = make_runs(small, replace(SMALL, dtype="fp64"))
     loss, accuracy = validate(run.model, valid)
@@ -141,29 +134,29 @@ def test_validation_counts(small):
 
 def test_runs_in_turn_do_not_disturb_each_other(small):
     _, train, valid = small
-    pair, (alone,) = make_runs(small, kernels=(OURS, PEER)), make_runs(small)
+    pair, (single,) = make_runs(small, kernels=(OURS, PEER)), make_runs(small)
     order = []
-    torch.manual_seed(99)  # nor do runs depend on, or change, the caller's random numbers
+    torch.manual_seed(99)  # runs do not use or change the caller's random numbers
     expected = torch.rand(1)
     torch.manual_seed(99)
     fit(pair, train, valid, after_epoch=lambda epoch: order.append((epoch, pair[0].epoch, pair[1].epoch)))
     assert torch.equal(torch.rand(1), expected)
-    fit([alone], train, valid)
+    fit([single], train, valid)
     assert order == [(0, 1, 1), (1, 2, 2), (2, 3, 3)]
-    assert_same(pair[0], alone)
+    assert_same(pair[0], single)
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("model", ["lm6", "lm7"])
 def test_resume_equals_uninterrupted(small, tmp_path, model, cell):
-    """Stopped after any batch, of training or of validation, saved and loaded: the same bits in the end."""
+    """Stopped after some batch of training or validation, saved and loaded: the final bits are the same."""
     corpus, train, valid = small
     config = replace(SMALL, model=model, cell=cell)
     straight = make_runs(small, config, (OURS, PEER))
     fit(straight, train, valid)
     total = 2 * config.epochs * (len(train) + len(valid))
     path = tmp_path / "checkpoint.pt"
-    # First batch; in training; last batch of training; first of validation; in the other run's turn; the very last.
+    # The first batch; one in training; the last of training; the first of validation; one in the other run; the last.
     for stop in (1, len(train) // 2, len(train), len(train) + 1, total // 2 + 1, total):
         left = stop
 

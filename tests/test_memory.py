@@ -1,4 +1,4 @@
-"""Memory of results is used again: by whom, how much is kept, and that nothing in use is ever handed out twice."""
+"""Reuse of memory for results: by whom, how much is cached, and that memory in use is never given out again."""
 
 import os
 import subprocess
@@ -11,19 +11,19 @@ from torch.profiler import ProfilerActivity, profile
 import lstmkern
 
 MIB = 1 << 20
-# The sanitizers' build gives every call memory of its own, and its processes other libraries.
+# The build with sanitizers does not reuse memory, and its processes load other libraries.
 not_sanitized = pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="blocks are watched instead")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
 def layer():
-    """An LSTM whose results are about 0.5 MiB (output) and 2 MiB (gates), and its input."""
+    """An LSTM and its input; the output has about 0.5 MiB, the saved gates 2 MiB."""
     torch.manual_seed(0)
     return lstmkern.LSTM(128, 128), torch.randn(64, 16, 128)
 
 
 def printed_by(body: str) -> int:
-    """The number that a process prints that runs ``body`` on infer(T), T steps up to 2048: one without a history."""
+    """The number that a new process prints, which runs ``body``; ``infer(T)`` is inference of T <= 2048 steps."""
     program = f"""
 import torch, lstmkern
 torch.set_num_threads(1)
@@ -37,8 +37,8 @@ def infer(T):
     return int(run.stdout)
 
 
-def places_of(steps: str) -> int:
-    """In how many places results of so many steps lie; what went back to the system, others take at once."""
+def addresses_of(steps: str) -> int:
+    """The number of distinct addresses of results with so many steps; other allocations take freed memory."""
     return printed_by(f"""
 import mmap
 places, others = set(), []
@@ -50,7 +50,7 @@ print(len(places))
 
 
 def resident_peak_of(body: str) -> int:
-    """By how many bytes the resident memory of a process rises that runs ``body`` on infer(T), T steps up to 2048."""
+    """The increase in bytes of the resident memory of a process that runs ``body``; ``infer(T)`` as in printed_by."""
     return printed_by(f"""
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -62,20 +62,20 @@ print(peak() - before)
 
 
 @not_sanitized
-def test_a_result_lies_where_an_earlier_one_lay():
-    assert places_of("[256] * 5") == 1
+def test_a_result_reuses_the_memory_of_an_earlier_one():
+    assert addresses_of("[256] * 5") == 1
 
 
 @not_sanitized
-def test_shorter_sequences_lie_where_the_longest_lay():
-    assert places_of("(256, 100, 256, 72, 65, 200)") == 1
+def test_shorter_sequences_reuse_the_memory_of_the_longest():
+    assert addresses_of("(256, 100, 256, 72, 65, 200)") == 1
 
 
 def test_results_in_use_keep_their_values():
     lstm, x = layer()
     wanted, kept = {}, []
     for i in range(12):
-        steps = 16 + 4 * (i % 4)  # sizes that could serve each other
+        steps = 16 + 4 * (i % 4)  # sizes that can share memory
         x_i = x[:steps].clone().requires_grad_()
         output, (h, c) = lstm(x_i)
         output.sum().backward()
@@ -97,7 +97,7 @@ def test_a_result_is_a_tensor_like_any_other():
     assert torch.equal(output[: len(value)], value)
     shared, _ = lstm(x)
     assert torch.equal(shared.detach().share_memory_(), value)
-    again = lstm(x)[0].detach().numpy()  # holds the memory by itself
+    again = lstm(x)[0].detach().numpy()  # keeps the memory in use
     lstm(x + 1)
     assert torch.equal(torch.from_numpy(again), value)
 
@@ -112,7 +112,7 @@ def test_the_profiler_sees_results():
 
 @not_sanitized
 @on_linux
-def test_what_is_kept_is_little_more_than_was_in_use():
+def test_cached_memory_is_limited_by_the_peak_in_use():
     largest = resident_peak_of("infer(2048)")
     assert largest > 60 * MIB
     most = largest * 4 / 3 + 8 * MIB  # with the workspaces of several sizes
@@ -125,7 +125,7 @@ def test_what_is_kept_is_little_more_than_was_in_use():
 
 @not_sanitized
 @on_linux
-def test_the_system_may_take_what_waits():
+def test_the_system_may_reclaim_cached_memory():
     offered = printed_by("""
 def offered():
     rollup = open("/proc/self/smaps_rollup")
@@ -143,7 +143,7 @@ print(after - before)
 
 @not_sanitized
 @on_linux
-def test_too_much_is_refused_and_changes_nothing():
+def test_too_large_results_are_refused():
     program = """
 import resource, torch, lstmkern
 torch.set_num_threads(1)
@@ -165,8 +165,8 @@ print(lstm(torch.zeros(64, 64, 64))[0].shape)
 
 @not_sanitized
 @on_linux
-def test_a_fork_waits_for_who_is_in_a_pool(tmp_path):
-    """Its child would find the pool locked for ever. Here giving memory back, which a lock is held for, takes 5 ms."""
+def test_a_fork_waits_for_threads_that_hold_the_lock(tmp_path):
+    """Otherwise the pool would stay locked in the child. Here releasing memory, with the lock held, takes 5 ms."""
     slow = tmp_path / "slow.so"
     source = """
 #include <unistd.h>
@@ -182,7 +182,7 @@ def infer(N):
     with torch.no_grad():
         return rnn(x[:, :N])[0]  # 64 bytes a row
 def grow():
-    for N in range(20000, 50000, 50):  # none fits where one before it lay
+    for N in range(20000, 50000, 50):  # no result fits into the memory of an earlier one
         infer(N)
 infer(20000)  # what torch does once and locks
 threading.Thread(target=grow, daemon=True).start()

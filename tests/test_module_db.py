@@ -1,4 +1,4 @@
-"""torch's own test inputs for its recurrent modules (torch.testing's module_db), every one of them run through ours."""
+"""Our modules on all test inputs that torch has for its recurrent modules (module_db in torch.testing)."""
 
 import copy
 import pickle
@@ -43,7 +43,7 @@ def take(info, training, index, dtype=torch.float64, requires_grad=False):
 
 
 def build(cls, case, dtype=torch.float64, **factory):
-    """The module, its dropout off: two calls must see the same function."""
+    """The module without dropout, so that two calls compute the same."""
     torch.manual_seed(0)
     args, kwargs = case.constructor_input.args, {**case.constructor_input.kwargs, "dtype": dtype, **factory}
     module = cls(*args, **kwargs)
@@ -77,7 +77,7 @@ def test_forward(info, training, index):
 
 
 def differentiable(module, case):
-    """A function of every input and parameter that takes a derivative, and these tensors."""
+    """A function of all differentiable inputs and parameters, and these tensors."""
     names = list(dict(module.named_parameters()))
     spec = torch.utils._pytree.tree_flatten((case.forward_input.args, case.forward_input.kwargs))
     places = [i for i, t in enumerate(spec[0]) if isinstance(t, torch.Tensor) and t.is_floating_point()]

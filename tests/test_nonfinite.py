@@ -1,7 +1,7 @@
-"""One infinite, NaN or huge value reaches what it reaches in torch.nn, forward and backward, and no other sequence.
+"""One inf, NaN or huge value spreads as in torch.nn, forward and backward, and never to another sequence.
 
-Where a product reads more than a row's values (units and columns up to a register's, K up to a word's or a tile's), the
-values beyond are zero on both sides: 0 * inf in only one place there would be NaN in every sum.
+Matrix products read past the end of a row: hidden units and columns are padded to whole registers, K to whole words or
+tiles. The padding is zero in both operands; 0 * inf at one place in it would make every sum NaN.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from lstmkern import reference
 
 INF, NAN = float("inf"), float("nan")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-# Far from overflow in one product, and far beyond where a nonlinearity is flat.
+# One matrix product with these does not overflow, but every nonlinearity is saturated.
 HUGE = {torch.float32: 1e30, torch.float64: 1e200, torch.bfloat16: 1e30, torch.float16: 2e3}
 RESULTS = ("output", "h_n", "c_n")
 
@@ -36,8 +36,8 @@ class Case:
         )
 
 
-# One row and several, few enough to be multiplied with the weights as they lie, to have their input products first, or
-# to be rows of one product with x; sizes that end within a pair, a register, a tile of AMX (16 words), and with them.
+# Batch sizes for which weights are read in place, the input product is computed ahead, or x and h share one product.
+# Sizes that do and do not end at a pair, a register, or an AMX tile (16 words).
 CASES = [
     Case(T=3, N=1, I=40, H=5),
     Case(T=6, N=1, I=3, H=33),
@@ -74,7 +74,7 @@ def modules(name, options, case, dtype):
 
 
 def values_for(name, case, dtype):
-    """What goes into a training step: x, h0, c0 and the gradients of output, h_n, c_n."""
+    """The inputs of a training step: x, h0, c0 and the gradients of output, h_n, c_n."""
     P, D = case.P or case.H, case.D
     sizes = {"x": (case.T, case.N, case.I), "h0": (D, case.N, P), "grad_output": (case.T, case.N, D * P)}
     sizes["grad_h_n"] = sizes["h0"]
@@ -103,7 +103,7 @@ def in_reference(module, x, hx, lengths, resets):
 
 
 def train(run, module, values, lengths=None, resets=None):
-    """Results and gradients by name of a training step that `run` makes with the module's weights."""
+    """Results and gradients, by name, of a training step by ``run`` with the weights of the module."""
     x = values["x"].clone().requires_grad_()
     states = {key: values[key].clone().requires_grad_() for key in ("h0", "c0") if key in values}
     output, state = run(module, x, tuple(states.values()) if len(states) == 2 else states["h0"], lengths, resets)
@@ -116,7 +116,7 @@ def train(run, module, values, lengths=None, resets=None):
 
 
 def sequences(results, case, keep):
-    """The parts of the results that belong to the sequences `keep`; the weights' gradients belong to all."""
+    """The parts of the results that belong to the sequences ``keep``, without the gradients of weights."""
     own = ("output", "h_n", "c_n", "grad_x", "grad_h0", "grad_c0")
     return {key: value[:, keep] for key, value in results.items() if key in own}
 
@@ -126,7 +126,7 @@ def masks_differ(got, wanted):
 
 
 def kinds_differ(got, wanted):
-    """Finite, NaN, inf and -inf are not in the same places."""
+    """Whether finite values, NaN, inf and -inf are at different places."""
 
     def kind(value):
         return torch.where(value.isfinite(), 0, value)
@@ -135,7 +135,7 @@ def kinds_differ(got, wanted):
 
 
 def places(values, module, case):
-    """(name, tensor, index, sequence): the first and the last value of a sequence in the middle, and of a weight."""
+    """(name, tensor, index, sequence) of the first and the last value of a middle sequence, and of a weight."""
     n = case.N // 2
     for key, value in values.items():
         t = 0 if value.size(0) == 1 or key == "x" else value.size(0) - 1
@@ -147,7 +147,7 @@ def places(values, module, case):
 
 
 def spoil_padding(values, lengths):
-    """The padding of input and grad_output holds NaN, which nothing may see."""
+    """Fill the padding of input and grad_output with NaN, which must not reach any result."""
     if lengths is None:
         return
     past = torch.arange(values["x"].size(0)).unsqueeze(1) >= lengths
@@ -170,7 +170,7 @@ def test_one_value(kind, case, dtype):
     assert all(value.isfinite().all() for value in usual.values())
     wrong = []
     for key, tensor, index, n in places(values, theirs, case):
-        # In a weight a huge value would be as good as an infinite one, some steps later.
+        # A huge value in a weight acts like an infinite one after some steps.
         for value in (INF, -INF, NAN) if n is None else (INF, -INF, NAN, HUGE[dtype], -HUGE[dtype]):
             before = tensor[index].clone()
             mine = dict(ours.named_parameters())[key].data if n is None else tensor
@@ -178,7 +178,7 @@ def test_one_value(kind, case, dtype):
             mine[index] = value
             wanted, got = train(in_torch, theirs, values, lengths), train(in_ours, ours, values, lengths)
             differ = masks_differ(got, wanted)
-            # Which of inf, -inf and NaN, unless the value reaches every sequence (inf may meet -inf) or comes back
+            # Whether inf, -inf or NaN must agree, unless the value reaches every sequence (inf - inf) or returns
             # through h = n + z (h - n): torch.nn's dh - z dh for dn is inf - inf, ours (1 - z) dh is inf.
             if n is not None:
                 wanted = {k: v for k, v in wanted.items() if name != "GRU" or k in RESULTS}
@@ -198,7 +198,7 @@ def test_one_value(kind, case, dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 @pytest.mark.parametrize("kind", KINDS)
 def test_reset(kind, dtype):
-    """A reset makes a state zero, whatever it was: no 0 * inf, forward or backward."""
+    """A reset sets any state to zero: no 0 * inf, forward or backward."""
     name, options, _ = KINDS[kind]
     case = Case(T=5, N=7, I=5, H=17, P=5 if kind == "lstm-proj" else 0, D=2)
     _, ours = modules(name, options | ({"proj_size": case.P} if case.P else {}), case, dtype)
@@ -206,7 +206,7 @@ def test_reset(kind, dtype):
     resets = torch.zeros(case.T, case.N, dtype=torch.bool)
     resets[2, 3] = True
     usual = train(in_ours, ours, usual_values, resets=resets)
-    first = case.P or case.H  # columns of the first direction
+    first = case.P or case.H  # the columns of the first direction
     for value in (INF, -INF, NAN):
         for key, t in (("x", 1), ("grad_output", 3)):
             values = usual_values | {key: usual_values[key].clone()}
@@ -223,7 +223,7 @@ def test_reset(kind, dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_state_past_the_end(kind):
-    """The reference carries a state through padding; an infinite one must not reach a gradient from there."""
+    """The reference computes on padding too; an infinite state there must not reach a gradient."""
     name, options, _ = KINDS[kind]
     case = Case(T=4, N=3, I=5, H=6, P=5 if kind == "lstm-proj" else 0, D=2)
     theirs, ours = modules(name, options | ({"proj_size": case.P} if case.P else {}), case, torch.float32)

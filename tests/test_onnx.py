@@ -1,4 +1,4 @@
-"""torch.onnx.export(dynamo=True) writes standard nodes, which onnxruntime runs to the same numbers."""
+"""torch.onnx.export(dynamo=True) writes standard nodes, and onnxruntime computes the same results."""
 
 import warnings
 from collections import Counter
@@ -41,7 +41,7 @@ class Ragged(torch.nn.Module):
 
 
 class Everything(torch.nn.Module):
-    """Every kind of layer and cell, with options from a number's bits; each option has both its values in a model."""
+    """All kinds of layers and cells, with options from the bits of a number, so that each option has both values."""
 
     def __init__(self, number: int):
         super().__init__()
@@ -76,7 +76,7 @@ def assert_same(got, results, eps=EPS):
 
 
 def export(path, model, example, **options):
-    """The exported model's proto, which onnx.checker has accepted."""
+    """The exported model as a proto, checked by onnx.checker."""
     torch.onnx.export(model, example, path, dynamo=True, verbose=False, **options)
     onnx.checker.check_model(path, full_check=True)
     return onnx.load(path)
@@ -111,7 +111,7 @@ def test_every_opset(tmp_path, version):
 
 
 class Model(torch.nn.Module):
-    """A layer with normalised weights in the middle of other modules, computing in dtype between inputs in fp32."""
+    """A layer with weight norm between other modules, which computes in ``dtype``; inputs and outputs are fp32."""
 
     def __init__(self, kind: str, dtype: torch.dtype):
         super().__init__()
@@ -143,7 +143,7 @@ def test_training_mode_within_a_model(tmp_path, dtype, kind, options):
 
 @torch.no_grad()
 def test_float64(tmp_path):
-    """Valid, but onnxruntime has no kernels for it: ONNX's own evaluator runs it."""
+    """Valid ONNX, but onnxruntime has no fp64 kernels; ONNX's reference evaluator runs it."""
     torch.manual_seed(0)
     model, x = lstmkern.LSTM(5, 7, dtype=torch.float64).eval(), torch.randn(4, 3, 5, dtype=torch.float64)
     proto = export(tmp_path / "model.onnx", model, (x,))
@@ -165,7 +165,7 @@ def test_lengths(tmp_path):
     args = (torch.randn(6, 3, 5), torch.tensor([2, 6, 4]), torch.randn(2, 3, 7), torch.randn(2, 3, 7))
     _, got = export_and_run(tmp_path, model, args, args)
     assert_same(got, model(*args))
-    args = (args[0], torch.tensor([2, 0, 6]), *args[2:])  # a row without steps
+    args = (args[0], torch.tensor([2, 0, 6]), *args[2:])  # a sequence without steps
     _, got = export_and_run(tmp_path, model, args, args)
     assert_same(got, model(*args))
 
@@ -213,7 +213,7 @@ def test_torchscript_is_refused_in_one_sentence(tmp_path, kind, grad):
     expected = own(x)
     for model in (own, Within(own)):
         with torch.set_grad_enabled(grad), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit's own
+            warnings.simplefilter("ignore", DeprecationWarning)  # a warning of torch.jit
             with pytest.raises(NotImplementedError, match=r"^lstmkern .* use torch.onnx.export\(dynamo=True\)"):
                 torch.onnx.export(model, (x,), tmp_path / "m.onnx", dynamo=False)
             with pytest.raises(NotImplementedError, match="^lstmkern"):
@@ -236,6 +236,6 @@ class Functional(torch.nn.Module):
 @pytest.mark.parametrize("grad", [False, True])
 def test_torchscript_does_not_trace_functions(grad):
     with torch.set_grad_enabled(grad), warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit's own
+        warnings.simplefilter("ignore", DeprecationWarning)  # a warning of torch.jit
         with pytest.raises(NotImplementedError, match="^lstmkern"):
             torch.jit.trace(Functional(), (torch.randn(4, 3, 5),))

@@ -1,9 +1,10 @@
-"""Outputs and gradients agree with torch.nn's, judged against torch.nn in fp64."""
+"""Outputs and gradients agree with torch.nn; the reference is torch.nn in fp64."""
 
 import copy
 
 import pytest
 import torch
+from pairs import as_tuple, random_state
 
 import lstmkern
 from lstmkern import reference
@@ -17,24 +18,15 @@ SIZES = {  # T, N, I, H, layers
 
 
 def run(module, x, hx):
-    """Every result and every gradient of one training step."""
+    """All results and gradients of one training step."""
     x = x.detach().requires_grad_()
     hx = tuple(h.detach().requires_grad_() for h in hx)
     output, state = module(x, hx if len(hx) == 2 else hx[0])
-    state = state if isinstance(state, tuple) else (state,)
     torch.manual_seed(1)
-    results = [output, *state]
+    results = [output, *as_tuple(state)]
     loss = sum((r * torch.randn(r.shape, dtype=torch.float64).to(r.dtype)).sum() for r in results)
     grads = torch.autograd.grad(loss, [x, *hx, *module.parameters()])
     return [*results, *grads]
-
-
-def state_for(module, N, dtype):
-    D = 2 if module.bidirectional else 1
-    h = torch.randn(module.num_layers * D, N, module.proj_size or module.hidden_size, dtype=dtype)
-    if module.mode != "LSTM":
-        return (h,)
-    return h, torch.randn(module.num_layers * D, N, module.hidden_size, dtype=dtype)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -45,7 +37,7 @@ def test_fp32_training_step(kind, bidirectional, bias, batch_first, size, pair, 
     T, N, features, H, layers = SIZES[size]
     theirs, ours = pair(kind, features, H, layers, bias=bias, batch_first=batch_first, bidirectional=bidirectional)
     x = torch.randn(*((N, T) if batch_first else (T, N)), features)
-    hx = state_for(theirs, N, torch.float32)
+    hx = as_tuple(random_state(theirs, N, torch.float32))
     exact = copy.deepcopy(theirs).double()
     as_good_as_torch(run(ours, x, hx), run(theirs, x, hx), run(exact, x.double(), [h.double() for h in hx]))
 
@@ -53,11 +45,11 @@ def test_fp32_training_step(kind, bidirectional, bias, batch_first, size, pair, 
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_fp64_training_step(kind, bidirectional, pair):
     theirs, ours = pair(kind, 5, 17, 2, bidirectional=bidirectional, dtype=torch.float64)
-    x, hx = torch.randn(6, 3, 5, dtype=torch.float64), state_for(theirs, 3, torch.float64)
+    x, hx = torch.randn(6, 3, 5, dtype=torch.float64), as_tuple(random_state(theirs, 3, torch.float64))
     single = copy.deepcopy(theirs).float()
     exact, rounded = run(theirs, x, hx), run(single, x.float(), [h.float() for h in hx])
     for mine, e, r in zip(run(ours, x, hx), exact, rounded, strict=True):
-        # What rounding costs in this problem, measured in fp32, carries over to fp64 in units of its eps.
+        # The rounding error of this problem, measured in fp32 and in units of eps, is the same in fp64.
         scale = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
         bound = 4 * scale * (r.double() - e).abs().max() + 8 * torch.finfo(torch.float64).eps * e.abs().max()
         assert (mine - e).abs().max() <= bound
@@ -67,8 +59,8 @@ def test_fp64_training_step(kind, bidirectional, pair):
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_16_bit_training_step(kind, bidirectional, dtype, pair, as_good_as_torch):
     theirs, ours = pair(kind, 5, 17, 2, bidirectional=bidirectional, dtype=dtype)
-    x, hx = torch.randn(6, 3, 5).to(dtype), [h.to(dtype) for h in state_for(theirs, 3, torch.float32)]
-    if kind == "rnn-relu":  # away from the kink, where a rounding decides on which side the derivative is taken
+    x, hx = torch.randn(6, 3, 5).to(dtype), [h.to(dtype) for h in as_tuple(random_state(theirs, 3, torch.float32))]
+    if kind == "rnn-relu":  # away from zero, where rounding would decide which derivative of ReLU is taken
         x, hx = x.abs(), [h.abs() for h in hx]
         for p in [*theirs.parameters(), *ours.parameters()]:
             p.data.abs_()
@@ -83,8 +75,11 @@ def test_16_bit_training_step(kind, bidirectional, dtype, pair, as_good_as_torch
 def test_many_tiles_and_chunks(kind, size, dtype, pair, as_good_as_torch):
     T, N, features, H = size
     theirs, ours = pair(kind, features, H, bidirectional=True, dtype=dtype)
-    x, hx = torch.randn(T, N, features).to(dtype), [h.to(dtype) for h in state_for(theirs, N, torch.float32)]
-    if kind == "rnn-relu":  # as above; and small, so that many steps do not overflow
+    x, hx = (
+        torch.randn(T, N, features).to(dtype),
+        [h.to(dtype) for h in as_tuple(random_state(theirs, N, torch.float32))],
+    )
+    if kind == "rnn-relu":  # as above, and small, so that many steps do not overflow
         x, hx = x.abs(), [h.abs() for h in hx]
         for p in [*theirs.parameters(), *ours.parameters()]:
             p.data.abs_().mul_(0.1)
@@ -121,15 +116,15 @@ def test_strided_input_state_and_gradients(kind, batch_first, strides, pair):
     view = STRIDES[strides]
     x = view(torch.randn(6, 4, 8, dtype=torch.float64))
     _, ours = pair(kind, x.size(2), 5, batch_first=batch_first, bidirectional=True, dtype=torch.float64)
-    state = state_for(ours, x.size(0 if batch_first else 1), x.dtype)
+    state = as_tuple(random_state(ours, x.size(0 if batch_first else 1), x.dtype))
     hx = [h.transpose(0, 2).contiguous().transpose(0, 2) for h in state]
 
     def results(x, hx):
         x = x.detach().requires_grad_()
         output, state = ours(x, tuple(hx) if len(hx) == 2 else hx[0])
-        # sum() hands back gradients of stride 0, transposing them makes others that are not contiguous
-        turned = output.transpose(0, 2)
-        loss = output.sum() + (turned * torch.arange(output.numel()).view(turned.shape)).sum()
+        # the gradient of sum() has stride 0; the transposed one is not contiguous
+        transposed = output.transpose(0, 2)
+        loss = output.sum() + (transposed * torch.arange(output.numel()).view(transposed.shape)).sum()
         return [output, *(state if len(hx) == 2 else [state]), *torch.autograd.grad(loss, [x, *ours.parameters()])]
 
     for strided, plain in zip(results(x, hx), results(x.contiguous(), [h.contiguous() for h in hx]), strict=True):
@@ -138,9 +133,9 @@ def test_strided_input_state_and_gradients(kind, batch_first, strides, pair):
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_reference_is_torch(kind, bidirectional, pair):
-    """The reference that other tests and second derivatives lean on is itself compared with torch.nn."""
+    """Other tests and second derivatives rely on the reference, so it is compared with torch.nn too."""
     theirs, _ = pair(kind, 4, 5, bidirectional=bidirectional, dtype=torch.float64)
-    x, state = torch.randn(6, 3, 4, dtype=torch.float64), state_for(theirs, 3, torch.float64)
+    x, state = torch.randn(6, 3, 4, dtype=torch.float64), as_tuple(random_state(theirs, 3, torch.float64))
     c0 = state[1] if len(state) == 2 else None
     weights = list(theirs.parameters())
     output, h_n, c_n, _ = reference.layer(x, state[0], c0, weights, None, None, None, theirs.mode, False)
@@ -150,7 +145,7 @@ def test_reference_is_torch(kind, bidirectional, pair):
 
 
 def test_forward_without_gradients_is_the_same_forward(kind, pair):
-    """Saving for backward must not change the numbers."""
+    """Saving values for backward does not change the results."""
     _, ours = pair(kind, 5, 17, 2, bidirectional=True)
     x = torch.randn(7, 3, 5)
     with_grad = ours(x)[0]
@@ -163,12 +158,12 @@ def test_forward_without_gradients_is_the_same_forward(kind, pair):
 def test_same_bits_on_every_run(kind, pair):
     _, ours = pair(kind, 33, 40, 2, bidirectional=True)
     x = torch.randn(20, 16, 33)
-    first, second = (run(ours, x, state) for state in [state_for(ours, 16, torch.float32)] * 2)
+    first, second = (run(ours, x, state) for state in [as_tuple(random_state(ours, 16, torch.float32))] * 2)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_functional_forms():
-    """lstm(), gru(), rnn() on the modules' weights give the modules' results."""
+    """lstm(), gru() and rnn() give the results of the modules with the same weights."""
     x = torch.randn(4, 3, 5)
     for module, function in (
         (lstmkern.LSTM(5, 6, 2, bidirectional=True), lstmkern.functional.lstm),

@@ -1,4 +1,4 @@
-"""call_for_per_sample_grads (expanded weights): each sequence's own gradient in grad_sample, as with torch.nn."""
+"""Per-sample gradients (call_for_per_sample_grads): the gradient of each sequence in grad_sample, as with torch.nn."""
 
 import itertools
 
@@ -14,13 +14,13 @@ LENGTHS = torch.tensor([2, 5, 3])
 
 
 def summed(results):
-    """A loss in which every result's gradient differs from place to place."""
+    """A loss whose gradient is different for every element of the results."""
     leaves = torch.utils._pytree.tree_leaves(results)
     return sum(t.sin().sum() for t in leaves if t is not None and t.is_floating_point())
 
 
 def per_sample(module, *args, **options):
-    """{name: grad_sample} after a backward, which leaves no grad."""
+    """{name: grad_sample} after backward, which must not set grad."""
     call = call_for_per_sample_grads(module, **options)
     summed(call(*args)).backward()
     assert all(p.grad is None for p in module.parameters())
@@ -31,8 +31,8 @@ def per_sample(module, *args, **options):
     return samples
 
 
-def alone(module, *args, **keywords):
-    """{name: gradient} of a plain call."""
+def gradients_of(module, *args, **keywords):
+    """{name: gradient} of an ordinary call."""
     grads = torch.autograd.grad(summed(module(*args, **keywords)), [*module.parameters()])
     return dict(zip(dict(module.named_parameters()), grads, strict=True))
 
@@ -48,7 +48,7 @@ def make(kind, pair, **options):
 
 
 def states(module, N):
-    """hx and what of it is sequence n's."""
+    """hx, and a function that gives its part for sequence n."""
     D = module.num_layers * (1 + module.bidirectional)
     h = torch.randn(D, N, module.proj_size or H, dtype=torch.float64, requires_grad=True)
     c = torch.randn(D, N, H, dtype=torch.float64, requires_grad=True)
@@ -59,21 +59,21 @@ def states(module, N):
 
 @pytest.mark.parametrize("with_state", [False, True])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_each_sequence_alone(kind, options, with_state, pair):
+def test_gradients_equal_those_of_each_sequence(kind, options, with_state, pair):
     theirs, ours = make(kind, pair, **options)
     x = torch.randn(N, T, I, dtype=torch.float64) if ours.batch_first else torch.randn(T, N, I, dtype=torch.float64)
     dim = 0 if ours.batch_first else 1
     hx, of = states(ours, N) if with_state else (None, lambda n: None)
     samples = per_sample(ours, x, hx, batch_size=N, batch_first=ours.batch_first)
     for n in range(N):
-        expected = alone(theirs, x.narrow(dim, n, 1), of(n))
+        expected = gradients_of(theirs, x.narrow(dim, n, 1), of(n))
         torch.testing.assert_close({name: s[n] for name, s in samples.items()}, expected)
 
 
 @pytest.mark.parametrize("sort", [False, True])
 @pytest.mark.parametrize("options", OPTIONS[:8], ids=str)
 def test_packed_sequences(kind, options, sort, pair):
-    """In the order in which they are packed; a batch smaller than the weights are expanded to leaves zeros."""
+    """In packed order. If the batch is smaller than the expanded weights, the rest is zero."""
     theirs, ours = make(kind, pair, **options)
     x = torch.randn(T, N, I, dtype=torch.float64)
     lengths = LENGTHS.sort(descending=True).values if sort else LENGTHS
@@ -83,7 +83,7 @@ def test_packed_sequences(kind, options, sort, pair):
     for size in (N, N + 2):
         samples = per_sample(ours, packed, hx, batch_size=size)
         for place, n in enumerate(order):
-            expected = alone(theirs, x[: lengths[n], n : n + 1], of(n))
+            expected = gradients_of(theirs, x[: lengths[n], n : n + 1], of(n))
             torch.testing.assert_close({name: s[place] for name, s in samples.items()}, expected)
         assert not any(s[N:].any() for s in samples.values())
         assert all(len(s) == size for s in samples.values())
@@ -92,12 +92,12 @@ def test_packed_sequences(kind, options, sort, pair):
 @pytest.mark.parametrize("form", ["dense", "packed"])
 @pytest.mark.parametrize("name", ["GRU", "RNN", "LSTM"])
 def test_same_as_torch(name, form):
-    """grad_sample, and the gradients of input and states, which flow as ever."""
+    """grad_sample, and the ordinary gradients of input and states."""
     torch.manual_seed(2)
     data = torch.randn(T, N, I)
     h = torch.randn(2, N, H)
     results = []
-    with torch.backends.mkldnn.flags(enabled=False):  # oneDNN's LSTM takes no expanded weights
+    with torch.backends.mkldnn.flags(enabled=False):  # oneDNN's LSTM does not support expanded weights
         for package in (torch.nn, lstmkern):
             torch.manual_seed(0)
             module = getattr(package, name)(I, H, 2)
@@ -117,8 +117,8 @@ def test_lengths_and_resets(kind, pair):
     padded = per_sample(given(ours, lengths=LENGTHS), x, batch_size=N)
     for n in range(N):
         one = x[: LENGTHS[n], n : n + 1]
-        torch.testing.assert_close([s[n] for s in padded.values()], [*alone(theirs, one).values()])
-        expected = alone(ours, one, resets=resets[: LENGTHS[n], n : n + 1])
+        torch.testing.assert_close([s[n] for s in padded.values()], [*gradients_of(theirs, one).values()])
+        expected = gradients_of(ours, one, resets=resets[: LENGTHS[n], n : n + 1])
         torch.testing.assert_close([s[n] for s in with_both.values()], [*expected.values()])
 
 
@@ -137,7 +137,7 @@ def given(module, **keywords):
 
 @pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell"])
 def test_cells(name):
-    """torch.nn's refuse; several steps add up."""
+    """torch.nn's cells do not support this. The gradients of several steps are summed."""
     cell = getattr(lstmkern, name)(I, H, dtype=torch.float64)
 
     class Steps(torch.nn.Module):
@@ -154,7 +154,7 @@ def test_cells(name):
     module, x = Steps(), torch.randn(T, N, I, dtype=torch.float64)
     samples = per_sample(module, x, batch_size=N)
     for n in range(N):
-        torch.testing.assert_close({name: s[n] for name, s in samples.items()}, alone(module, x[:, n : n + 1]))
+        torch.testing.assert_close({name: s[n] for name, s in samples.items()}, gradients_of(module, x[:, n : n + 1]))
 
 
 def test_mean_is_scaled_by_the_batch():
@@ -163,7 +163,7 @@ def test_mean_is_scaled_by_the_batch():
     torch.testing.assert_close(mean, {name: s * N for name, s in plain.items()})
 
 
-def test_frozen_parameters_and_calls_that_add_up():
+def test_frozen_parameters_and_several_calls():
     module, x = lstmkern.LSTM(I, H, batch_first=True), torch.randn(N, T, I)
     full = per_sample(module, x)
     module.weight_hh_l0.requires_grad_(False)
@@ -177,7 +177,7 @@ def test_frozen_parameters_and_calls_that_add_up():
 
 
 def test_what_torch_refuses():
-    """With torch's words."""
+    """With torch's error messages."""
     from torch.nn.utils._expanded_weights import ExpandedWeight
 
     def wrong_batch(module, x):
@@ -210,7 +210,7 @@ def test_what_torch_refuses():
 
 
 def test_no_second_derivative():
-    """torch.nn's are wrong without a word: its grad_sample of the first pass takes part."""
+    """torch.nn's are silently wrong, because they include grad_sample of the first pass."""
     module, x = lstmkern.GRU(I, H, batch_first=True), torch.randn(N, T, I, requires_grad=True)
     (grad,) = torch.autograd.grad(summed(call_for_per_sample_grads(module)(x)), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiate twice"):
@@ -218,17 +218,17 @@ def test_no_second_derivative():
     module.weight_ih_l0.grad_sample = None
 
 
-def test_weights_changed_before_backward_are_noticed():
+def test_weights_changed_before_backward_are_detected():
     module = lstmkern.GRU(I, H, batch_first=True)
     loss = summed(call_for_per_sample_grads(module)(torch.randn(N, T, I)))
     with torch.no_grad():
-        module.bias_ih_l0.add_(1)  # backward computes the layer again
+        module.bias_ih_l0.add_(1)  # backward recomputes the layer
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
 
 def test_in_a_model():
-    """Between other layers; the whole is each sample's gradient."""
+    """Between other layers: grad_sample of the whole model equals the gradient of each sample."""
 
     class Model(torch.nn.Module):
         def __init__(self):
@@ -242,4 +242,4 @@ def test_in_a_model():
     model, x = Model(), torch.randn(N, T, I, dtype=torch.float64)
     samples = per_sample(model, x)
     for n in range(N):
-        torch.testing.assert_close({name: s[n] for name, s in samples.items()}, alone(model, x[n : n + 1]))
+        torch.testing.assert_close({name: s[n] for name, s in samples.items()}, gradients_of(model, x[n : n + 1]))

@@ -1,4 +1,4 @@
-"""The pictures: what can be seen in them, what their labels and titles say, and that nothing covers anything."""
+"""The plots: what they show, what their labels and titles say, and that nothing covers anything else."""
 
 import errno
 import json
@@ -26,14 +26,14 @@ RESULTS = Path(lstmkern.__file__).parent.parent / "benchmarks" / "results"
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The figures that are saved while a test runs, instead of their files."""
+    """The figures that a test saves; no files are written."""
     figures = []
     monkeypatch.setattr(pictures, "save", lambda figure, path: figures.append(figure))
     return figures
 
 
 def runs_of(model, epochs, kernels=(OURS, PEER), apart=0.0):
-    """Runs with a made-up history; those of the second kernels lie ``apart`` from the first's."""
+    """Runs with an invented history; the second kernels' values differ from the first's by ``apart``."""
     runs = [Run(config_of(model), 30, 10, name) for name in kernels]
     for k, run in enumerate(runs):
         values = [0.5 + 2 * 0.8**epoch + k * apart for epoch in range(epochs)]
@@ -42,7 +42,7 @@ def runs_of(model, epochs, kernels=(OURS, PEER), apart=0.0):
 
 
 def ticks(axis):
-    """(position, text) of the labelled ticks that are within the limits of ``axis``."""
+    """(position, text) of the labelled ticks within the limits of ``axis``."""
     low, high = sorted(axis.get_view_interval())
     labels = zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=True)
     return [(at, label.get_text()) for at, label in labels if low <= at <= high and label.get_text()]
@@ -53,7 +53,7 @@ def legends(figure):
 
 
 def check_layout(figure: Figure):
-    """No legend over the lines, no label over its neighbour or cut off at the edge, numbers without exponents."""
+    """No legend covers lines, no label overlaps another or is cut off, and numbers have no exponents."""
     figure.draw_without_rendering()
     boxes = [axes.get_window_extent() for axes in figure.axes]
     assert legends(figure)
@@ -82,7 +82,7 @@ def luminance(colour):
 
 
 def check_both_visible(under, over):
-    """Two lines that coincide: the upper one is thinner or dashed, of another lightness, and has smaller markers."""
+    """Of two lines that coincide, the upper one is thinner or dashed, has another lightness, and smaller markers."""
     assert over.get_zorder() >= under.get_zorder()
     assert over.get_linestyle() == "--" and under.get_linestyle() == "-"
     assert over.get_linewidth() < under.get_linewidth()
@@ -172,14 +172,14 @@ def test_titles_tell_the_layers(drawn, model):
     check_layout(drawn[0])
 
 
-def test_titles_tell_what_was_asked_for(drawn):
+def test_titles_name_the_configuration(drawn):
     run = Run(config_of("lm7", cell="gru", layers=3, hidden=16, seed=5), 30, 10)
     report.write_plot("metrics.png", [run])
     assert drawn[0]._suptitle.get_text().startswith("lm7-gru: 3 GRU layers of 16 units, seed 5\n")
 
 
 def test_ladder(drawn):
-    """Every rung and the book's accuracy of it; LMModel1 and 2, which compute the same, are both visible."""
+    """All models and their accuracy in the book. LMModel1 and LMModel2, which compute the same, are both visible."""
     runs = [run for model in climb.EXPECTED for run in runs_of(model, config_of(model).epochs, [OURS])]
     climb._plot(Path("ladder.png"), runs)
     (figure,) = drawn
@@ -200,7 +200,7 @@ def test_ladder(drawn):
 
 
 def test_ladder_of_several_seeds(drawn):
-    """Every run is the median of its model's, and they need not be of the same seed."""
+    """Each run is the median of its model; the medians may have different seeds."""
     runs = [Run(config_of("lm1", seed=seed), 30, 10) for seed in (3, 4)]
     for run in runs:
         run.history[:] = runs_of("lm1", 2)[0].history
@@ -242,7 +242,7 @@ def test_growth_says_what_is_fixed(committed):
 
 def test_growth_draws_the_file_s_numbers(committed):
     figure = growth_plots.figures(committed["cases"], committed)["growth-time.png"]
-    time, ratio, share = figure.axes[6:9]  # the row of H
+    time, ratio, share = figure.axes[6:9]  # the results for H
     assert [text for _, text in ticks(time.xaxis)] == ["32", "64", "128", "256", "512", "1024", "2048"]
     assert {"1", "10", "100", "1,000"} <= {text for _, text in ticks(time.yaxis)}
     assert {"20%", "100%"} <= {text for _, text in ticks(share.yaxis)}
@@ -272,7 +272,7 @@ def test_growth_lines_that_coincide_are_visible(committed):
 
 
 def test_growth_redraws_from_its_file(tmp_path, committed):
-    """The command measures nothing and leaves the file as it is; without memory there is one picture less."""
+    """The command measures nothing and does not change the file; without memory results it draws one plot less."""
     path = tmp_path / "growth.json"
     for without in (["memory"], []):
         cases = [{key: value for key, value in c.items() if key not in without} for c in committed["cases"]]
@@ -285,7 +285,7 @@ def test_growth_redraws_from_its_file(tmp_path, committed):
 
 
 def test_growth_of_few_values(committed):
-    """A quick look, --most 16, in which every size has one to three values."""
+    """A short run, --most 16, with one to three values for every size."""
     few = [c for c in committed["cases"] if c["value"] <= 16 or c["value"] == 32 and c["size"] == "H"]
     for figure in growth_plots.figures(few, committed).values():
         figure.draw_without_rendering()
@@ -293,7 +293,7 @@ def test_growth_of_few_values(committed):
 
 
 def test_gpu_results():
-    """A plot for each dtype that has results, the same marker for an implementation in all of them."""
+    """One plot for each dtype that has results; an implementation has the same marker in all of them."""
     work = {"cell": "LSTM", "T": 64, "N": 8, "directions": 1, "layers": 1, "packed": False}
     found = [
         {"kind": "bench", "taken": True, "backward": True, "tier": tier, "us_per_step": {"cudnn": us, "ours": us / 2}}

@@ -1,8 +1,9 @@
-"""Shapes, strides, flags, lengths and resets drawn at random, compared with torch.nn and with the reference."""
+"""Random shapes, strides, options, lengths and resets, compared with torch.nn and with the reference."""
 
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pairs import as_tuple, random_state
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -15,7 +16,7 @@ examples = settings(max_examples=60, deadline=None, suppress_health_check=[Healt
 
 @st.composite
 def problems(draw):
-    """(torch.nn's module, ours) in fp64 and a batch for them with arbitrary strides."""
+    """torch.nn's module and ours in fp64, and a batch with random strides."""
     name = draw(st.sampled_from(["LSTM", "GRU", "RNN"]))
     H = draw(st.integers(1, 20))
     options = {
@@ -42,16 +43,13 @@ def problems(draw):
 
 
 def state_for(module, N):
-    layers = module.num_layers * (2 if module.bidirectional else 1)
-    h = torch.randn(layers, N, module.proj_size or module.hidden_size, dtype=torch.float64, requires_grad=True)
-    if module.mode != "LSTM":
-        return h, (h,)
-    c = torch.randn(layers, N, module.hidden_size, dtype=torch.float64, requires_grad=True)
-    return (h, c), (h, c)
+    """A random state in fp64, and its tensors, whose gradients are taken."""
+    leaves = tuple(s.requires_grad_() for s in as_tuple(random_state(module, N, torch.float64)))
+    return (leaves if module.mode == "LSTM" else leaves[0]), leaves
 
 
 def results(module, output, state, leaves):
-    state = state if isinstance(state, tuple) else (state,)
+    state = as_tuple(state)
     weight = torch.linspace(-1, 1, output.numel(), dtype=torch.float64).view(output.shape)
     loss = (output * weight).sum() + sum((k + 1) * s.square().sum() for k, s in enumerate(state))
     return [output, *state, *torch.autograd.grad(loss, [*leaves, *module.parameters()])]
@@ -90,7 +88,7 @@ def test_ragged(problem, data):
 @examples
 @given(problem=problems(), data=st.data())
 def test_one_layer_with_everything(problem, data):
-    """Lengths, resets and cells at once, against the reference."""
+    """Lengths, resets and cell states together, compared with the reference."""
     module, x, T, N = problem[1], *problem[2:]
     lengths = torch.tensor(data.draw(st.lists(st.integers(0, T), min_size=N, max_size=N)))
     resets = torch.tensor(data.draw(st.lists(st.booleans(), min_size=T * N, max_size=T * N))).view(x.shape[:2])
@@ -105,6 +103,6 @@ def test_one_layer_with_everything(problem, data):
         loss = sum(o.sin().sum() for o in outputs)
         return [*outputs, *torch.autograd.grad(loss, leaves)]
 
-    ours = lstmkern.functional.layer_forward(*arguments, module.mode == "LSTM")
+    ours = lstmkern.autograd.layer_forward(*arguments, module.mode == "LSTM")
     used = 4 if module.mode == "LSTM" else 2
     close(everything(ours[:used]), everything(reference.layer(*arguments)[:used]))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import lstmkern
-from lstmkern import functional
+from lstmkern import autograd, functional
 
 
 def step(module, x, hx, **ragged):
@@ -42,8 +42,8 @@ def test_same_results(kind, options, ragged, pair):
 
 
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
-def test_keeps_a_third(cell):
-    """What autograd holds, by its own account: without gates 2/6 (LSTM) or 1/5 (GRU), besides input and weights."""
+def test_saves_less_memory(cell):
+    """What autograd saves in addition to input and weights: without gates 2/6 (LSTM) or 1/5 (GRU)."""
 
     def held(enabled):
         module, x = getattr(lstmkern, cell)(16, 64), torch.randn(50, 8, 16, requires_grad=True)
@@ -64,15 +64,15 @@ def test_keeps_a_third(cell):
 
 
 def test_gates_are_not_computed_into_memory_in_chunks(monkeypatch):
-    """A dense layer of one direction never holds the gates of all steps, in backward either."""
+    """A dense layer with one direction never stores the gates of all steps, not even in backward."""
     shapes = []
-    backward = functional.eager_backward
+    backward = autograd.eager_backward
 
     def watching(*args):
         shapes.append(args[13].shape)  # gates
         return backward(*args)
 
-    monkeypatch.setattr(functional, "eager_backward", watching)
+    monkeypatch.setattr(autograd, "eager_backward", watching)
     module, x = lstmkern.LSTM(4, 16), torch.randn(80, 2, 4)
     with lstmkern.recompute():
         module(x)[0].sum().backward()
@@ -85,7 +85,7 @@ def test_second_derivative():
         assert torch.autograd.gradgradcheck(lambda x: module(x)[0], x, fast_mode=True)
 
 
-def test_nothing_outside():
+def test_no_effect_outside_the_context():
     with lstmkern.recompute():
         with lstmkern.recompute(False):
             assert not lstmkern.recomputing.is_active()

@@ -1,4 +1,4 @@
-"""The same bits on every run and for any number of threads: every sum is one chain in one order; and nobody hangs."""
+"""The same bits in every run and with any number of threads, because sums have a fixed order; and no deadlock."""
 
 import os
 import subprocess
@@ -31,10 +31,10 @@ def results(cell, shape, threads, dtype, ragged=False, **options):
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"proj_size": 20}], ids=str)
-# T, N, I, H, each work enough for several threads. Hidden units are shared with a barrier per step; rows; panels packed
-# by the thread that uses them; few rows with the weights where they lie, also step by step; one product of x and h on
-# one thread, two where two threads share the rows (LSTM and GRU); and hidden units of weights beyond the caches, where
-# it is the other way round.
+# T, N, I, H, each with enough work for several threads. Threads share hidden units, with a barrier per step; sequences;
+# panels, packed by the thread that uses them; small batches that read the weights in place, also step by step;
+# one product of x and h on one thread, but two products where two threads share the sequences (LSTM and GRU); and
+# hidden units of layers whose weights exceed the caches, where this is the other way round.
 @pytest.mark.parametrize(
     "shape",
     [
@@ -57,8 +57,8 @@ def test_same_bits(cell, dtype, shape, options):
     same_bits(cell, shape, dtype, **options)
 
 
-# Rows, divided by what they cost; hidden units; these of weights beyond the caches. Sequences end early in one
-# direction and begin late in the other.
+# Threads share sequences, divided by their cost; hidden units; and hidden units of weights that exceed the caches.
+# Sequences end early in one direction and begin late in the other.
 @pytest.mark.parametrize(
     "shape", [(60, 70, 70, 110), (60, 5, 70, 110), (4, 20, 512, 512)], ids=lambda shape: ",".join(map(str, shape))
 )
@@ -78,7 +78,7 @@ def same_bits(cell, shape, dtype, **options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
 def test_same_bits_in_a_batch_of_any_size(cell, dtype):
-    """A sequence's results and gradient do not depend on how many there are: tiles of rows have every height."""
+    """The results and gradient of a sequence do not depend on the batch size; tiles have every possible height."""
     torch.manual_seed(0)
     module = getattr(lstmkern, cell)(40, 50, dtype=dtype)
     x, grad = torch.randn(6, 70, 40, dtype=dtype), torch.randn(6, 70, 50, dtype=dtype)
@@ -94,7 +94,7 @@ def test_same_bits_in_a_batch_of_any_size(cell, dtype):
             assert torch.equal(result, whole[:, :N]), N
 
 
-# Beside others. What may hang runs in a process that is given up after a while.
+# With other load on the machine. Programs that may hang run in a process with a time limit.
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 ROOT = Path(lstmkern.__file__).parent.parent
@@ -113,7 +113,7 @@ def neighbours():
 
 
 def many_short_calls(seconds=2.0, sizes=(2, 3, 2, 5, 1, 4)):
-    """Row shares and unit shares, with teams of many sizes, against one thread's bits."""
+    """Work divided by sequences and by hidden units, with many numbers of threads, gives the bits of one thread."""
     expected = {shape: results("LSTM", shape, 1, torch.float32) for shape in (BY_UNITS, BY_ROWS)}
     stop = time.monotonic() + seconds
     while time.monotonic() < stop:
@@ -123,14 +123,14 @@ def many_short_calls(seconds=2.0, sizes=(2, 3, 2, 5, 1, 4)):
 
 
 def many_callers(seconds=2.0):
-    """Several Python threads, each with teams of its own."""
+    """Several Python threads call layers at the same time."""
     torch.set_num_threads(2)
     module, x = lstmkern.GRU(60, 60), torch.randn(30, 2, 60)
     failed = []
 
     def call():
         try:
-            torch.set_num_threads(2)  # OpenMP keeps a number for each thread
+            torch.set_num_threads(2)  # OpenMP has a number of threads for each thread
             with torch.no_grad():
                 expected = module(x)[0]
                 stop = time.monotonic() + seconds
@@ -148,7 +148,7 @@ def many_callers(seconds=2.0):
 
 
 def fork_after_use():
-    """A child works on one thread, as torch's data loaders do: of OpenMP's other threads it has none."""
+    """After a fork the child uses one thread, as in torch's data loaders: OpenMP's other threads do not exist there."""
     many_short_calls(0.5, sizes=(2, 4 * CORES))
     expected = results("LSTM", BY_ROWS, 1, torch.float32)
     child = os.fork()
@@ -161,7 +161,7 @@ def fork_after_use():
 
 
 def teams_cut_short():
-    """OpenMP may give fewer threads than a layer was laid out for."""
+    """OpenMP may start fewer threads than the layer planned for."""
     for shape in (BY_UNITS, BY_ROWS, (5, 16, 256, 256), (5, 40, 256, 256)):
         for ragged in (False, True):
             one, *others = (results("LSTM", shape, n, torch.float32, ragged) for n in (1, 2, 3, 5))
@@ -184,12 +184,12 @@ def run_apart(work, load=False, **environment):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.parametrize("load", [False, True], ids=["alone", "beside neighbours"])
+@pytest.mark.parametrize("load", [False, True], ids=["no load", "other load"])
 @pytest.mark.parametrize("work", [many_short_calls, many_callers, fork_after_use], ids=lambda w: w.__name__)
-def test_nobody_hangs(work, load):
+def test_no_deadlock(work, load):
     run_apart(work, load)
 
 
 @pytest.mark.parametrize("limit", [1, 2])
-def test_a_team_smaller_than_it_was_asked_to_be(limit):
+def test_openmp_starts_fewer_threads_than_planned(limit):
     run_apart(teams_cut_short, OMP_THREAD_LIMIT=str(limit))

@@ -1,4 +1,4 @@
-"""torch.compile, torch.export, torch.fx and torch.ao.quantization take our modules for what they are: torch.nn's."""
+"""torch.compile, torch.export, torch.fx and torch.ao.quantization treat our modules like torch.nn's."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ NAMES = (*LAYERS, "LSTMCell", "GRUCell", "RNNCell")
 
 
 def run(program: str) -> None:
-    """In a process of its own: the program changes torch.nn, or looks at what importing lstmkern changes."""
+    """Run a program in a new process, because it changes torch.nn or checks what importing lstmkern changes."""
     result = subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(program)], capture_output=True)
     assert result.returncode == 0, result.stderr.decode()
 
@@ -77,7 +77,7 @@ PATCH = "for n in names: setattr(nn, n, getattr(lstmkern, n))\n"
 @pytest.mark.parametrize("patch", ["", PATCH])
 @pytest.mark.parametrize("before", ["", "import torch._dynamo\n"])
 def test_compile(before, patch):
-    """Ours compile whole and torch.nn's are refused as without us, also with our classes in the place of torch.nn's."""
+    """Ours compile as one graph and torch.nn's are refused as without us, also if our classes replace torch.nn's."""
     run(before + textwrap.dedent(COMPILE) + patch + "check()")
 
 
@@ -107,7 +107,7 @@ def test_import_does_not_load_dynamo():
     """)
 
 
-def test_a_dynamo_that_is_not_known_is_left_alone():
+def test_an_unknown_version_of_dynamo_is_not_changed():
     run("""
         import sys, types
         builder = types.ModuleType("torch._dynamo.variables.builder")
@@ -160,7 +160,7 @@ def test_a_subclass_is_traced_into_like_one_of_torch_nns():
 
 # ---- torch.ao.quantization ----
 
-QUANTIZED = ("LSTM", "GRU", "LSTMCell", "GRUCell", "RNNCell")  # nn.RNN is not, by torch
+QUANTIZED = ("LSTM", "GRU", "LSTMCell", "GRUCell", "RNNCell")  # torch does not quantize nn.RNN
 
 
 def quantized(model: nn.Module) -> nn.Module:
@@ -187,7 +187,7 @@ def test_dynamic_quantization_says_what_to_do(name, made):
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 def test_prepare_fx_and_convert_fx(mapping):
-    """Run as with torch.nn's; ours stay as they are, with a warning."""
+    """They run as with torch.nn's; our modules stay unquantized, with a warning."""
     x = torch.randn(3, 2, 4)
     model = Model(lstmkern.LSTM(4, 5)).eval()
     with pytest.warns(UserWarning, match="does not quantize lstmkern's LSTM"):

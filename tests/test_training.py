@@ -1,4 +1,4 @@
-"""Training machinery around the modules: checkpointing, AMP, DDP and FSDP2 each train to one plain process's loss."""
+"""Training with checkpointing, AMP, DDP and FSDP2 reaches the loss of ordinary training in one process."""
 
 import os
 import socket
@@ -27,7 +27,7 @@ class Net(torch.nn.Module):
 def batches():
     generator = torch.Generator().manual_seed(1)
     batch = torch.randn(T, N, 6, generator=generator), torch.randint(3, (T, N), generator=generator)
-    return [batch] * STEPS  # one batch again and again: a loss that must fall
+    return [batch] * STEPS  # the same batch every time: the loss must fall
 
 
 def loss_of(logits, target):
@@ -120,8 +120,8 @@ def _worker(rank: int, world: int, port: int, kind: str, results):
             results.put((losses / world).tolist())
     finally:
         dist.destroy_process_group()
-    # Without the interpreter's end, in which a thread of gloo that still holds a tensor would abort the process: torch
-    # keeps the group (as lm/distributed.py tells).
+    # Skip the end of the interpreter, where a gloo thread that still holds a tensor would abort the process: torch
+    # keeps the group alive (see lm/distributed.py).
     os._exit(0)
 
 

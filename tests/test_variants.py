@@ -1,4 +1,4 @@
-"""Every instruction set that this machine can run computes what torch.nn computes: the kernel tests, once for each."""
+"""The kernel tests, run once for each instruction set that this machine supports."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ def python(*args, **environment):
 
 
 def used(variant: str) -> tuple[str, str]:
-    """The variants in use where this one is asked for: for everything but bf16, and for bf16."""
+    """The variants that are used if this one is requested: for bf16, and for all other types."""
     code = "from lstmkern import _extension as e; print(e.cpu_capability(), e.cpu_capability(bf16=True))"
     others, bf16 = python("-c", code, LSTMKERN_CPU_CAPABILITY=variant).stdout.split()
     return others, bf16
@@ -30,8 +30,8 @@ def test_variant(variant):
         pytest.skip(f"this machine has no {variant}: {' and '.join(sorted(set(in_use)))} would run")
     if in_use == best:
         pytest.skip(f"{variant} is what all the other tests run on")
-    # Where only bf16 has other kernels than in all the other tests: bf16. Second derivatives are torch's, taken through
-    # the reference; the first ones that they are compared with are tested here by themselves.
+    # A variant whose kernels differ only for bf16 is tested with bf16. Second derivatives are torch's, taken through
+    # the reference; the first derivatives that they are compared with have their own tests here.
     only = "bfloat16 or bf16" if in_use[0] == best[0] else "not second_derivatives"
     result = python(
         "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", only, *KERNEL_TESTS, LSTMKERN_CPU_CAPABILITY=variant

@@ -1,9 +1,10 @@
-"""Rows of different lengths, packed or padded: each row's results are those of the row alone."""
+"""Sequences of different lengths, packed or padded: each has the results that it has in a batch of one."""
 
 import copy
 
 import pytest
 import torch
+from pairs import as_tuple, random_state
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import lstmkern
@@ -30,27 +31,17 @@ def batch(lengths, batch_first, **options):
     return x.transpose(0, 1).contiguous() if batch_first else x
 
 
-def state_for(module, N, dtype=torch.float32):
-    D = module.num_layers * (2 if module.bidirectional else 1)
-    h, c = torch.randn(D, N, module.proj_size or H, dtype=dtype), torch.randn(D, N, H, dtype=dtype)
-    return (h, c) if module.mode == "LSTM" else h
-
-
 def row_of(state, n):
     return tuple(s[:, n : n + 1] for s in state) if isinstance(state, tuple) else state[:, n : n + 1]
-
-
-def as_tuple(state):
-    return state if isinstance(state, tuple) else (state,)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("with_state", [False, True])
-def test_lengths_are_rows_alone(kind, batch_first, bidirectional, with_state, lengths, pair):
+def test_lengths_equal_single_sequences(kind, batch_first, bidirectional, with_state, lengths, pair):
     theirs, ours = pair(kind, I, H, 2, batch_first=batch_first, bidirectional=bidirectional)
     x, N = batch(lengths, batch_first), len(lengths)
-    hx = state_for(ours, N) if with_state else None
+    hx = random_state(ours, N) if with_state else None
     output, state = ours(x, hx, lengths=lengths)
     by_row = output if batch_first else output.transpose(0, 1)
     for n, length in enumerate(lengths.tolist()):
@@ -65,7 +56,7 @@ def test_lengths_are_rows_alone(kind, batch_first, bidirectional, with_state, le
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_packed_training_step_is_torchs(kind, batch_first, bidirectional, lengths, pair, as_good_as_torch):
     theirs, ours = pair(kind, I, H, 2, batch_first=batch_first, bidirectional=bidirectional)
-    x, hx = batch(lengths, batch_first), as_tuple(state_for(ours, len(lengths)))
+    x, hx = batch(lengths, batch_first), as_tuple(random_state(ours, len(lengths)))
 
     def step(module, dtype, padded):
         module = module.to(dtype)
@@ -88,11 +79,11 @@ def test_packed_training_step_is_torchs(kind, batch_first, bidirectional, length
 
 
 def test_rows_without_steps_keep_their_state(kind, pair, as_good_as_torch):
-    """One layer, both directions, whatever stands in the padding: the results and gradients are those of the other rows
-    alone, and the state of an empty row passes through."""
+    """One bidirectional layer with arbitrary padding. The results and gradients are those of a batch without the empty
+    sequences; the state of an empty sequence is returned unchanged."""
     _, ours = pair(kind, I, H, bidirectional=True)
     lengths, some = torch.tensor([0, 3, 0, T, 1, 0]), [1, 3, 4]
-    x, hx = batch(lengths, False), as_tuple(state_for(ours, len(lengths)))
+    x, hx = batch(lengths, False), as_tuple(random_state(ours, len(lengths)))
     output_weight, state_weights = torch.randn(T, 6, 2 * (ours.proj_size or H)), [torch.randn_like(s) for s in hx]
 
     def step(rows, dtype):
@@ -121,7 +112,7 @@ def test_rows_without_steps_keep_their_state(kind, pair, as_good_as_torch):
 def test_no_row_has_a_step(kind, rows, dtype, pair):
     _, ours = pair(kind, I, H, bidirectional=True, dtype=dtype)
     x = torch.full((T, rows, I), float("nan"), dtype=dtype).requires_grad_()
-    hx = [s.requires_grad_() for s in as_tuple(state_for(ours, rows, dtype))]
+    hx = [s.requires_grad_() for s in as_tuple(random_state(ours, rows, dtype))]
     output, state = ours(x, tuple(hx) if ours.mode == "LSTM" else hx[0], lengths=torch.zeros(rows, dtype=torch.int64))
     assert output.shape[:2] == (T, rows) and not output.any()
     seeds = [torch.randn_like(s) for s in hx]
@@ -134,7 +125,7 @@ def test_no_row_has_a_step(kind, rows, dtype, pair):
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_many_rows_without_steps(threads, pair):
-    """Rows divided among threads, some of which have none with a step; several chunks of steps in backward."""
+    """Sequences are divided among threads, some of which get only empty ones; backward has several chunks of steps."""
     _, ours = pair("lstm", 8, 48, bidirectional=True)
     lengths = torch.randint(1, 41, (96,)) * (torch.rand(96) < 0.3)
     some = lengths.nonzero().squeeze(1)
@@ -155,7 +146,7 @@ def test_many_rows_without_steps(threads, pair):
 
 
 def test_padding_is_never_read(kind, lengths, pair):
-    """NaN and inf past a row's end reach neither a result nor a gradient."""
+    """NaN and inf past the end of a sequence reach neither a result nor a gradient."""
     _, ours = pair(kind, I, H, 2, bidirectional=True)
     clean = batch(lengths, False)
     past_end = torch.arange(T).unsqueeze(1) >= lengths

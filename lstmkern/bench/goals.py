@@ -1,6 +1,6 @@
-"""The table of goals on this machine: every shape as its ratio to torch.nn beside the goal, and share of the roofline.
+"""The table of goals on this machine: each shape's speed relative to torch.nn, its goal, its share of the roofline.
 
-`python -m lstmkern bench` and `make bench-quick`.
+Run by ``python -m lstmkern bench`` and ``make bench-quick``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import report
 from .cases import SHAPES, Case, Contest, goal
@@ -19,30 +19,32 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 QUICK_SECONDS, FULL_SECONDS = 165, 600
-# What torch.nn needs of ours, roughly, to divide the time; no result depends on it.
+# A rough ratio of torch.nn's time to ours, used only to divide the available time.
 _PEER_COST = {"LSTM": 1.4, "GRU": 3.0}
 
 
 def parse_shape(text: str) -> tuple[int, int, int, int, int]:
-    """ "T,N,I,H[,layers]" as numbers; ValueError for anything else."""
-    sizes = tuple(int(part) for part in text.split(","))
+    """The numbers in "T,N,I,H" or "T,N,I,H,layers"; ValueError for anything else."""
+    sizes = [int(part) for part in text.split(",")]
     if len(sizes) not in (4, 5) or min(sizes) < 1:
         raise ValueError(text)
-    return sizes if len(sizes) == 5 else (*sizes, 1)
+    T, N, features, H, layers = sizes if len(sizes) == 5 else (*sizes, 1)
+    return T, N, features, H, layers
 
 
 def cases_for(shapes: Sequence[tuple[int, ...]], cells: Sequence[str], dtypes: Sequence[str]) -> list[Case]:
+    """A case for each combination of shape, kind of layer and dtype, to infer and to train."""
     return [
-        Case(cell, *shape[:4], layers=shape[4], dtype=dtype, train=train)
-        for shape in shapes
+        Case(cell, T, N, features, H, layers, dtype, train)
+        for T, N, features, H, layers in shapes
         for cell in cells
         for dtype in dtypes
         for train in (False, True)
     ]
 
 
-def measure_case(case: Case, roofline: Roofline, seconds: float) -> dict:
-    """One case against torch.nn with the threads of ``roofline``: what Pairs.result has, gflops, share and goal."""
+def measure_case(case: Case, roofline: Roofline, seconds: float) -> dict[str, Any]:
+    """Measure one case and torch.nn with the threads of ``roofline``: Pairs.result, gflops, share and goal."""
     contest = Contest(case)
     pairs = Pairs(
         contest.ours,
@@ -53,8 +55,8 @@ def measure_case(case: Case, roofline: Roofline, seconds: float) -> dict:
     return summarize_case(case, roofline, pairs.run(seconds))
 
 
-def summarize_case(case: Case, roofline: Roofline, pairs: Pairs) -> dict:
-    """The result of ``pairs`` whose work is that of ``case`` and whose probe is roofline.probe(case)."""
+def summarize_case(case: Case, roofline: Roofline, pairs: Pairs) -> dict[str, Any]:
+    """The result of ``pairs``, which measured ``case`` with the probe roofline.probe(case)."""
     result = pairs.result()
     return {
         "cell": case.cell,
@@ -76,25 +78,28 @@ def run_goals(
     threads: Sequence[int],
     seconds: float,
     clock: Callable[[], float] = now,
-) -> dict:
+) -> dict[str, Any]:
     """Measure ``cases`` with each number of ``threads`` in about ``seconds``.
 
-    Cheap cases come first. Each gets a part of the remaining time that grows with its work; one whose single round
-    would not fit any more is left out. Returns {"roofline": [...], "peaks": [...], "cases": [...], "left_out": [...]}.
+    Cheap cases come first. Each gets a share of the remaining time in proportion to its work. A case of which not one
+    round fits into the remaining time is left out.
+
+    Returns:
+        {"roofline": [...], "peaks": [...], "cases": [...], "left_out": [...]}.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     table = [(count, case) for count in threads for case in cases]
 
     def estimate(line: tuple[int, Case]) -> float:
-        """Seconds on cores of 100 GFLOP/s for a round and its warm-up, and what every case costs beside."""
+        """Seconds for a round and its warm-up on cores of 100 GFLOP/s, plus a constant for each case."""
         count, case = line
         return 0.25 + 1.25 * (1 + _PEER_COST.get(case.cell, 3)) * case.flops() / 1e11 / count
 
     work = sorted(table, key=estimate)
     cost = [estimate(line) for line in work]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Redrawn from here, not from a thread of its own, which would disturb what is being measured.
+    # Redrawn from this thread: another thread would disturb the measurement.
     bar = Progress(*columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal)
     deadline = clock() + seconds
     found, left_out, rooflines, pace = {}, [], {}, 0.0
@@ -104,7 +109,7 @@ def run_goals(
         for k, (count, case) in enumerate(work):
             bar.update(task, description=f"{count} thread{'s' if count > 1 else ''}: {case}", refresh=True)
             remaining = deadline - clock()
-            # pace: seconds that a unit of cost has taken at least; what would not fit is not begun.
+            # pace: seconds per unit of cost, at least. A case that would not fit is not started.
             if remaining <= 0 or pace * cost[k] > remaining:
                 left_out.append({"threads": count, "case": str(case)})
             else:
@@ -128,8 +133,8 @@ def run_goals(
     }
 
 
-def goals_table(results: dict) -> str:
-    """Markdown, one table for each dtype: ratio / goal (share of the roofline); "-" is not measured."""
+def goals_table(results: dict[str, Any]) -> str:
+    """Markdown, one table for each dtype: ratio / goal (share of the roofline); "-" means not measured."""
     cases, text = results["cases"], []
     for dtype in dict.fromkeys(c["dtype"] for c in cases):
         mine = [c for c in cases if c["dtype"] == dtype]
@@ -147,15 +152,15 @@ def goals_table(results: dict) -> str:
     return "\n".join(text)
 
 
-def _entry(case: dict | None) -> str:
+def _entry(case: dict[str, Any] | None) -> str:
     if case is None:
         return "-"
     wanted = f" / {case['goal']:g}" if case["goal"] else ""
     return f"{case['ratio']:.2f}{wanted} ({case['share']:.0%})"
 
 
-def roofline_table(results: dict) -> str:
-    """Markdown: the rates of the machine."""
+def roofline_table(results: dict[str, Any]) -> str:
+    """Markdown: the measured peak rates of the machine."""
     rows = [[f"{p['rate']} FMA, {p['capability']}", str(p["threads"]), f"{p['gflops']:.0f} GFLOP/s"] for p in
             results["peaks"]]  # fmt: skip
     for found in results["roofline"]:
@@ -174,7 +179,7 @@ def main(
     seconds: float,
     out: Path | None,
 ) -> int:
-    """The command: measure, print both tables, write goals.json and goals.md to ``out``. Returns the exit code 0."""
+    """Run the command: measure, print both tables, write goals.json and goals.md to ``out``. Returns exit code 0."""
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     about = report.context(list(threads))
@@ -185,7 +190,7 @@ def main(
     console.print(text, soft_wrap=True)
     if results["left_out"]:
         missing, total = len(results["left_out"]), len(results["left_out"]) + len(results["cases"])
-        console.print(f"{missing} of {total} not measured: {seconds:g} seconds were over; --seconds gives more")
+        console.print(f"{missing} of {total} not measured within {seconds:g} seconds: use --seconds for more time")
     if out is not None:
         report.write_json(out / "goals.json", about, **results)
         report.write_text(out / "goals.md", text)

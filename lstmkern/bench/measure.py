@@ -1,4 +1,4 @@
-"""Two functions that do the same work, timed in turn A B A B; the figure is the median of the rounds' ratios."""
+"""Times two functions that do the same work, in turn: A B A B. The result is the median of the rounds' ratios."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-clock = time.perf_counter  # what everything under bench/ reads, through now()
-BLOCK = 2e-3  # seconds that a timed block lasts at least: a short call is repeated, so that the clock does not count
+clock = time.perf_counter  # read by everything in bench/, through now()
+BLOCK = 2e-3  # least seconds of a timed block: short calls are repeated, so that reading the clock does not matter
 
 
 def now() -> float:
@@ -23,7 +23,7 @@ def now() -> float:
 
 @contextmanager
 def quiet(threads: int | None = None) -> Iterator[None]:
-    """Inside, Python collects no garbage, and torch (lstmkern with it) uses ``threads`` threads if given."""
+    """Switch garbage collection off and let torch and lstmkern use ``threads`` threads, if given."""
     before, collecting = torch.get_num_threads(), gc.isenabled()
     gc.collect()
     gc.disable()
@@ -39,7 +39,7 @@ def quiet(threads: int | None = None) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Summary:
-    """A sample's median and quartiles."""
+    """The median and the quartiles of a sample."""
 
     median: float
     low: float
@@ -55,12 +55,17 @@ def summarize(values: list[float]) -> Summary:
 
 
 class Pairs:
-    """Rounds of (theirs, ours), each a block of calls, so short a time apart that the machine is in the same state.
+    """Rounds of (theirs, ours), each a block of calls. The two blocks follow so closely that the machine is in one
+    state.
 
-    ours, theirs: functions without arguments that do the same work.
-    warm_up: called before anything is timed; must leave both ready, and may return estimated seconds of one call of
-        (ours, theirs). Default: call both once. Without an estimate it is the better of two more calls each.
-    probe: called in every round; what it returns (what the machine can do at that moment) is kept beside the times.
+    Args:
+        ours: a function without arguments.
+        theirs: a function without arguments that does the same work.
+        warm_up: called before anything is timed, so that both are ready. It may return the estimated seconds of one
+            call of (ours, theirs). Default: call both once; the estimate is then the faster of two more calls each.
+        probe: called in every round. Its results (what the machine can do at that moment) are in ``probed``.
+        block: least seconds of a timed block.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -79,10 +84,10 @@ class Pairs:
             theirs()
         first = warm_up() if warm_up is not None else None
         if first is None:
-            first = tuple(min(self._time(function, 1) for _ in range(2)) for function in (ours, theirs))
+            first = (min(self._time(ours, 1) for _ in range(2)), min(self._time(theirs, 1) for _ in range(2)))
         # Calls per block.
         self.calls = [max(1, math.ceil(block / max(seconds, 1e-9))) for seconds in first]
-        self.round_seconds = sum(seconds * calls for seconds, calls in zip(first, self.calls, strict=True))
+        self.round_seconds: float = sum(seconds * calls for seconds, calls in zip(first, self.calls, strict=True))
         if probe:
             start = clock()
             probe()
@@ -98,23 +103,23 @@ class Pairs:
         return (self._clock() - start) / calls
 
     def peer_block(self) -> None:
-        """First half of a round: the peer, and the probe."""
+        """The first half of a round: theirs, and the probe."""
         self.theirs.append(self._time(self._functions[1], self.calls[1]))
         if self._probe:
             self.probed.append(self._probe())
 
     def own_block(self) -> None:
-        """Second half of a round."""
+        """The second half of a round: ours."""
         self.ours.append(self._time(self._functions[0], self.calls[0]))
 
     def rounds_within(self, seconds: float, least: int = 3, most: int = 40) -> int:
-        """How many rounds fit, at least ``least`` if one lasts less than a second (of longer ones, one is enough)."""
+        """How many rounds fit: at least ``least`` if a round takes less than a second, otherwise at least one."""
         if self.round_seconds > 1:
             least = 1
         return max(least, min(most, int(seconds / self.round_seconds)))
 
     def run(self, seconds: float, least: int = 3, most: int = 40) -> Pairs:
-        """As many rounds as fit into ``seconds``; see rounds_within."""
+        """Measure as many rounds as fit into ``seconds``; see rounds_within."""
         for _ in range(self.rounds_within(seconds, least, most)):
             self.peer_block()
             self.own_block()
@@ -122,11 +127,11 @@ class Pairs:
 
     @property
     def ratios(self) -> list[float]:
-        """Of each round, theirs / ours: above 1 where ours is faster."""
+        """theirs / ours of each round: above 1 if ours is faster."""
         return [b / a for a, b in zip(self.ours, self.theirs, strict=True)]
 
     def result(self) -> dict[str, float]:
-        """ratio with its quartiles, rounds, and the medians in milliseconds per call."""
+        """The ratio with its quartiles, the number of rounds, and the medians in milliseconds per call."""
         ratio = summarize(self.ratios)
         return {
             "ratio": ratio.median,

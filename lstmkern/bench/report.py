@@ -1,4 +1,4 @@
-"""Result files and tables: JSON that names its machine, versions, commit and command, and Markdown."""
+"""Result files and tables: JSON with the machine, versions, commit and command of the run, and Markdown."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,15 +18,15 @@ from .. import __version__, _extension
 from ..lm.checkpoint import atomic_path
 from .roofline import cache_sizes, cores
 
-# The instruction sets that a kernel for recurrent layers may use.
+# CPU flags of the instruction sets that may matter to a recurrent layer.
 _FLAGS = [
     "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "avx512_fp16",
     "avx512_vnni", "amx_tile", "amx_bf16", "amx_fp16", "amx_int8", "asimd", "asimdhp", "sve", "bf16",
 ]  # fmt: skip
 
 
-def cpu() -> dict:
-    """{"cpu", "flags", "caches", "cores"}: name of the processor, its vector instruction sets, bytes of its caches."""
+def cpu() -> dict[str, Any]:
+    """{"cpu", "flags", "caches", "cores"}: the processor's name, vector instruction sets, cache sizes and cores."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
@@ -39,13 +40,15 @@ def cpu() -> dict:
 
 
 def commit() -> str | None:
-    """The commit of the source tree that this package runs from ("+" if the tree has changes, results aside); None if
-    installed."""
+    """The commit of the source tree that this package runs from; None if it is installed.
+
+    "+" is appended if tracked files outside benchmarks/results have changes.
+    """
     root = Path(__file__).resolve().parents[2]
     if not (root / "csrc").is_dir():
         return None
 
-    def git(*args):
+    def git(*args: str) -> str:
         said = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True)
         return said.stdout.strip()
 
@@ -57,7 +60,7 @@ def commit() -> str | None:
 
 
 def command() -> str:
-    """The command line of this process, without the paths of this machine."""
+    """The command line of this process, without this machine's paths."""
     main = sys.modules["__main__"]
     spec = getattr(main, "__spec__", None)
     if spec is not None:
@@ -66,8 +69,8 @@ def command() -> str:
     return " ".join([*([] if script == "lstmkern" else ["python"]), script, *sys.argv[1:]])
 
 
-def context(threads: int | Sequence[int]) -> dict:
-    """What a result file must say to be worth anything: machine, versions, commit, command, threads, date."""
+def context(threads: int | Sequence[int]) -> dict[str, Any]:
+    """What every result file needs: machine, versions, commit, command, threads, date."""
     built = _extension.build_info()
     return {
         "command": command(),
@@ -86,7 +89,7 @@ def context(threads: int | Sequence[int]) -> dict:
     }
 
 
-def write_json(path: str | Path, about: dict, **results) -> None:
+def write_json(path: str | Path, about: dict[str, Any], **results: Any) -> None:
     """Write ``about`` (see context) and ``results`` to ``path``, all or nothing."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,8 +97,8 @@ def write_json(path: str | Path, about: dict, **results) -> None:
         temporary.write_text(json.dumps(_rounded({**about, **results}), indent=1) + "\n", encoding="utf-8")
 
 
-def _rounded(value):
-    """Floats to five digits: more is noise, and makes every line of a result file differ from the last one's."""
+def _rounded(value: Any) -> Any:
+    """Round floats to five digits. More digits are noise, and would change every line of a result file each time."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):
@@ -114,7 +117,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned in plain text too."""
+    """A Markdown table with aligned columns."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = ["| " + " | ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) + " |" for row in (head, *rows)]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
@@ -126,8 +129,8 @@ def number(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
-def machine_line(about: dict) -> str:
-    """One line on the machine of a result file."""
+def machine_line(about: dict[str, Any]) -> str:
+    """One line about the machine of a result file."""
     machine, versions = about["machine"], about["versions"]
     caches = ", ".join(f"{level} {size // 1024} KiB" for level, size in machine["caches"].items())
     return (

@@ -1,13 +1,14 @@
-"""The command line, `lstmkern` or `python -m lstmkern`: one file per group of commands, each with its options.
+"""The command line, ``lstmkern`` or ``python -m lstmkern``: one file per group of commands, each with its options.
 
-What only some commands need, rich and matplotlib among it, is imported when such a command runs.
+Libraries that only some commands need, such as rich and matplotlib, are imported when such a command runs.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -15,25 +16,35 @@ from .. import __version__
 from ..lm import distributed
 from ..lm.errors import Failed, InputError, Interrupted
 from ..lm.output import explained
-from . import machine, texts, training
+from . import book, machine, texts, train
 from .options import Parser, program
 from .waiting import sleep_while_waiting
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog=program(), description="Recurrent kernels for PyTorch, and models that run on them.")
+    """The parser of the whole command line."""
+    parser = Parser(
+        prog=program(),
+        description="Fast recurrent layers for PyTorch: check and measure the kernels, train language models on them.",
+        epilog="Run a command with --help to see its options.",
+    )
     parser.add_argument("--version", action="version", version=f"lstmkern {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for group in (training, texts, machine):
+    for group in (book, train, texts, machine):
         group.add_commands(commands)
     return parser
 
 
 def main(argv: Sequence[str], *, own_process: bool = False) -> int:
-    """Run the command line ``argv``. With ``own_process``, that is what this process is for: it may start again.
+    """Run the command line.
 
-    Returns the exit code: 0; 1 for a failed check or write, or a training that diverged; 2 for bad input; 130 after
-    Ctrl-C.
+    Args:
+        argv: what the user typed after the name of the program.
+        own_process: the process exists only for this command, so that it may be replaced; see
+            ``waiting.sleep_while_waiting``.
+
+    Returns:
+        The exit code: 0; 1 for a failed check or write, or a training that diverged; 2 for bad input; 130 after Ctrl-C.
     """
     try:
         args = make_parser().parse_args(argv)
@@ -41,15 +52,16 @@ def main(argv: Sequence[str], *, own_process: bool = False) -> int:
             sleep_while_waiting(args.threads)
         if getattr(args, "threads", None):
             torch.set_num_threads(args.threads)
-        return args.function(args)
-    except SystemExit as stop:
-        return stop.code or 0
+        run: Callable[[argparse.Namespace], int] = args.function
+        return run(args)
+    except SystemExit as stop:  # argparse, after --help or an error
+        return int(stop.code or 0)
     except InputError as error:
         if distributed.first():
             print(f"lstmkern: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read the output has read enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it ends
+    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python can flush it when it ends
         return 1
     except (Failed, OSError) as error:
         if distributed.first():
@@ -66,5 +78,5 @@ def main(argv: Sequence[str], *, own_process: bool = False) -> int:
 
 
 def start() -> int:
-    """Run this process's own command line; see main."""
+    """Run the command line of this process and return the exit code; see ``main``."""
     return main(sys.argv[1:], own_process=True)

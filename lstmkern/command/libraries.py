@@ -1,4 +1,4 @@
-"""Optional libraries. A command checks for those it needs before it starts work."""
+"""Optional libraries: a command checks for those that it needs before it starts to work."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
 
 def need(args: argparse.Namespace, *libraries: str) -> None:
-    """Check that the command of ``args`` finds ``libraries``, which belong to the extra "lm".
+    """Check that optional libraries of the extra "lm" are installed.
+
+    Args:
+        args: of the command that needs them.
+        libraries: their names.
 
     Raises:
-        InputError: one is not installed.
+        InputError: one of them is missing.
     """
     missing = [name for name in libraries if find_spec(name) is None]
     if missing:
@@ -28,10 +32,16 @@ def need(args: argparse.Namespace, *libraries: str) -> None:
 
 
 def make_console(args: argparse.Namespace, *libraries: str) -> Console:
-    """The console of a command that needs rich and ``libraries``. Of several processes, only the first one prints.
+    """Check that rich and further optional libraries are installed, and make the command's console.
+
+    If torchrun started several processes, only the first one's console prints.
+
+    Args:
+        args: of the command.
+        libraries: names of what it needs in addition to rich.
 
     Raises:
-        InputError: one is not installed.
+        InputError: one of them is missing.
     """
     need(args, "rich", *libraries)
     from rich.console import Console

@@ -1,9 +1,9 @@
-"""How the threads of a command that trains wait for each other: asleep, so that a busy machine does not stall them.
+"""Let the threads of a training command sleep while they wait for each other, so that a busy machine stays usable.
 
-torch's OpenMP threads spin while they wait, by default for milliseconds. Where other processes want the same cores, a
-thread that spins holds the core which the thread it waits for needs, and training takes many times as long. OpenMP
-reads OMP_WAIT_POLICY when its library is loaded, which importing lstmkern has done by the time a command runs: the
-process therefore starts again, once, with the variable set.
+By default torch's OpenMP threads spin for milliseconds while they wait. If other processes use the same cores, a
+spinning thread occupies the core that the thread it waits for needs, and training takes many times as long. OpenMP
+reads OMP_WAIT_POLICY when its library is loaded, and importing lstmkern has loaded it before a command runs. The
+process is therefore started once more, with the variable set.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import sys
 
 import torch
 
-# Whoever has set one of these has chosen.
+# If one of these is set, the user has chosen how threads wait.
 CHOICES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def sleep_while_waiting(threads: int | None) -> None:
-    """Start this process again with OMP_WAIT_POLICY=passive, unless that is chosen already or changes nothing.
+    """Replace this process by a new one with OMP_WAIT_POLICY=passive, unless that is useless or not wanted.
 
-    threads: the number that the command is to use, or None for torch's.
+    Args:
+        threads: number of threads that the command is to use, or None for torch's.
     """
     if any(os.environ.get(name) for name in CHOICES) or (threads or torch.get_num_threads()) == 1:
         return
-    if os.name != "posix" or not sys.executable:  # elsewhere a program that replaces itself leaves the terminal
+    if os.name != "posix" or not sys.executable:  # on Windows, execv returns to the shell at once
         return
-    if sys.argv[0] in ("", "-"):  # a program on standard input, which cannot be read once more
+    if sys.argv[0] in ("", "-"):  # Python reads the program from stdin, which cannot be read again
         return
     os.environ["OMP_WAIT_POLICY"] = "passive"
     sys.stdout.flush()

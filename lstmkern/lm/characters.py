@@ -1,8 +1,8 @@
-"""The character models of the fastai lectures: from three characters, unrolled by hand, to a stateful LSTM.
+"""The character models of the fastai lectures, from three characters, unrolled by hand, to a stateful LSTM.
 
-Each is an embedding of ``n_fac`` factors, a recurrence of width ``n_hidden``, and a Linear layer onto the vocabulary.
-Tokens come in as int64 [N, T]; see ``LanguageModel`` for what goes out. ``rnn`` is the recurrent class: lstmkern's by
-default, torch.nn's works too.
+Each consists of an embedding of size ``n_fac``, a recurrence with ``n_hidden`` hidden units, and a Linear layer. Input
+is tokens, int64 [N, T]; ``LanguageModel`` describes the output. ``rnn`` is the recurrent class: lstmkern's by default;
+torch.nn's works too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ RNNClass = Callable[..., nn.Module]
 
 
 class _Characters(LanguageModel):
-    def __init__(self, vocab_sz: int, n_fac: int, n_hidden: int):
+    """Embedding ``e`` and output layer ``l_out``, which all character models have."""
+
+    def __init__(self, vocab_sz: int, n_fac: int, n_hidden: int) -> None:
         super().__init__()
         self.n_hidden = n_hidden
         self.e = nn.Embedding(vocab_sz, n_fac)
@@ -32,11 +34,11 @@ class _Characters(LanguageModel):
 
 
 class Char3(_Characters):
-    """The character after three: every character goes through the same input layer, unrolled by hand."""
+    """Predicts the character after three; every character goes through the same input layer, unrolled by hand."""
 
     window = 3
 
-    def __init__(self, vocab_sz: int, n_fac: int, n_hidden: int):
+    def __init__(self, vocab_sz: int, n_fac: int, n_hidden: int) -> None:
         super().__init__(vocab_sz, n_fac, n_hidden)
         self.l_in = nn.Linear(n_fac, n_hidden)
         self.l_hidden = nn.Linear(n_hidden, n_hidden)
@@ -53,7 +55,7 @@ class Char3(_Characters):
 
 
 class CharLoop(Char3):
-    """Char3 as a loop, over eight characters."""
+    """Char3 as a loop over eight characters."""
 
     window = 8
 
@@ -67,11 +69,11 @@ class CharLoop(Char3):
 
 
 class CharConcat(_Characters):
-    """CharLoop that concatenates the hidden state and the character instead of adding them."""
+    """CharLoop, but the hidden state and the character are concatenated instead of added."""
 
     window = 8
 
-    def __init__(self, vocab_sz: int, n_fac: int, n_hidden: int):
+    def __init__(self, vocab_sz: int, n_fac: int, n_hidden: int) -> None:
         super().__init__(vocab_sz, n_fac, n_hidden)
         self.l_in = nn.Linear(n_hidden + n_fac, n_hidden)
         self.l_hidden = nn.Linear(n_hidden, n_hidden)
@@ -86,11 +88,11 @@ class CharConcat(_Characters):
 
 
 class CharRNN(_Characters):
-    """The loop as a recurrent layer; one prediction, after the last character."""
+    """The loop as a recurrent layer, with one prediction after the last character."""
 
     window = 8
 
-    def __init__(self, vocab_sz: int, n_fac: int, n_hidden: int, *, rnn: RNNClass = RNN):
+    def __init__(self, vocab_sz: int, n_fac: int, n_hidden: int, *, rnn: RNNClass = RNN) -> None:
         super().__init__(vocab_sz, n_fac, n_hidden)
         self.rnn = rnn(n_fac, n_hidden, batch_first=True)
 
@@ -108,11 +110,18 @@ class CharMultiOutput(CharRNN):
 
 
 class RNNCell(nn.Module):
-    """torch.nn.RNNCell written out: h' = tanh(W_ih x + b_ih + W_hh h + b_hh); the same parameter names."""
+    r"""``torch.nn.RNNCell`` written in Python, with the same parameter names.
+
+    .. math:: h' = \tanh(W_{ih} x + b_{ih} + W_{hh} h + b_{hh})
+
+    Args:
+        ni: input size.
+        nh: hidden size.
+    """
 
     gates = 1
 
-    def __init__(self, ni: int, nh: int):
+    def __init__(self, ni: int, nh: int) -> None:
         super().__init__()
         self.weight_ih = nn.Parameter(torch.empty(self.gates * nh, ni))
         self.weight_hh = nn.Parameter(torch.empty(self.gates * nh, nh))
@@ -122,22 +131,22 @@ class RNNCell(nn.Module):
             nn.init.uniform_(parameter, -(nh**-0.5), nh**-0.5)
 
     def products(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        """W_ih x + b_ih and W_hh h + b_hh, each [N, gates * nh]."""
+        """The matrix products W_ih x + b_ih and W_hh h + b_hh, each [N, gates * nh]."""
         return F.linear(x, self.weight_ih, self.bias_ih), F.linear(h, self.weight_hh, self.bias_hh)
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        """x [N, ni], h [N, nh] -> the next h."""
+        """One time step: x [N, ni] and h [N, nh] give the next h [N, nh]."""
         from_x, from_h = self.products(x, h)
         return torch.tanh(from_x + from_h)
 
 
 class GRUCell(RNNCell):
-    """torch.nn.GRUCell written out, gates r, z, n."""
+    """``torch.nn.GRUCell`` written in Python, with the same parameter names; gates in the order r, z, n."""
 
     gates = 3
 
     def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        """x [N, ni], h [N, nh] -> the next h."""
+        """One time step: x [N, ni] and h [N, nh] give the next h [N, nh]."""
         (xr, xz, xn), (hr, hz, hn) = (product.chunk(3, dim=1) for product in self.products(x, h))
         r, z = torch.sigmoid(xr + hr), torch.sigmoid(xz + hz)
         n = torch.tanh(xn + r * hn)
@@ -145,14 +154,16 @@ class GRUCell(RNNCell):
 
 
 class CharStateful(_Characters):
-    """A loop over a written-out cell, whose hidden state [N, n_hidden] is kept and detached between calls."""
+    """A loop over a cell written in Python; its hidden state [N, n_hidden] is kept, detached, for the next call."""
 
-    def __init__(self, vocab_sz: int, n_fac: int, n_hidden: int, *, cell: Callable[[int, int], nn.Module] = RNNCell):
+    def __init__(
+        self, vocab_sz: int, n_fac: int, n_hidden: int, *, cell: Callable[[int, int], nn.Module] = RNNCell
+    ) -> None:
         super().__init__(vocab_sz, n_fac, n_hidden)
         self.cell = cell(n_fac, n_hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens int64 [N, T] -> logits [N, T, vocab_sz]; moves the state on."""
+        """Tokens int64 [N, T] -> logits [N, T, vocab_sz]. The state is kept for the next call."""
         embedded = self.e(x)
         h, hidden = self.carried(x, embedded.dtype), []
         h = self.zeros(embedded) if h is None else h
@@ -164,21 +175,21 @@ class CharStateful(_Characters):
 
 
 class CharGRUCell(CharStateful):
-    """CharStateful on the written-out GRU cell."""
+    """CharStateful with the GRU cell written in Python."""
 
-    def __init__(self, vocab_sz: int, n_fac: int, n_hidden: int):
+    def __init__(self, vocab_sz: int, n_fac: int, n_hidden: int) -> None:
         super().__init__(vocab_sz, n_fac, n_hidden, cell=GRUCell)
 
 
 class CharGRU(_Characters):
-    """CharStateful on a recurrent layer, a GRU."""
+    """CharStateful with a recurrent layer, by default a GRU."""
 
-    def __init__(self, vocab_sz: int, n_fac: int, n_hidden: int, *, rnn: RNNClass = GRU):
+    def __init__(self, vocab_sz: int, n_fac: int, n_hidden: int, *, rnn: RNNClass = GRU) -> None:
         super().__init__(vocab_sz, n_fac, n_hidden)
         self.rnn = rnn(n_fac, n_hidden, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens int64 [N, T] -> logits [N, T, vocab_sz]; moves the state on."""
+        """Tokens int64 [N, T] -> logits [N, T, vocab_sz]. The state is kept for the next call."""
         embedded = self.e(x)
         output, state = self.rnn(embedded, self.carried(x, embedded.dtype))
         self.carry(state)
@@ -186,8 +197,10 @@ class CharGRU(_Characters):
 
 
 class CharLSTM(CharGRU):
-    """CharGRU on an LSTM of several layers with dropout ``p`` between them."""
+    """CharGRU with an LSTM of ``n_layers`` layers and dropout ``p`` between them."""
 
-    def __init__(self, vocab_sz: int, n_fac: int, n_hidden: int, n_layers: int, p: float, *, rnn: RNNClass = LSTM):
+    def __init__(
+        self, vocab_sz: int, n_fac: int, n_hidden: int, n_layers: int, p: float, *, rnn: RNNClass = LSTM
+    ) -> None:
         _Characters.__init__(self, vocab_sz, n_fac, n_hidden)
         self.rnn = rnn(n_fac, n_hidden, n_layers, batch_first=True, dropout=p if n_layers > 1 else 0.0)

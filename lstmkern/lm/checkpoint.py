@@ -1,4 +1,4 @@
-"""Checkpoints: one file that holds everything needed to continue a training session or to generate from its model."""
+"""Checkpoints: one file with everything that is needed to continue a training session or to use its model."""
 
 from __future__ import annotations
 
@@ -7,30 +7,37 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import distributed
 from .data import share
 from .errors import InputError
 from .models import CELLS, RECIPES
-from .state import join_states, map_state
+from .state import LanguageModel, join_states, map_state
 from .train import DTYPES, OURS, Config, EpochResult, Run, build_model, check_device
 from .vocabulary import Vocabulary, vocabulary_from
 
 FORMAT = "lstmkern language model, version 2"
-CHECKPOINT = "checkpoint.pt"  # of a session, in its directory
-
-
-# What of a configuration may change when a training goes on: where its text is, and how many epochs follow.
+CHECKPOINT = "checkpoint.pt"  # its name in the directory of a session
+# Fields of Config that may change when a training continues.
 FREE = ("data", "text", "epochs")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory. ``runs`` maps whose kernels a run used to its state, see ``_run_state``."""
+    """A checkpoint in memory.
+
+    Args:
+        path: the file it was read from.
+        config: the configuration of the runs.
+        vocab: the vocabulary.
+        fingerprint: SHA-256 of the text that the runs were trained on.
+        runs: the state of each run, by its kernels (``OURS``, ``PEER``).
+    """
 
     path: Path
     config: Config
@@ -40,9 +47,15 @@ class Checkpoint:
 
 
 def save_checkpoint(path: str | Path, runs: Sequence[Run], vocab: Vocabulary, fingerprint: str) -> None:
-    """Write the state of ``runs`` to ``path`` atomically; ``torch.load(path, weights_only=True)`` reads it.
+    """Write the state of runs to a file atomically; ``torch.load(path, weights_only=True)`` reads it.
 
-    fingerprint: of the text they are trained on. Of several processes all must call this, and the first writes.
+    If several processes train together, all must call this; the first one writes.
+
+    Args:
+        path: the file.
+        runs: finished or unfinished runs of one configuration.
+        vocab: the vocabulary.
+        fingerprint: SHA-256 of the text that they are trained on.
     """
     content = {
         "format": FORMAT,
@@ -57,30 +70,36 @@ def save_checkpoint(path: str | Path, runs: Sequence[Run], vocab: Vocabulary, fi
 
 def save(path: str | Path, content: Any) -> None:
     """Write plain data and tensors to ``path`` atomically."""
-    buffer = io.BytesIO()  # torch.save would report a full disk as a RuntimeError about its own zip writer
+    buffer = io.BytesIO()  # on a full disk, torch.save would raise a RuntimeError about its zip writer
     torch.save(content, buffer)
     with atomic_path(path) as temporary:
         temporary.write_bytes(buffer.getbuffer())
 
 
 class atomic_path:
-    """``with atomic_path(p) as t``: write the file ``t``; it becomes ``p`` at the end, or disappears on an error.
+    """Write a file atomically: ``with atomic_path(path) as temporary`` gives the name of a temporary file to write.
 
-    An OSError that names no file, as that of a full disk, gets the name ``p``.
+    At the end of the context it is renamed to ``path``, or removed if there was an error. An OSError gets the name
+    ``path``, because the one of a full disk names no file.
+
+    Args:
+        path: the final name.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
 
     def __enter__(self) -> Path:
         return self.temporary
 
-    def __exit__(self, _, error, __) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
             if error is None:
                 with open(self.temporary, "rb+") as file:
-                    os.fsync(file.fileno())  # some file systems notice only now that the disk is full
+                    os.fsync(file.fileno())  # some file systems report a full disk only here
                 os.replace(self.temporary, self.path)
         except OSError as failed:
             error = failed
@@ -93,8 +112,8 @@ class atomic_path:
 
 
 def _run_state(run: Run) -> dict[str, Any]:
-    mine = map_state(Tensor.cpu, run.model.state), run.loss_sum.cpu(), run.predictions, run.rng
-    hidden, loss_sums, predictions, rngs = zip(*distributed.gathered(mine), strict=True)
+    local = map_state(Tensor.cpu, run.model.state), run.loss_sum.cpu(), run.predictions, run.rng
+    hidden, loss_sums, predictions, rngs = zip(*distributed.gathered(local), strict=True)
     return {
         "model": run.model.state_dict(),
         "hidden": join_states(hidden),
@@ -110,10 +129,13 @@ def _run_state(run: Run) -> dict[str, Any]:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read ``path``, a file or the directory of a session.
+    """Read a checkpoint.
+
+    Args:
+        path: the file, or the directory of a session.
 
     Raises:
-        InputError: there is no such file, or it is not a checkpoint of this library.
+        InputError: there is no such file, or it is not a checkpoint of a language model.
     """
     path = in_directory(path, [CHECKPOINT])
     content = load(path, [FORMAT], "of an lstmkern language model")
@@ -124,7 +146,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         checkpoint = Checkpoint(Path(path), config, vocab, content["fingerprint"], content["runs"])
     except InputError:
         raise
-    except Exception:  # the tokenizers package raises plain Exceptions
+    except Exception:  # the tokenizers package raises Exception itself
         raise InputError(f"{path} is a damaged checkpoint: parts of it are missing") from None
     if not known:
         raise InputError(f"{path} is a checkpoint of a model that this version does not know")
@@ -132,10 +154,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def in_directory(path: str | Path, names: Sequence[str]) -> Path:
-    """``path``, or, if that is a directory, the first of the files ``names`` that it holds.
+    """Find a file that the user named by its path or by its directory.
+
+    Args:
+        path: the file, or a directory.
+        names: names of the file to look for in a directory, most preferred first.
 
     Raises:
-        InputError: the directory holds none of them; the sentence names those of its subdirectories.
+        InputError: the directory contains none of them; the message names those in its subdirectories.
     """
     path = Path(path)
     if not path.is_dir():
@@ -149,10 +175,15 @@ def in_directory(path: str | Path, names: Sequence[str]) -> Path:
 
 
 def load(path: str | Path, formats: Sequence[str], what: str) -> dict[str, Any]:
-    """The content of ``path``, a file that ``save`` wrote, with its "format" being one of ``formats``.
+    """Read a file that ``save`` wrote.
+
+    Args:
+        path: the file.
+        formats: allowed values of its entry "format".
+        what: completes "is not a checkpoint ..." in the error message.
 
     Raises:
-        InputError: it is not; the sentence calls it no checkpoint ``what``.
+        InputError: there is no such file, or it has another format.
     """
     path = Path(path)
     if not path.is_file():
@@ -161,7 +192,7 @@ def load(path: str | Path, formats: Sequence[str], what: str) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"cannot read checkpoint {path}: {error.strerror}") from None
-    except Exception:  # torch.load raises nearly anything, depending on what the bytes happen to look like
+    except Exception:  # depending on the bytes, torch.load raises almost any exception
         raise InputError(f"{path} is not a checkpoint, or it is damaged") from None
     if not isinstance(content, dict) or content.get("format") not in formats:
         raise InputError(f"{path} is not a checkpoint {what}, or is one of another version")
@@ -169,7 +200,11 @@ def load(path: str | Path, formats: Sequence[str], what: str) -> dict[str, Any]:
 
 
 def restore_run(run: Run, checkpoint: Checkpoint) -> None:
-    """Put the state that ``checkpoint`` holds for ``run.kernels`` into ``run``.
+    """Give a new run the state that a checkpoint has for a run with the same kernels.
+
+    Args:
+        run: a new run of the checkpoint's configuration, apart from the fields in ``FREE``.
+        checkpoint: where the state is from.
 
     Raises:
         InputError: the checkpoint has no such run, is of another model, or its training diverged.
@@ -188,7 +223,7 @@ def restore_run(run: Run, checkpoint: Checkpoint) -> None:
         run.optimizer.load_state_dict(state["optimizer"])
         run.scheduler.load_state_dict(state["scheduler"])
         run.batch = state["batch"]
-        if rank == 0:  # of sums over the processes, one has all
+        if rank == 0:  # sums over the processes are kept by the first
             run.loss_sum.copy_(state["loss_sum"])
             run.predictions = state["predictions"]
         run.train_seconds = state["train_seconds"]
@@ -204,8 +239,16 @@ def restore_run(run: Run, checkpoint: Checkpoint) -> None:
         )
 
 
-def model_from(checkpoint: Checkpoint, device: str = "cpu") -> nn.Module:
-    """The trained model of ``checkpoint`` on lstmkern's kernels, in eval mode, with a zero hidden state."""
+def model_from(checkpoint: Checkpoint, device: str = "cpu") -> LanguageModel:
+    """The trained model of a checkpoint, on lstmkern's kernels and in eval mode, with a zero hidden state.
+
+    Args:
+        checkpoint: where the weights are from.
+        device: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        InputError: the checkpoint has no run on lstmkern's kernels, or the device is not available.
+    """
     check_device(device)
     config = replace(checkpoint.config, device=device)
     try:

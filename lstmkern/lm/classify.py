@@ -1,4 +1,4 @@
-"""Classify texts with an AWD-LSTM's encoder: batches by length, gradual unfreezing, discriminative learning rates.
+"""Classify texts with the encoder of an AWD-LSTM: gradual unfreezing, discriminative learning rates.
 
 Source: Howard and Ruder, "Universal Language Model Fine-tuning for Text Classification" (2018).
 """
@@ -9,13 +9,13 @@ import csv
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .awd import TextClassifier
@@ -32,26 +32,38 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FORMAT = "lstmkern text classifier, version 1"
-CLASSIFIER = "classifier.pt"  # of a session, in its directory
-RATE = 2e-2  # the head's learning rate in the first stage
-LOWER = 2.6  # by how much a layer's rate is lower than that of the one above
-LONGEST = 400  # tokens read of a text
+CLASSIFIER = "classifier.pt"  # its name in the directory of a session
+RATE = 2e-2  # learning rate of the head in the first stage
+LOWER = 2.6  # each layer's learning rate is lower by this factor than that of the layer above
+LONGEST = 400  # only the first tokens of a text are used
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Texts as token numbers (each int64 [tokens]) and their classes int64 [texts]."""
+    """Texts with their classes.
+
+    Args:
+        ids: token numbers of each text, int64 [tokens].
+        labels: class of each text, int64 [texts].
+    """
 
     ids: list[Tensor]
     labels: Tensor
 
     def batches(self, rows: int, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(x int64 [N, T] padded with 0 at the end, lengths int64 [N], labels int64 [N]) for texts of similar length;
-        with a seed the batches come in random order, the longest ones first without."""
+        """Batches of texts of similar length.
+
+        Args:
+            rows: texts per batch.
+            seed: of the order of the batches; None for the longest texts first.
+
+        Yields:
+            Tokens int64 [N, T], padded with 0 at the end; lengths int64 [N]; labels int64 [N].
+        """
         order = sorted(range(len(self.ids)), key=lambda i: -len(self.ids[i]))
         parts = [order[k : k + rows] for k in range(0, len(order), rows)]
         if seed is not None:
-            # A last batch of one text has no variance for batch normalisation to divide by.
+            # Batch normalisation cannot train on a single text, which has no variance.
             parts = [part for part in parts if len(part) > 1]
             shuffled = torch.randperm(len(parts), generator=torch.Generator().manual_seed(seed))
             parts = [parts[k] for k in shuffled]
@@ -62,7 +74,15 @@ class Texts:
 
 @dataclass(frozen=True)
 class StageResult:
-    """An epoch: how many of the groups of layers were trained, cross entropies per text, accuracy on texts held out."""
+    """The result of one epoch.
+
+    Args:
+        epoch: its number, from 0.
+        unfrozen: how many groups of layers were trained.
+        train_loss: cross entropy per text in training, in nats.
+        valid_loss: cross entropy per held-out text, in nats.
+        accuracy: share of held-out texts that were classified correctly.
+    """
 
     epoch: int
     unfrozen: int
@@ -73,7 +93,14 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained classifier, and all that it needs to be asked."""
+    """A classifier with everything that is needed to use it.
+
+    Args:
+        model: the network.
+        config: configuration of the language model whose encoder it uses.
+        vocab: vocabulary of subwords.
+        classes: name of each class.
+    """
 
     model: TextClassifier
     config: Config
@@ -84,13 +111,21 @@ class Classifier:
 def load_texts(
     path: str | None, vocab: Vocabulary, most: int, tell: Callable[[str], None] = lambda what: None
 ) -> tuple[Texts, Texts, list[str]]:
-    """Texts for training, texts held out, and the names of their classes, the ``most`` largest, largest first.
+    """Read texts with their classes.
 
-    The texts held out are among those that a language model trained on ``path`` has not seen either. ``tell`` is called
-    with what is being done whenever that changes.
+    The held-out texts are those that a language model trained on ``path`` has not seen either.
+
+    Args:
+        path: folder with one folder of text files per class, or None for the docstrings of the standard library.
+        vocab: vocabulary of subwords.
+        most: use only this many of the largest classes.
+        tell: called with a description of the work whenever that changes.
+
+    Returns:
+        Texts for training, held-out texts, and the names of the classes, the largest first.
 
     Raises:
-        InputError: there are fewer than two classes, or no text held out is of any of them.
+        InputError: there are fewer than two classes, or no held-out text belongs to one of them.
     """
     parts = documents(path)
     sizes = Counter(document.label for document in parts[0] if document.label)
@@ -114,14 +149,24 @@ def _encoded(chosen: Sequence[Document], vocab: Vocabulary, classes: list[str]) 
 
 
 def stages(groups: int, epochs: int) -> list[tuple[int, int, float]]:
-    """(how many groups from the top are trained, for how many epochs, the top group's learning rate) of each stage:
-    one epoch for the head alone, one more group with every stage, and in the end all for ``epochs`` more."""
+    """The stages of gradual unfreezing.
+
+    The first stage trains only the head for one epoch. Each further stage trains one more group of layers for one
+    epoch; the last one trains all for ``epochs`` epochs.
+
+    Args:
+        groups: number of groups of layers, the head included.
+        epochs: epochs of the last stage.
+
+    Returns:
+        For each stage: the number of groups that are trained, its epochs, and the learning rate of the head.
+    """
     unfreezing = [(k, 1, RATE / 2 ** min(k - 1, 2)) for k in range(1, groups)]
     return [*unfreezing, (groups, epochs, RATE / 4)]
 
 
 def count_batches(groups: int, train: Texts, valid: Texts, epochs: int, rows: int = 32) -> int:
-    """The batches, of training and validation, of ``train_classifier``."""
+    """The number of batches, of training and validation, in ``train_classifier``."""
     per_epoch = sum(1 for _ in train.batches(rows, 0)) + sum(1 for _ in valid.batches(rows))
     return per_epoch * sum(length for _, length, _ in stages(groups, epochs))
 
@@ -136,7 +181,20 @@ def train_classifier(
     after_epoch: Callable[[StageResult], None] = lambda result: None,
     after_batch: Callable[[], None] = lambda: None,
 ) -> list[StageResult]:
-    """Train ``model`` from the top down: the head first, then with every stage one more layer of the encoder.
+    """Train ``model`` with gradual unfreezing: first the head, then one more layer of the encoder per stage.
+
+    Args:
+        model: the classifier; trained in place, on the CPU.
+        train: texts to train on.
+        valid: held-out texts, for the loss and accuracy of every epoch.
+        epochs: epochs of the last stage, in which all layers are trained.
+        rows: texts per batch.
+        seed: of dropout and of the order of the batches.
+        after_epoch: called with the result of every epoch.
+        after_batch: called after every batch, of training and of validation; may raise to stop.
+
+    Returns:
+        One result per epoch.
 
     Raises:
         Diverged: the loss of an epoch, in training or validation, is nan or inf.
@@ -145,31 +203,47 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for unfrozen, length, rate in stages(len(groups), epochs):
-            for k, group in enumerate(groups):
-                for parameter in group:
-                    parameter.requires_grad_(k >= len(groups) - unfrozen)
-            trained = groups[len(groups) - unfrozen :]
-            rates = [rate / LOWER ** (unfrozen - 1 - k) for k in range(unfrozen)]
-            optimizer = torch.optim.AdamW(
-                [{"params": group} for group in trained], betas=(0.95, 0.99), weight_decay=0.01
-            )
             steps = length * sum(1 for _ in train.batches(rows, seed))
-            schedule = one_cycle(optimizer, rates, steps)
+            optimizer, schedule = _unfreeze(groups, unfrozen, rate, steps)
             for _ in range(length):
                 batches = train.batches(rows, seed + len(history))
                 loss = _train_epoch(model, batches, optimizer, schedule, after_batch)
                 valid_loss, accuracy = evaluate(model, valid, rows, after_batch)
                 history.append(StageResult(len(history), unfrozen, loss, valid_loss, accuracy))
-                if not math.isfinite(loss + valid_loss):
-                    raise Diverged(
-                        f"the training of the classifier diverged: its losses are {loss} and {valid_loss} in epoch "
-                        f"{history[-1].epoch}; use an encoder that was trained with a lower --lr, or another --seed"
-                    )
+                _check_losses(history[-1])
                 after_epoch(history[-1])
     return history
 
 
-def _train_epoch(model: TextClassifier, batches: Iterator, optimizer, schedule, after_batch) -> float:
+def _unfreeze(
+    groups: list[list[nn.Parameter]], unfrozen: int, rate: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.OneCycleLR]:
+    """Let only the last ``unfrozen`` groups be trained: their optimizer, with a lower rate for lower groups."""
+    for k, group in enumerate(groups):
+        for parameter in group:
+            parameter.requires_grad_(k >= len(groups) - unfrozen)
+    rates = [rate / LOWER ** (unfrozen - 1 - k) for k in range(unfrozen)]
+    trained = [{"params": group} for group in groups[len(groups) - unfrozen :]]
+    optimizer = torch.optim.AdamW(trained, betas=(0.95, 0.99), weight_decay=0.01)
+    return optimizer, one_cycle(optimizer, rates, steps)
+
+
+def _check_losses(result: StageResult) -> None:
+    if not math.isfinite(result.train_loss + result.valid_loss):
+        raise Diverged(
+            f"the training of the classifier diverged: its losses are {result.train_loss} and {result.valid_loss} in "
+            f"epoch {result.epoch}; use an encoder that was trained with a lower --lr, or another --seed"
+        )
+
+
+def _train_epoch(
+    model: TextClassifier,
+    batches: Iterator[tuple[Tensor, Tensor, Tensor]],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.OneCycleLR,
+    after_batch: Callable[[], None],
+) -> float:
+    """Train on ``batches`` and return the mean cross entropy per text."""
     model.train()
     loss_sum, texts = 0.0, 0
     for x, lengths, labels in batches:
@@ -189,7 +263,7 @@ def _train_epoch(model: TextClassifier, batches: Iterator, optimizer, schedule, 
 def evaluate(
     model: TextClassifier, texts: Texts, rows: int = 32, after_batch: Callable[[], None] = lambda: None
 ) -> tuple[float, float]:
-    """Cross entropy per text, and accuracy."""
+    """Evaluate a classifier: cross entropy per text in nats, and the share of texts that it classifies correctly."""
     model.eval()
     loss, correct = 0.0, 0
     for x, lengths, labels in texts.batches(rows):
@@ -201,7 +275,7 @@ def evaluate(
 
 
 def most_frequent(train: Texts, valid: Texts) -> float:
-    """The accuracy on ``valid`` of always naming the class that is the most frequent in ``train``."""
+    """The accuracy on ``valid`` of always predicting the most frequent class of ``train``."""
     return (valid.labels == train.labels.mode().values).double().mean().item()
 
 
@@ -212,65 +286,95 @@ def classify_session(
     epochs: int,
     most: int,
     seed: int,
-    place: Callable[[], Path],
+    make_directory: Callable[[], Path],
 ) -> Path:
-    """Train a classifier of ``text`` on the encoder ``pretrained``; prints a row per epoch and the comparison with the
-    most frequent class, writes classifier.pt and metrics.csv into the directory that ``place`` makes, and returns it.
-    Errors as for load_texts."""
-    from .progress import Bar, working  # these need rich, which a trained classifier does not
+    """Train a text classifier on a pretrained encoder, and write classifier.pt and metrics.csv.
+
+    Prints a row per epoch, and compares the final accuracy with that of always predicting the most frequent class.
+
+    Args:
+        console: where progress is printed.
+        pretrained: the encoder to start from.
+        text: folder with one folder of texts per class, or None for the docstrings of the standard library.
+        epochs: epochs in which all layers are trained.
+        most: use only this many of the largest classes.
+        seed: of new weights, of dropout and of the order of the batches.
+        make_directory: makes the directory for the results and returns it.
+
+    Returns:
+        The directory of the results.
+
+    Raises:
+        InputError: the texts cannot be used, see ``load_texts``.
+        Diverged: a loss is nan or inf.
+    """
+    from .progress import Bar, working  # needs rich; a trained classifier can be used without it
 
     with working(console, "reading the texts") as status:
         train, valid, classes = load_texts(text, pretrained.vocab, most, status.update)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = TextClassifier(encoder_of(pretrained), len(classes))
-    out = place()
+    directory, groups = make_directory(), len(model.groups())
     console.print(
         f"{len(classes)} classes; {len(train.ids):,} texts to train on, {len(valid.ids):,} held out\n"
-        f"unfrozen: how many of the {len(model.groups())} groups of layers an epoch trains, from the output back\n"
+        f"unfrozen: how many of the {groups} groups of layers an epoch trains, from the output back\n"
         "epoch  unfrozen  train_loss  valid_loss  accuracy",
         soft_wrap=True,
     )
 
-    def row(result: StageResult) -> None:
+    def print_row(result: StageResult) -> None:
         console.print(
             f"{result.epoch:5d}  {result.unfrozen:8d}  {result.train_loss:10.6f}  {result.valid_loss:10.6f}  "
             f"{result.accuracy:8.6f}"
         )
 
-    with Bar(console, "classifier", count_batches(len(model.groups()), train, valid, epochs)) as bar:
-        history = train_classifier(model, train, valid, epochs, seed=seed, after_epoch=row, after_batch=bar.advance)
-    save(
-        out / CLASSIFIER,
-        {
-            "format": FORMAT,
-            "config": asdict(pretrained.config),
-            "vocab": pretrained.vocab.state(),
-            "classes": classes,
-            "model": model.state_dict(),
-        },
-    )
-    with atomic_path(out / "metrics.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(asdict(history[0])))
+    with Bar(console, "classifier", count_batches(groups, train, valid, epochs)) as bar:
+        history = train_classifier(
+            model, train, valid, epochs, seed=seed, after_epoch=print_row, after_batch=bar.advance
+        )
+    save_classifier(directory / CLASSIFIER, Classifier(model, pretrained.config, pretrained.vocab, classes))
+    _write_metrics(directory / "metrics.csv", history)
+    console.print(against_chance(history[-1].accuracy, most_frequent(train, valid), classes[0]), soft_wrap=True)
+    return directory
+
+
+def _write_metrics(path: Path, history: Sequence[StageResult]) -> None:
+    """Write one line per epoch with the fields of StageResult."""
+    with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(StageResult)])
         writer.writeheader()
         writer.writerows(map(asdict, history))
-    console.print(against_chance(history[-1].accuracy, most_frequent(train, valid), classes[0]), soft_wrap=True)
-    return out
 
 
 def against_chance(accuracy: float, chance: float, frequent: str) -> str:
-    """A sentence that compares a classifier's accuracy with that of always naming the class ``frequent``."""
+    """A sentence that compares a classifier's accuracy with ``chance``, that of always predicting ``frequent``."""
     start = f"accuracy {accuracy:.3f} on the texts held out; always the most frequent class, {frequent}: {chance:.3f}"
     if accuracy > chance:
         return f"{start}, a margin of {accuracy - chance:.3f}"
     return f"{start}, {'worse' if accuracy < chance else 'no better'} than that: it needs more texts, or more --epochs"
 
 
+def save_classifier(path: str | Path, classifier: Classifier) -> None:
+    """Write ``classifier`` to ``path`` atomically; ``torch.load(path, weights_only=True)`` reads it."""
+    content = {
+        "format": FORMAT,
+        "config": asdict(classifier.config),
+        "vocab": classifier.vocab.state(),
+        "classes": classifier.classes,
+        "model": classifier.model.state_dict(),
+    }
+    save(path, content)
+
+
 def load_classifier(path: str | Path) -> Classifier:
-    """Read what ``classify_session`` wrote.
+    """Read a classifier, in eval mode.
+
+    Args:
+        path: the file, or its directory.
 
     Raises:
-        InputError: it is not that.
+        InputError: there is no such file, or it is not a classifier.
     """
     path = in_directory(path, [CLASSIFIER])
     content = load(path, [FORMAT], "of a text classifier")
@@ -280,14 +384,26 @@ def load_classifier(path: str | Path) -> Classifier:
         model.load_state_dict(content["model"])
     except InputError:
         raise
-    except Exception:  # the tokenizers package raises plain Exceptions
+    except Exception:  # the tokenizers package raises Exception itself
         raise InputError(f"{path} is of another model, or damaged") from None
     return Classifier(model.eval(), config, vocab, content["classes"])
 
 
 @torch.no_grad()
 def most_likely(classifier: Classifier, text: str, count: int = 3) -> list[tuple[str, float]]:
-    """The ``count`` most likely classes of ``text``, with their probabilities. Errors as for encode_prompt."""
+    """Classify a text.
+
+    Args:
+        classifier: a trained classifier.
+        text: the text.
+        count: number of classes to return.
+
+    Returns:
+        The most likely classes with their probabilities, most likely first.
+
+    Raises:
+        InputError: the text is empty.
+    """
     ids = torch.tensor([encode_prompt(text, classifier.vocab)[:LONGEST]])
     probabilities = classifier.model(ids, torch.tensor([ids.size(1)])).softmax(1)[0]
     best = probabilities.topk(min(count, len(classifier.classes)))

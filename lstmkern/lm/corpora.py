@@ -1,4 +1,4 @@
-"""Where texts come from: files and folders of the user, and what every Python brings along, its own source."""
+"""Where texts come from: files and folders of the user, and the source code of Python's standard library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from .errors import InputError
 
 SOURCE = "the source of Python's standard library"
 DOCSTRINGS = "the docstrings of Python's standard library"
-# The byte order marks that editors on Windows put in front of a text. A UTF-32 mark starts like a UTF-16 one.
+SHORTEST = 20  # fewest characters of a docstring that is used
+# Byte order marks, which editors on Windows write before a text. UTF-32 comes first: its mark starts like UTF-16's.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -28,17 +29,17 @@ _MARKS = (
 
 @dataclass(frozen=True)
 class Document:
-    """A text, and the class it belongs to where it has one, "" where not."""
+    """A text with its class; the label "" means none."""
 
     text: str
     label: str = ""
 
 
 def read_file(path: str | Path) -> str:
-    """The text of one file.
+    """Read a text file in UTF-8, or in the encoding that its byte order mark says.
 
     Raises:
-        InputError: it cannot be read, or is binary.
+        InputError: it cannot be read, or is not text.
     """
     text = _decode(Path(path))
     if text is None:
@@ -47,17 +48,23 @@ def read_file(path: str | Path) -> str:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file, or of all text files under a folder, in the order of their paths.
+    """Read a text file, or all text files in a folder and its subfolders, sorted by path.
 
     Raises:
-        InputError: there is no such file or folder, or no text in it, or the file is binary.
+        InputError: there is no such file or folder, it contains no text, or the file is not text.
     """
     return "\n".join(text for _, text in _texts(Path(path)))
 
 
 def read_documents(path: str | Path) -> list[Document]:
-    """The documents of ``path``: a folder's text files, labelled by the first folder under it that they are in; or a
-    file's paragraphs, between blank lines. Errors as for read_text."""
+    """Read documents: the text files of a folder, or the paragraphs of a file, which blank lines separate.
+
+    Args:
+        path: a file or folder. The label of a folder's document is the name of the subfolder that it is in.
+
+    Raises:
+        InputError: as for ``read_text``.
+    """
     path = Path(path)
     texts = _texts(path)
     if not path.is_dir():
@@ -81,14 +88,14 @@ def _texts(path: Path) -> list[tuple[Path, str]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """The regular files under ``folder``, sorted; nothing hidden, no byte code."""
+    """The files in ``folder`` and its subfolders, sorted, without hidden files and byte code."""
     for name, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith(".") and f != "__pycache__")
         yield from (Path(name, file) for file in sorted(files) if not file.startswith("."))
 
 
 def _decode(file: Path) -> str | None:
-    """The text of ``file``, in UTF-8 or what a byte order mark says, without that mark; None if it is binary."""
+    """The text of ``file`` without its byte order mark, or None if it is not text."""
     try:
         raw = file.read_bytes()
     except OSError as error:
@@ -102,7 +109,7 @@ def _decode(file: Path) -> str | None:
 
 
 def _standard_library() -> Iterator[tuple[Path, str]]:
-    """(path inside the library, source) of its modules, without tests and what is installed beside it."""
+    """(relative path, source code) of the standard library's modules, without tests and installed packages."""
     root = Path(sysconfig.get_path("stdlib"))
     left_out = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     for file in sorted(root.rglob("*.py")):
@@ -112,27 +119,30 @@ def _standard_library() -> Iterator[tuple[Path, str]]:
 
 
 def standard_library_source() -> str:
-    """The source of the standard library's top-level modules, in the order of their names."""
+    """The source code of the standard library's top-level modules, sorted by name."""
     return "\n".join(text for inside, text in _standard_library() if len(inside.parts) == 1)
 
 
 @functools.cache
-def standard_library_docstrings(shortest: int = 20) -> tuple[Document, ...]:
-    """The docstrings of the standard library, of at least ``shortest`` characters, each once, labelled with the
-    top-level package or module they come from (the first, where several have the same)."""
+def standard_library_docstrings() -> tuple[Document, ...]:
+    """The docstrings of the standard library that have at least 20 characters.
+
+    The label is the top-level package or module. A docstring that occurs several times is included once, with the label
+    of its first occurrence.
+    """
     labels: dict[str, str] = {}
     documented = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for inside, source in _standard_library():
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old escapes in old modules
+            warnings.simplefilter("ignore")  # about invalid escapes in old modules
             try:
                 tree = ast.parse(source)
             except (SyntaxError, ValueError):
-                continue  # lib2to3 and the like keep samples that are not Python 3
+                continue  # some packages contain samples that are not Python 3
         nodes = [tree]
         while nodes:
             node = nodes.pop()
             nodes += (child for child in node.body if isinstance(child, documented))
-            if (text := ast.get_docstring(node)) and len(text) >= shortest:
+            if (text := ast.get_docstring(node)) and len(text) >= SHORTEST:
                 labels.setdefault(text, inside.parts[0].removesuffix(".py"))
     return tuple(Document(text, label) for text, label in labels.items())

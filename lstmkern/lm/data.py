@@ -1,4 +1,4 @@
-"""The corpus HUMAN_NUMBERS, its vocabulary, and batches whose rows continue from one batch to the next."""
+"""The corpus HUMAN_NUMBERS, its vocabulary, and batches whose sequences continue from one batch to the next."""
 
 from __future__ import annotations
 
@@ -26,7 +26,14 @@ _TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eigh
 
 
 def number_name(n: int) -> str:
-    """English name of ``n``, 1 <= n <= 9999, without hyphens or "and": "one thousand two hundred thirty four"."""
+    """English name of a number without hyphens or "and", such as "one thousand two hundred thirty four".
+
+    Args:
+        n: 1 to 9999.
+
+    Raises:
+        ValueError: ``n`` is out of range.
+    """
     if not 1 <= n <= 9999:
         raise ValueError(f"number_name is defined for 1 to 9999, got {n}")
     words = []
@@ -43,35 +50,39 @@ def number_name(n: int) -> str:
 
 
 def human_numbers() -> tuple[list[str], list[str]]:
-    """The lines of HUMAN_NUMBERS: train.txt (1 to 7999) and valid.txt (8001 to 9999)."""
+    """The lines of HUMAN_NUMBERS, those of train.txt (1 to 7999) and of valid.txt (8001 to 9999)."""
     return [number_name(n) for n in range(1, 8000)], [number_name(n) for n in range(8001, 10000)]
-
-
-def write_human_numbers(directory: str | Path) -> None:
-    """Write HUMAN_NUMBERS as ``directory``/train.txt and ``directory``/valid.txt."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    for name, lines in zip(("train.txt", "valid.txt"), human_numbers(), strict=True):
-        (directory / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text as token numbers ``ids`` (int64 [tokens]) into ``vocab``."""
+    """A text as token numbers.
+
+    Args:
+        ids: indices into the vocabulary, int64 [tokens].
+        vocab: the vocabulary.
+    """
 
     ids: Tensor
     vocab: Vocabulary
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of vocabulary and tokens: tells whether a checkpoint was trained on this corpus."""
+        """SHA-256 of vocabulary and tokens, to check whether a checkpoint was trained on this corpus."""
         digest = hashlib.sha256("\n".join(self.vocab).encode())
         digest.update(self.ids.numpy().tobytes())
         return digest.hexdigest()
 
 
 def make_corpus(lines: list[str]) -> Corpus:
-    """Join ``lines`` with " . " and number the words in the order of first appearance. Blank lines are left out."""
+    """Make a corpus of words. Lines are joined by " . ", and words are numbered in the order of first appearance.
+
+    Args:
+        lines: lines of text; blank ones are left out.
+
+    Raises:
+        InputError: there are fewer than two distinct words.
+    """
     tokens = f" {SEPARATOR} ".join(line for line in lines if line.strip()).split()
     vocab = list(dict.fromkeys(tokens))
     words = set(vocab) - {SEPARATOR}
@@ -84,7 +95,14 @@ def make_corpus(lines: list[str]) -> Corpus:
 
 
 def load_corpus(directory: str | Path | None = None) -> Corpus:
-    """The corpus of ``directory``/train.txt followed by ``directory``/valid.txt; without a directory, HUMAN_NUMBERS."""
+    """Read a corpus of words.
+
+    Args:
+        directory: contains train.txt and valid.txt, which are joined; None for HUMAN_NUMBERS.
+
+    Raises:
+        InputError: a file cannot be read, or there are fewer than two distinct words.
+    """
     if directory is None:
         train, valid = human_numbers()
         return make_corpus(train + valid)
@@ -99,12 +117,20 @@ def load_corpus(directory: str | Path | None = None) -> Corpus:
 
 @dataclass(frozen=True)
 class Batches:
-    """Inputs ``x`` and targets ``y`` (the input shifted by one token), batch by batch, each int64 [N, T].
+    """Inputs and targets, batch by batch.
 
-    Row j of a batch continues row j of the batch before it, so that a model can carry its hidden state from batch to
-    batch; where N changes, it starts anew. On each of several processes ``x`` and ``y`` are its share of the rows, and
-    ``rows`` tells how many rows the batches of all processes together have. A process for which there is no row reads
-    a row of another, which its ``weight`` of 0 leaves out of every sum.
+    Row j of a batch continues row j of the batch before it, so that a model can keep its hidden state from batch to
+    batch. Where N changes, the state starts from zero.
+
+    If several processes train together, each has a share of the rows. A process without a row in a batch reads a row of
+    another process, and its ``weight`` of 0 excludes that row from every sum.
+
+    Args:
+        x: inputs, each int64 [N, T].
+        y: targets, the input shifted by one token, each int64 [N, T].
+        rows: batch sizes over all processes, or None for one process.
+        process: number of this process.
+        processes: number of processes.
     """
 
     x: tuple[Tensor, ...]
@@ -118,32 +144,32 @@ class Batches:
 
     @property
     def tokens(self) -> int:
-        """Tokens of one pass over all batches of all processes."""
+        """The number of tokens in all batches of all processes."""
         return sum(self.rows_of(b) * x.size(1) for b, x in enumerate(self.x))
 
     def rows_of(self, batch: int) -> int:
-        """Rows of a batch, on all processes together."""
+        """The size of a batch over all processes."""
         return self.x[batch].size(0) if self.rows is None else self.rows[batch]
 
     def weight(self, batch: int) -> float:
-        """The factor that makes the mean over the processes of a loss per token the mean over all their tokens."""
+        """The factor of this process's mean loss per token: the mean over processes is then the mean over tokens."""
         rows = self.rows_of(batch)
         return self.x[batch].size(0) * self.processes / rows if self.process < rows else 0.0
 
     def starts(self, batch: int) -> bool:
-        """Whether the rows of ``batch`` do not continue those of the batch before."""
+        """Whether the hidden state starts from zero in ``batch``, because its rows do not continue any others."""
         return batch == 0 or self.rows_of(batch) != self.rows_of(batch - 1)
 
     def epoch(self, epoch: int) -> Batches:
-        """The batches of an epoch: these, in every one."""
+        """The batches of an epoch: the same in every epoch."""
         return self
 
     def steps(self, epochs: int) -> int:
-        """Batches of ``epochs`` epochs."""
+        """The number of batches in ``epochs`` epochs."""
         return epochs * len(self)
 
     def share(self, process: int, processes: int) -> Batches:
-        """The rows of one of several processes; row j is the same process's in all batches of equal N."""
+        """The share of one of several processes. In batches of equal size, row j belongs to the same process."""
         if processes == 1:
             return self
         mine = [slice(0, 1) if process >= b.size(0) else share(b.size(0), process, processes) for b in self.x]
@@ -151,12 +177,13 @@ class Batches:
         return Batches(x, y, tuple(b.size(0) for b in self.x), process, processes)
 
     def to(self, device: torch.device | str) -> Batches:
+        """The same batches on another device."""
         x, y = (tuple(b.to(device) for b in part) for part in (self.x, self.y))
         return Batches(x, y, self.rows, self.process, self.processes)
 
 
 def share(rows: int, process: int, processes: int) -> slice:
-    """Which of ``rows`` rows are those of a process."""
+    """The rows of one process if ``rows`` rows are divided among ``processes`` processes as evenly as possible."""
     least, more = divmod(rows, processes)
     start = process * least + min(process, more)
     return slice(start, start + least + (process < more))
@@ -166,16 +193,23 @@ def make_batches(
     ids: Tensor,
     rows: int = 64,
     seq_len: int = 16,
-    train_fraction: float = 0.8,
     keep_last: bool = False,
     contiguous: bool = True,
 ) -> tuple[Batches, Batches]:
-    """Cut ``ids`` (int64 [tokens]) into sequences and group them into training and validation batches.
+    """Split a text into sequences and group these into training and validation batches.
 
-    The first ``train_fraction`` of the sequences is for training. Each part is laid out as ``rows`` contiguous
-    stretches of text, or, where ``contiguous`` is false, with the sequences in the order of the text: one batch after
-    the other, for models that carry no state. The sequences left over at its end, which do not fill a batch, are
-    dropped, or with ``keep_last`` make a last batch of fewer rows.
+    The first 80 % of the sequences are for training, the others for validation.
+
+    Args:
+        ids: the text, int64 [tokens].
+        rows: sequences per batch.
+        seq_len: tokens per sequence.
+        keep_last: whether the sequences that do not fill a batch make a last, smaller batch, or are dropped.
+        contiguous: whether row j of each batch continues row j of the batch before. Otherwise sequences are in the
+            order of the text, for models that keep no state.
+
+    Returns:
+        Training batches and validation batches.
 
     Raises:
         InputError: a part is too short for a single batch.
@@ -183,7 +217,7 @@ def make_batches(
     count = max(len(ids) - 1, 0) // seq_len
     x = ids[: count * seq_len].view(count, seq_len)
     y = ids[1 : count * seq_len + 1].view(count, seq_len)
-    cut = int(count * train_fraction)
+    cut = int(count * 0.8)
     parts = []
     for name, part in (("training", slice(0, cut)), ("validation", slice(cut, count))):
         batches, left = divmod(part.stop - part.start, rows)

@@ -1,4 +1,4 @@
-"""What a configuration reads: the vocabulary, and batches for training and validation."""
+"""The data set of a configuration: its vocabulary, and batches for training and validation."""
 
 from __future__ import annotations
 
@@ -24,12 +24,22 @@ from .stream import TokenStream, split_documents, unigram_perplexity, validation
 from .train import Config
 from .vocabulary import Characters, Subwords, Vocabulary, vocabulary_from
 
-HUMAN_NUMBERS = "HUMAN_NUMBERS"  # what models of words read unless told otherwise
+HUMAN_NUMBERS = "HUMAN_NUMBERS"  # the default text of models of words
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A text ready for training. ``source`` names it, ``unigram`` is the perplexity of the unigram model, or None."""
+    """A text that is ready for training.
+
+    Args:
+        source: describes where the text is from.
+        vocab: its vocabulary.
+        tokens: number of tokens.
+        fingerprint: SHA-256 of vocabulary and tokens.
+        train: training batches, the same in every epoch or new ones from a stream.
+        valid: validation batches.
+        unigram: perplexity of a unigram model on the validation text, or None.
+    """
 
     source: str
     vocab: Vocabulary
@@ -43,22 +53,26 @@ class Dataset:
 def load_dataset(
     config: Config, vocab: Vocabulary | None = None, tell: Callable[[str], None] = lambda what: None
 ) -> Dataset:
-    """Read what ``config`` names; ``vocab`` is a vocabulary of subwords to use instead of learning one. ``tell`` is
-    called with what is being done whenever that changes.
+    """Read the text of a configuration and split it into batches.
+
+    Args:
+        config: names the text.
+        vocab: vocabulary of subwords to use; None to learn one from the text.
+        tell: called with a description of the work whenever that changes.
 
     Raises:
-        InputError: it cannot be read, or is too short.
+        InputError: the text cannot be read, or is too short.
     """
     return {"words": _words, "characters": _characters, "subwords": _subwords}[config.recipe.reads](config, vocab, tell)
 
 
-def _words(config: Config, *_) -> Dataset:
-    # The book drops the last, incomplete batch as soon as a model carries its state.
+def _words(config: Config, *_: object) -> Dataset:
+    # Like the book: the last, incomplete batch is dropped if the model keeps its state.
     keep_last = not config.recipe.stateful
     return _batched(config, config.data or HUMAN_NUMBERS, load_corpus(config.data), keep_last)
 
 
-def _characters(config: Config, *_) -> Dataset:
+def _characters(config: Config, *_: object) -> Dataset:
     text = read_text(config.text) if config.text else standard_library_source()
     source = config.text or SOURCE
     if 0 < config.limit < len(text):
@@ -83,8 +97,15 @@ def _batched(config: Config, source: str, corpus: Corpus, keep_last: bool) -> Da
 
 
 def documents(path: str | None) -> tuple[list[Document], list[Document]]:
-    """The documents of ``path``, or the standard library's docstrings: for training, and held out."""
-    found = read_documents(path) if path else standard_library_docstrings()
+    """Read documents, and split them into those for training and those that are held out.
+
+    Args:
+        path: a file or folder, or None for the docstrings of Python's standard library.
+
+    Raises:
+        InputError: there are fewer than two documents.
+    """
+    found = read_documents(path) if path else list(standard_library_docstrings())
     if len(found) < 2:
         raise InputError(
             f"{path} has only one document (text between blank lines, or file of a folder): none to hold out"
@@ -96,7 +117,7 @@ def _subwords(config: Config, vocab: Vocabulary | None, tell: Callable[[str], No
     train, valid = ([document.text for document in part] for part in documents(config.text))
     if vocab is None:
         tell(f"learning {config.subwords:,} subwords from {sum(map(len, train)):,} characters ...")
-        # One process learns it for all: theirs must not differ, and need not be learnt again.
+        # The first process learns it for all, so that they have the same one.
         vocab = vocabulary_from(distributed.from_first(lambda: Subwords.train(train, config.subwords).state()))
     tell(f"splitting {len(train) + len(valid):,} documents into {len(vocab):,} subwords ...")
     train, valid = ([torch.tensor(ids) for ids in vocab.encode_all(part)] for part in (train, valid))

@@ -1,17 +1,17 @@
-"""What ends a command of the language models early."""
+"""The errors that end a command early."""
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used. The message is one sentence; the command line exits with code 2."""
+    """An argument or a file from the user cannot be used. The message is one sentence; the exit code is 2."""
 
 
 class Failed(Exception):
-    """A command cannot finish. The message is one sentence that says what was kept; the exit code is 1."""
+    """A command cannot finish. The message is one sentence that says which files were kept; the exit code is 1."""
 
 
 class Diverged(Failed):
-    """A training's loss is nan or inf."""
+    """A loss of a training is nan or inf."""
 
 
 class Interrupted(Exception):
-    """Ctrl-C. The message is one sentence that says what was kept; the exit code is 130."""
+    """Ctrl-C. The message is one sentence that says which files were kept; the exit code is 130."""

@@ -11,21 +11,28 @@ from .state import LanguageModel
 from .train import Config, logits_of
 from .vocabulary import Vocabulary
 
-LONGEST = 100_000  # tokens that the command line writes: a novel, and minutes of work; more is likely a slip of the key
+LONGEST = 100_000  # most tokens that the command line writes; a larger number is probably a typing error
 
 
 def default_temperature(config: Config) -> float:
-    """0, the most likely token each time, for a model that counts, where only that is right; 0.8 for one of texts,
-    which would only repeat what is the most frequent, such as blanks."""
+    """The temperature that suits a model.
+
+    0, the most likely token each time, for a model of HUMAN_NUMBERS, where only one continuation is right. 0.8 for
+    others, which would otherwise repeat the most frequent tokens, such as blanks.
+    """
     return 0.0 if config.recipe.reads == "words" and config.data is None else 0.8
 
 
 def encode_prompt(prompt: str, vocab: Vocabulary, window: int | None = None) -> list[int]:
-    """Token numbers of ``prompt``.
+    """Encode a prompt as token numbers.
+
+    Args:
+        prompt: the text.
+        vocab: the vocabulary of the model.
+        window: ``LanguageModel.window``, the number of tokens that the model needs, or None.
 
     Raises:
-        InputError: the prompt is empty, is not as long as the ``window`` of the model, or has a token that is not in
-            ``vocab``.
+        InputError: the prompt is empty, is shorter than the window, or has a token that is not in the vocabulary.
     """
     ids = vocab.encode(prompt)
     if not prompt or not ids:
@@ -38,21 +45,29 @@ def encode_prompt(prompt: str, vocab: Vocabulary, window: int | None = None) -> 
 def generate(
     model: LanguageModel, vocab: Vocabulary, prompt: str, length: int = 40, temperature: float = 0.0, seed: int = 0
 ) -> str:
-    """The text with which ``model`` continues ``prompt``, of ``length`` tokens; see generate_pieces."""
+    """Continue a prompt and return the new text; see ``generate_pieces`` for arguments and errors."""
     return "".join(generate_pieces(model, vocab, prompt, length, temperature, seed))
 
 
 def generate_pieces(
     model: LanguageModel, vocab: Vocabulary, prompt: str, length: int = 40, temperature: float = 0.0, seed: int = 0
 ) -> Iterator[str]:
-    """The ``length`` tokens with which ``model`` continues ``prompt``, as pieces of text while they are made.
+    """Continue a prompt, and yield each piece of text as soon as it is known.
 
-    Temperature 0 takes the most likely token each time; above, tokens are drawn from softmax(logits / temperature) with
-    random numbers from ``seed``. The model's mode is kept; its hidden state is zero afterwards. A model that carries a
-    state reads the prompt once and then token by token; any other reads its window anew for every token.
+    The model's training mode is kept; its hidden state is zero afterwards. A model that keeps a state reads the prompt
+    once, then one token at a time. Other models read their whole window for every token.
+
+    Args:
+        model: a language model.
+        vocab: its vocabulary.
+        prompt: the text to continue.
+        length: number of tokens to generate.
+        temperature: 0 takes the most likely token each time. Otherwise tokens are sampled from
+            softmax(logits / temperature).
+        seed: seed of the sampling.
 
     Raises:
-        InputError: see encode_prompt; or the model gives nan or inf.
+        InputError: the prompt cannot be used, see ``encode_prompt``; or the model's output is nan or inf.
     """
     return vocab.pieces(_tokens(model, encode_prompt(prompt, vocab, model.window), length, temperature, seed))
 
@@ -68,12 +83,12 @@ def _tokens(model: LanguageModel, ids: list[int], length: int, temperature: floa
         for _ in range(length):
             if model.window is not None:
                 seen = seen[-model.window :]
-            with torch.no_grad():  # not over the yield, which hands over to the caller
+            with torch.no_grad():  # must not be active at the yield, where the caller's code runs
                 logits = logits_of(model(torch.tensor([seen], device=device)))[0, -1].double().cpu()
             if not logits.isfinite().all():
                 raise InputError("the model gives no numbers (nan or inf): its training has diverged")
             if temperature > 0:
-                # Subtract the largest first: a temperature near zero must sharpen, not overflow.
+                # Subtract the maximum first, so that a temperature near zero does not overflow.
                 probabilities = torch.softmax((logits - logits.max()) / temperature, -1)
                 token = torch.multinomial(probabilities, 1, generator=generator)
             else:

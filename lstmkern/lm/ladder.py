@@ -1,7 +1,7 @@
-"""LMModel1 to LMModel7 of the fastai book's chapter "A Language Model from Scratch", and its two LSTM cells.
+"""LMModel1 to LMModel7 of the fastai book's chapter "A Language Model from Scratch".
 
-Each model is the one before it and one idea more. Tokens come in as int64 [N, T]; see ``LanguageModel`` for what goes
-out. The recurrent class of the last three is an argument: lstmkern's by default, torch.nn's works too.
+Each model adds one idea to the one before it. Input is tokens, int64 [N, T]; ``LanguageModel`` describes the output.
+The recurrent class of the last three is an argument: lstmkern's by default; torch.nn's works too.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ RNNClass = Callable[..., nn.Module]
 
 
 class _Words(LanguageModel):
-    """The three layers of LMModel1 to 4: from input to hidden, from hidden to hidden, from hidden to output."""
+    """The three layers of LMModel1 to LMModel4: input to hidden, hidden to hidden, hidden to output."""
 
-    def __init__(self, vocab_sz: int, n_hidden: int):
+    def __init__(self, vocab_sz: int, n_hidden: int) -> None:
         super().__init__()
         self.i_h = nn.Embedding(vocab_sz, n_hidden)
         self.h_h = nn.Linear(n_hidden, n_hidden)
@@ -32,7 +32,12 @@ class _Words(LanguageModel):
 
 
 class LMModel1(_Words):
-    """Predicts the word after three words, unrolled by hand."""
+    """Predicts the word after three words, unrolled by hand.
+
+    Args:
+        vocab_sz: number of words in the vocabulary.
+        n_hidden: size of the embedding, and number of hidden units.
+    """
 
     window = 3
 
@@ -47,7 +52,7 @@ class LMModel1(_Words):
 
 
 class LMModel2(_Words):
-    """LMModel1 as a loop: a recurrent network."""
+    """LMModel1 as a loop: a recurrent network. Arguments as for LMModel1."""
 
     window = 3
 
@@ -60,10 +65,13 @@ class LMModel2(_Words):
 
 
 class LMModel3(_Words):
-    """LMModel2 that keeps its hidden state from one call to the next, and detaches it: truncated backpropagation."""
+    """LMModel2, but the hidden state is kept, detached, for the next call: truncated backpropagation through time.
+
+    Arguments as for LMModel1.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens int64 [N, T] -> logits [N, vocab_sz]; moves the state on."""
+        """Tokens int64 [N, T] -> logits [N, vocab_sz]. The state is kept for the next call."""
         return self.h_o(self._hidden(x)[-1])
 
     def _hidden(self, x: Tensor) -> list[Tensor]:
@@ -78,38 +86,38 @@ class LMModel3(_Words):
 
 
 class LMModel4(LMModel3):
-    """LMModel3 with a prediction after every word."""
+    """LMModel3 with a prediction after every word. Arguments as for LMModel1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens int64 [N, T] -> logits [N, T, vocab_sz]; moves the state on."""
+        """Tokens int64 [N, T] -> logits [N, T, vocab_sz]. The state is kept for the next call."""
         return self.h_o(torch.stack(self._hidden(x), dim=1))
 
 
 class _RecurrentLM(LanguageModel):
-    """Embedding -> recurrent layers -> Linear; the state is what the recurrent class returns, [n_layers, N, H] each."""
+    """Embedding, recurrent layers, Linear; the state is what the recurrent class returns, [n_layers, N, H] each."""
 
-    def __init__(self, vocab_sz: int, n_hidden: int, n_layers: int, rnn: RNNClass):
+    def __init__(self, vocab_sz: int, n_hidden: int, n_layers: int, rnn: RNNClass) -> None:
         super().__init__()
         self.i_h = nn.Embedding(vocab_sz, n_hidden)
         self.rnn = rnn(n_hidden, n_hidden, n_layers, batch_first=True)
         self.h_o = nn.Linear(n_hidden, vocab_sz)
 
     def _features(self, x: Tensor) -> Tensor:
-        """Tokens int64 [N, T] -> output of the last recurrent layer [N, T, n_hidden]; moves the state on."""
+        """Tokens int64 [N, T] -> output of the last recurrent layer [N, T, n_hidden]. The state is kept."""
         embedded = self.i_h(x)
         output, state = self.rnn(embedded, self.carried(x, embedded.dtype))
         self.carry(state)
         return output
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens int64 [N, T] -> logits [N, T, vocab_sz]; moves the state on."""
+        """Tokens int64 [N, T] -> logits [N, T, vocab_sz]. The state is kept for the next call."""
         return self.h_o(self._features(x))
 
 
 class LMModel5(_RecurrentLM):
-    """LMModel4 on a recurrent layer of several levels, by default ``lstmkern.RNN``; arguments as for LMModel6."""
+    """LMModel4 with a multilayer recurrent network, by default ``lstmkern.RNN``. Arguments as for LMModel6."""
 
-    def __init__(self, vocab_sz: int, n_hidden: int, n_layers: int, *, rnn: RNNClass = RNN):
+    def __init__(self, vocab_sz: int, n_hidden: int, n_layers: int, *, rnn: RNNClass = RNN) -> None:
         super().__init__(vocab_sz, n_hidden, n_layers, rnn)
 
 
@@ -117,70 +125,42 @@ class LMModel6(_RecurrentLM):
     """Multilayer LSTM language model.
 
     Args:
-        vocab_sz: number of words.
-        n_hidden: width of the embedding and of every recurrent layer.
+        vocab_sz: number of words in the vocabulary.
+        n_hidden: size of the embedding, and number of hidden units of every recurrent layer.
         n_layers: number of recurrent layers.
         rnn: recurrent class, called as ``rnn(n_hidden, n_hidden, n_layers, batch_first=True)``;
-            ``lstmkern.LSTM`` by default, ``lstmkern.GRU``, ``torch.nn.LSTM`` and the like work too.
+            ``lstmkern.LSTM`` by default; ``lstmkern.GRU``, ``torch.nn.LSTM`` and others work too.
     """
 
-    def __init__(self, vocab_sz: int, n_hidden: int, n_layers: int, *, rnn: RNNClass = LSTM):
+    def __init__(self, vocab_sz: int, n_hidden: int, n_layers: int, *, rnn: RNNClass = LSTM) -> None:
         super().__init__(vocab_sz, n_hidden, n_layers, rnn)
 
 
 class LMModel7(_RecurrentLM):
-    """LMModel6 with dropout on the recurrent output and the output layer's weight tied to the embedding's.
+    """LMModel6 with dropout on the recurrent output, and with the output layer's weight tied to the embedding.
 
     Args:
-        vocab_sz, n_hidden, n_layers, rnn: as for LMModel6.
+        vocab_sz: number of words in the vocabulary.
+        n_hidden: size of the embedding, and number of hidden units of every recurrent layer.
+        n_layers: number of recurrent layers.
         p: dropout probability.
+        rnn: recurrent class, as for LMModel6.
     """
 
-    def __init__(self, vocab_sz: int, n_hidden: int, n_layers: int, p: float, *, rnn: RNNClass = LSTM):
+    def __init__(self, vocab_sz: int, n_hidden: int, n_layers: int, p: float, *, rnn: RNNClass = LSTM) -> None:
         super().__init__(vocab_sz, n_hidden, n_layers, rnn)
         self.drop = nn.Dropout(p)
         self.h_o.weight = self.i_h.weight
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens int64 [N, T] -> (logits [N, T, vocab_sz], recurrent output [N, T, n_hidden], the same dropped out)."""
+        """Predict the next word at every position. The state is kept for the next call.
+
+        Args:
+            x: tokens, int64 [N, T].
+
+        Returns:
+            Logits [N, T, vocab_sz], the recurrent output [N, T, n_hidden] before dropout, and after it.
+        """
         raw = self._features(x)
         out = self.drop(raw)
         return self.h_o(out), raw, out
-
-
-class LSTMCellOfFour(nn.Module):
-    """The chapter's first LSTM cell: four Linear layers, one per gate, on the concatenation of h and the input."""
-
-    def __init__(self, ni: int, nh: int):
-        super().__init__()
-        self.forget_gate = nn.Linear(ni + nh, nh)
-        self.input_gate = nn.Linear(ni + nh, nh)
-        self.cell_gate = nn.Linear(ni + nh, nh)
-        self.output_gate = nn.Linear(ni + nh, nh)
-
-    def forward(self, input: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """input [N, ni], state (h, c) each [N, nh] -> (h, (h, c))."""
-        h, c = state
-        h = torch.cat([h, input], dim=1)
-        c = c * torch.sigmoid(self.forget_gate(h))
-        c = c + torch.sigmoid(self.input_gate(h)) * torch.tanh(self.cell_gate(h))
-        h = torch.sigmoid(self.output_gate(h)) * torch.tanh(c)
-        return h, (h, c)
-
-
-class LSTMCellChunked(nn.Module):
-    """The chapter's second LSTM cell: one product for all gates, cut into chunks in the order i, f, o, g."""
-
-    def __init__(self, ni: int, nh: int):
-        super().__init__()
-        self.ih = nn.Linear(ni, 4 * nh)
-        self.hh = nn.Linear(nh, 4 * nh)
-
-    def forward(self, input: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """input [N, ni], state (h, c) each [N, nh] -> (h, (h, c))."""
-        h, c = state
-        gates = (self.ih(input) + self.hh(h)).chunk(4, dim=1)
-        i, f, o = map(torch.sigmoid, gates[:3])
-        c = f * c + i * torch.tanh(gates[3])
-        h = o * torch.tanh(c)
-        return h, (h, c)

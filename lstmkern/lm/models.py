@@ -1,4 +1,4 @@
-"""Every language model by name: how it is built, what it reads, and how it is trained unless told otherwise."""
+"""All language models by name: how each is built, what it reads, and how it is trained by default."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 from . import characters, ladder
 from .awd import AWDLSTM, Dropouts, Encoder
 from .errors import InputError
+from .state import LanguageModel
 
 if TYPE_CHECKING:
     from .train import Config
@@ -20,15 +21,22 @@ if TYPE_CHECKING:
 class Recipe:
     """What belongs to a model rather than to a run.
 
-    make(vocab_sz, config, layers) builds it; ``layers`` has the classes LSTM, GRU and RNN, as lstmkern and torch.nn do.
-    reads: "words", "characters" or "subwords". options: the fields of Config that mean something to this model and not
-    to every one. alpha and beta: the factors of AR and TAR. stateful: whether it carries a state, so that batches must
-    continue each other. recurrent: whether it has a recurrent layer, so that there is something to compare; compare:
-    whether that is done unless told otherwise. defaults: what of a Config is another than the class's default.
-    least_steps: how many steps of the optimizer it takes to learn words; a small text gets as many epochs.
+    Args:
+        make: ``make(vocab_sz, config, layers)`` builds the model; ``layers`` has the classes LSTM, GRU and RNN, as
+            lstmkern and torch.nn do.
+        reads: "words", "characters" or "subwords".
+        options: the fields of Config that this model uses and not every model.
+        weight_decay: of AdamW.
+        alpha: factor of activation regularisation.
+        beta: factor of temporal activation regularisation.
+        stateful: whether it keeps a state, so that batches must continue each other.
+        recurrent: whether it has a recurrent layer, so that kernels can be compared.
+        compare: whether they are compared by default.
+        least_steps: number of optimizer steps that it needs to learn words; a small text gets more epochs.
+        defaults: the fields of Config whose defaults differ from those of the class.
     """
 
-    make: Callable[[int, Config, Any], nn.Module]
+    make: Callable[[int, Config, Any], LanguageModel]
     reads: str
     options: tuple[str, ...]
     weight_decay: float = 0.01
@@ -42,12 +50,11 @@ class Recipe:
 
 
 CELLS = ("lstm", "gru")
-DROPOUT = 0.4  # of LMModel7, as in the book
-CHARACTER_DROPOUT = 0.5  # of CharLSTM, as in the lectures
+DROPOUT = 0.4  # dropout probability of LMModel7, as in the book
+CHARACTER_DROPOUT = 0.5  # dropout probability of CharLSTM, as in the lectures
 # On texts of 22 to 100 kB char-gru writes blanks after 20 to 80 steps, fragments after 150 and mostly words after 300;
-# after 600 it knows 22 kB by heart. A million characters in the usual 4 epochs are 780 steps.
+# after 600 steps it has memorised 22 kB. A million characters in the default 4 epochs are 780 steps.
 CHARACTER_STEPS = 400
-
 
 _WORDS = ("data",)
 _RECURRENT_WORDS = (*_WORDS, "seq_len", "layers")
@@ -55,8 +62,8 @@ _CHARACTERS = ("text", "limit", "embedding")
 _SUBWORDS = ("text", "subwords", "embedding", "layers", "dropout", "seq_len")
 
 
-def _word(model: type[nn.Module], lr: float, epochs: int, seq_len: int = 3) -> Recipe:
-    """A model of words without a recurrent layer."""
+def _word(model: type[LanguageModel], lr: float, epochs: int, seq_len: int = 3) -> Recipe:
+    """Recipe of a model of words without a recurrent layer."""
     options = _WORDS if model.window else (*_WORDS, "seq_len")
     defaults = {"lr": lr, "epochs": epochs, "seq_len": seq_len}
     return Recipe(
@@ -73,10 +80,10 @@ def _cell(c: Config, layers: Any) -> type[nn.Module]:
     return getattr(layers, c.cell.upper())
 
 
-def _character(model: type[nn.Module], rnn: str | None = None, **defaults: Any) -> Recipe:
-    """A model of characters, on the recurrent layer ``rnn`` if it has one; what it predicts from: one window, or 32."""
+def _character(model: type[LanguageModel], rnn: str | None = None, **defaults: Any) -> Recipe:
+    """Recipe of a model of characters; ``rnn`` is the name of its recurrent layer's class, if it has one."""
 
-    def make(V: int, c: Config, layers: Any) -> nn.Module:
+    def make(V: int, c: Config, layers: Any) -> LanguageModel:
         several = (c.layers, CHARACTER_DROPOUT) if "layers" in options else ()
         return model(V, c.embedding, c.hidden, *several, **({"rnn": getattr(layers, rnn)} if rnn else {}))
 
@@ -99,7 +106,7 @@ def _character(model: type[nn.Module], rnn: str | None = None, **defaults: Any) 
     )
 
 
-def _awd_lstm(V: int, c: Config, layers: Any) -> nn.Module:
+def _awd_lstm(V: int, c: Config, layers: Any) -> LanguageModel:
     drop = Dropouts().times(c.dropout)
     return AWDLSTM(Encoder(V, c.embedding, c.hidden, c.layers, drop, layers.LSTM), drop.output)
 
@@ -164,7 +171,10 @@ RECIPES = {
 
 
 def recipe_of(model: str) -> Recipe:
-    """The recipe of ``model``.
+    """The recipe of a model.
+
+    Args:
+        model: a name in ``RECIPES``.
 
     Raises:
         InputError: there is no such model.

@@ -1,4 +1,4 @@
-"""An AWD-LSTM's encoder in a file of its own, with its vocabulary: what another task starts from."""
+"""The encoder of an AWD-LSTM in a separate file, with its vocabulary, as the start of another training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,19 @@ from .vocabulary import Vocabulary, vocabulary_from
 
 ENCODER = "lstmkern encoder, version 1"
 MODEL = "awd-lstm"
-ENCODER_FILE = "encoder.pt"  # of a session, in its directory
+ENCODER_FILE = "encoder.pt"  # its name in the directory of a session
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """An encoder's file: the configuration of its language model, its vocabulary and its weights."""
+    """A pretrained encoder.
+
+    Args:
+        path: the file it was read from.
+        config: configuration of its language model.
+        vocab: its vocabulary.
+        weights: its state_dict.
+    """
 
     path: Path
     config: Config
@@ -30,16 +37,26 @@ class Pretrained:
 
 
 def save_encoder(path: str | Path, model: AWDLSTM, config: Config, vocab: Vocabulary) -> None:
-    """Write the encoder of ``model``, which ``config`` describes, and ``vocab`` to ``path`` atomically."""
+    """Write an encoder to a file atomically; ``torch.load(path, weights_only=True)`` reads it.
+
+    Args:
+        path: the file.
+        model: the language model that has the encoder.
+        config: configuration of the model.
+        vocab: its vocabulary.
+    """
     weights = model.encoder.state_dict()
     save(path, {"format": ENCODER, "config": asdict(config), "vocab": vocab.state(), "encoder": weights})
 
 
 def load_pretrained(path: str | Path) -> Pretrained:
-    """Read the encoder in ``path``: what ``save_encoder`` wrote, a checkpoint of an AWD-LSTM, or a session's directory.
+    """Read an encoder.
+
+    Args:
+        path: a file that ``save_encoder`` wrote, a checkpoint of an AWD-LSTM, or the directory of a session.
 
     Raises:
-        InputError: it is neither.
+        InputError: there is no such file, or it is neither.
     """
     path = in_directory(path, [ENCODER_FILE, CHECKPOINT])
     content = load(path, (ENCODER, FORMAT), "of an encoder")
@@ -57,31 +74,36 @@ def load_pretrained(path: str | Path) -> Pretrained:
         )
     except InputError:
         raise
-    except Exception:  # the tokenizers package raises plain Exceptions
+    except Exception:  # the tokenizers package raises Exception itself
         raise InputError(f"{path} is a damaged encoder: parts of it are missing") from None
 
 
-def put_weights(encoder: Encoder, vocab: Vocabulary, pretrained: Pretrained) -> None:
-    """Give ``encoder``, which reads tokens of ``vocab``, the weights of ``pretrained``.
+def load_encoder_weights(encoder: Encoder, vocab: Vocabulary, pretrained: Pretrained) -> None:
+    """Load pretrained weights into an encoder.
+
+    Args:
+        encoder: gets the weights.
+        vocab: the vocabulary whose tokens it reads.
+        pretrained: the weights.
 
     Raises:
-        InputError: those are of another vocabulary, or of other sizes; the encoder is as it was.
+        InputError: they are of another vocabulary or of other sizes; the encoder is unchanged.
     """
     if vocab != pretrained.vocab:
         raise InputError(f"encoder {pretrained.path} has another vocabulary")
-    own = encoder.state_dict()
-    if {n: v.shape for n, v in own.items()} != {n: v.shape for n, v in pretrained.weights.items()}:
+    current = encoder.state_dict()
+    if {n: v.shape for n, v in current.items()} != {n: v.shape for n, v in pretrained.weights.items()}:
         raise InputError(f"encoder {pretrained.path} has other layers or sizes than this model")
     encoder.load_state_dict(pretrained.weights)
 
 
 def new_encoder(config: Config, vocab_sz: int) -> Encoder:
-    """An encoder on lstmkern's kernels as ``config`` has it, on the CPU in fp32, wherever that was trained."""
+    """A new encoder on lstmkern's kernels, on the CPU and in fp32 whatever ``config`` says."""
     return build_model(replace(config, device="cpu", dtype="fp32"), vocab_sz).encoder
 
 
 def encoder_of(pretrained: Pretrained) -> Encoder:
-    """A new encoder as its language model was configured, with the weights of ``pretrained``."""
+    """A new encoder with pretrained weights, on the CPU and in fp32."""
     encoder = new_encoder(pretrained.config, len(pretrained.vocab))
-    put_weights(encoder, pretrained.vocab, pretrained)
+    load_encoder_weights(encoder, pretrained.vocab, pretrained)
     return encoder

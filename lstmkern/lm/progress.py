@@ -1,4 +1,4 @@
-"""What a terminal shows while a command works: a bar for batches, a spinner for what cannot be counted."""
+"""What a terminal shows while a command works: a progress bar over batches, or a spinner."""
 
 from __future__ import annotations
 
@@ -10,17 +10,23 @@ from rich.status import Status
 
 
 def working(console: Console, what: str) -> Status:
-    """A spinner labelled ``what``. It runs in its own thread: do not use it while kernels run."""
+    """A spinner with the label ``what``. It has a thread, so do not show it while kernels run."""
     return console.status(f"{what} ...")
 
 
 class Bar:
-    """A progress bar of ``total`` batches, drawn from the start of ``with`` on, and gone afterwards.
+    """A progress bar over batches, shown while the context is active.
 
-    Redrawn from the loop, not from a thread of its own: on few cores that thread stalls the kernels' threads.
+    It is redrawn by ``advance``. A thread for redrawing would stall the kernels' threads on a machine with few cores.
+
+    Args:
+        console: where it is shown, if that is a terminal.
+        name: its label.
+        total: number of batches.
+        completed: batches that are already done.
     """
 
-    def __init__(self, console: Console, name: str, total: int, completed: int = 0):
+    def __init__(self, console: Console, name: str, total: int, completed: int = 0) -> None:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(
             *columns, console=console, transient=True, auto_refresh=False, disable=not console.is_terminal
@@ -33,15 +39,15 @@ class Bar:
         self._bar.refresh()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     def name(self, name: str) -> None:
-        """Set the bar's label to ``name``."""
+        """Change the label to ``name``."""
         self._bar.update(self._task, description=name, refresh=True)
 
     def advance(self) -> None:
-        """One more batch is done."""
+        """Count one more batch; redraw at most four times per second."""
         self._bar.advance(self._task)
         if time.monotonic() > self._drawn + 0.25:
             self._bar.refresh()

@@ -1,7 +1,7 @@
-"""Activation and temporal activation regularisation.
+"""Activation regularisation (AR) and temporal activation regularisation (TAR).
 
 Source: Merity, McCann, Socher, "Revisiting Activation Regularization for Language RNNs" (2017).
-Both are added to the training loss only; what is reported as a loss stays the cross entropy.
+Both are added to the loss that is minimised; the loss that is reported is the cross entropy alone.
 """
 
 from __future__ import annotations
@@ -10,13 +10,28 @@ from torch import Tensor
 
 
 def activation_regularization(out: Tensor, alpha: float) -> Tensor:
-    """alpha * mean(out^2) of the dropped-out recurrent output ``out`` [N, T, H]: keeps activations small. Scalar."""
+    r"""AR, which keeps activations small: :math:`\alpha \operatorname{mean}(out^2)`.
+
+    Args:
+        out: recurrent output after dropout, [N, T, H].
+        alpha: factor.
+
+    Returns:
+        A scalar.
+    """
     return alpha * out.pow(2).mean()
 
 
 def temporal_activation_regularization(raw: Tensor, beta: float) -> Tensor:
-    """beta * mean((raw[:, 1:] - raw[:, :-1])^2) of the recurrent output before dropout, ``raw`` [N, T, H]: keeps
-    activations from changing much in one step. Scalar; zero for T = 1, where nothing changes."""
+    r"""TAR, which keeps changes per time step small: :math:`\beta \operatorname{mean}((raw_{t+1} - raw_t)^2)`.
+
+    Args:
+        raw: recurrent output before dropout, [N, T, H].
+        beta: factor.
+
+    Returns:
+        A scalar; zero for T = 1.
+    """
     if raw.size(1) < 2:
         return raw.new_zeros(())
     return beta * (raw[:, 1:] - raw[:, :-1]).pow(2).mean()

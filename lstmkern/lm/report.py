@@ -1,4 +1,4 @@
-"""What a training session shows and leaves behind: the epoch table, the comparison table, metrics.csv, the plot."""
+"""The output of a training session: epoch table, comparison table, metrics.csv, plot and TensorBoard files."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ from .train import EpochResult, Run
 
 
 class EpochTable:
-    """The table a fastai user knows, one plain line per epoch, so that it reads the same in a terminal and in a log.
+    """fastai's table of epochs, one plain line per epoch, which looks the same in a terminal and in a log file.
 
-    A second run stands at the right of the first; one alone has its perplexity there. Lines are at most 76 characters
-    wide.
+    On the right is the second run, or the perplexity if there is only one run. Lines have at most 76 characters.
+
+    Args:
+        console: where it is printed.
+        runs: one or two runs.
     """
 
-    def __init__(self, console: Console, runs: Sequence[Run]):
+    def __init__(self, console: Console, runs: Sequence[Run]) -> None:
         self.console, self.runs = console, runs
 
     def header(self) -> None:
-        """Print the head, and the epochs that a resumed session has already behind it."""
+        """Print the head, and the rows of the epochs that a resumed session has already finished."""
         left, right = "epoch  train_loss  valid_loss  accuracy   time", "valid_loss  accuracy   time"
         if len(self.runs) > 1:
             self._print(f"{self.runs[0].kernels:^{len(left)}} | {self.runs[1].kernels:^{len(right)}}")
@@ -43,6 +46,7 @@ class EpochTable:
             self.row(epoch)
 
     def row(self, epoch: int) -> None:
+        """Print the row of a finished epoch."""
         result = self.runs[0].history[epoch]
         line = f"{epoch:5d}  {result.train_loss:10.6f}  {_validation(result)}"
         for run in self.runs[1:]:
@@ -61,28 +65,28 @@ def _validation(result: EpochResult) -> str:
 
 
 def perplexity(result: EpochResult) -> float:
-    """exp of the validation's cross entropy per token."""
+    """exp of the cross entropy per token in validation."""
     return math.exp(min(result.valid_loss, 700.0))
 
 
 def tokens_per_second(run: Run) -> float:
-    """Median over the epochs of the tokens trained on per second; validation is not counted."""
+    """Training speed in tokens per second, the median over the epochs."""
     return median(result.tokens_per_s for result in run.history)
 
 
 def counted(epochs: int) -> str:
-    """ "1 epoch", "2 epochs"."""
+    """A number of epochs in words, such as "1 epoch" or "2 epochs"."""
     return f"{epochs} epoch{'s' if epochs != 1 else ''}"
 
 
 def speed_ratio(run: Run, peer: Run) -> float:
-    """Median over the epochs of how many times as fast as ``peer`` ``run`` trained; epochs of both were interleaved."""
+    """How many times as fast as ``peer`` ``run`` was, the median over pairs of epochs; their epochs alternated."""
     pairs = zip(run.history, peer.history, strict=True)
     return median(ours.tokens_per_s / theirs.tokens_per_s for ours, theirs in pairs)
 
 
 def comparison_table(pairs: Sequence[tuple[Run, Run]]) -> Table:
-    """Final accuracy and speed of each (run, peer), with the ratio of their speeds."""
+    """Table of the final accuracy and the speed of each pair (run, peer), with the ratio of their speeds."""
     first, second = pairs[0]
     table = Table(
         title=f"{first.kernels} compared with {second.kernels}",
@@ -107,7 +111,7 @@ def comparison_table(pairs: Sequence[tuple[Run, Run]]) -> Table:
 
 
 def write_metrics(path: str | Path, runs: Sequence[Run]) -> None:
-    """Write one line per run and finished epoch: whose kernels, then the fields of EpochResult."""
+    """Write a CSV file with a line per run and finished epoch: the kernels, then the fields of EpochResult."""
     with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["kernels", *(field.name for field in fields(EpochResult))])
         writer.writeheader()
@@ -116,7 +120,7 @@ def write_metrics(path: str | Path, runs: Sequence[Run]) -> None:
 
 
 def _title(run: Run) -> str:
-    """The model, the recurrent layers that it really has, and how it is trained."""
+    """Title of a plot: the model, its recurrent layers, and how it is trained."""
     config, layers = run.config, [module for module in run.model.modules() if isinstance(module, nn.RNNBase)]
     if layers:
         count, kind = sum(layer.num_layers for layer in layers), layers[0].mode.split("_")[0]  # "RNN_TANH"
@@ -134,12 +138,12 @@ def _title(run: Run) -> str:
 
 
 def write_plot(path: str | Path, runs: Sequence[Run]) -> None:
-    """Draw the losses and the accuracy of one or two ``runs`` over the epochs into a PNG file."""
+    """Plot losses and accuracy of one or two runs over the epochs, into a PNG file."""
     from matplotlib.figure import Figure
 
     from .. import pictures
 
-    # The second run's lines are thin and dashed, on the first one's: where they coincide both are visible.
+    # The second run's lines are thin, dashed and drawn over the first one's: both are visible where they coincide.
     styles = (
         {"linestyle": "-", "linewidth": 3, "marker": "o", "markersize": 6},
         {"linestyle": "--", "linewidth": 1.5, "marker": "D", "markersize": 4},
@@ -167,7 +171,7 @@ def write_plot(path: str | Path, runs: Sequence[Run]) -> None:
 
 
 class TensorBoard:
-    """Writes what an epoch gave as TensorBoard's event files.
+    """Writes the results of epochs as TensorBoard event files.
 
     Raises:
         InputError: the tensorboard package is missing.
@@ -181,7 +185,7 @@ class TensorBoard:
         self._writer = SummaryWriter
 
     def write(self, folder: Path, runs: Sequence[Run], epoch: int) -> None:
-        """Add the results of ``epoch`` to ``folder``, tagged with whose kernels and what."""
+        """Add the results of an epoch to ``folder``, with tags such as "lstmkern/valid_loss"."""
         with self._writer(folder) as writer:
             for run in runs:
                 result = run.history[epoch]

@@ -1,4 +1,4 @@
-"""What every language model here shares: a hidden state that is carried, detached, from one call to the next."""
+"""The base class of the language models: a hidden state that is kept, detached, from one call to the next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ State = Union[Tensor, "tuple[State, ...]"]
 
 
 def map_state(f: Callable[[Tensor], Tensor], state: State | None) -> State | None:
-    """``state`` with ``f`` applied to every tensor in it; None stays None."""
+    """Apply ``f`` to every tensor of ``state``; None stays None."""
     if state is None:
         return None
     return tuple(map_state(f, part) for part in state) if isinstance(state, tuple) else f(state)
@@ -26,7 +26,7 @@ def leaves(state: State | None) -> list[Tensor]:
 
 
 def join_states(states: Sequence[State | None]) -> State | None:
-    """The states of several batches as the state of one that has all their rows."""
+    """Concatenate the states of several batches along the batch dimension."""
     if states[0] is None:
         return None
     if isinstance(states[0], tuple):
@@ -35,15 +35,17 @@ def join_states(states: Sequence[State | None]) -> State | None:
 
 
 class LanguageModel(nn.Module):
-    """A model that reads tokens int64 [N, T] and predicts what comes next.
+    """A model that reads tokens, int64 [N, T], and predicts the next token.
 
-    Its output is either logits [N, T, vocab_sz], a prediction after every token, or logits [N, vocab_sz], one after
-    the last; or a tuple (logits, raw, out) with the last recurrent layer's output before and after dropout.
+    The output is logits [N, T, vocab_sz] with a prediction after every token, or logits [N, vocab_sz] with one after
+    the last token, or a tuple (logits, raw, out) with the last recurrent layer's output before and after dropout.
 
-    ``state`` is whatever the model's recurrence hands on, tensors [..., N, H] in tuples, or None before the first call.
-    It is an ordinary attribute: never part of a state_dict, made anew when the batch size or the device of the input
-    changes. ``window`` is None for a model that keeps such a state; a model that keeps none sees in every call as
-    many tokens as it was trained on, and that number is its window.
+    ``state`` is the state of the recurrence: a tensor [..., N, H] or nested tuples of such tensors, and None before the
+    first call. It is an ordinary attribute, so it is not in the state_dict. It is reset to zero if the batch size or
+    the device of the input changes.
+
+    ``window`` is None for a model that keeps a state. A model without a state is always called with as many tokens as
+    it was trained on; ``window`` is that number.
     """
 
     window: int | None = None
@@ -53,17 +55,22 @@ class LanguageModel(nn.Module):
         self.state: State | None = None
 
     def reset(self) -> None:
-        """Start the next call from a zero hidden state."""
+        """Let the next call start from a zero hidden state."""
         self.state = None
 
     def carried(self, x: Tensor, dtype: torch.dtype) -> State | None:
-        """The state, in ``dtype``, to continue with the tokens ``x`` [N, T] from, or None if none fits them."""
+        """The state to continue from, or None for zeros.
+
+        Args:
+            x: the tokens of this call, [N, T].
+            dtype: type in which the state is needed.
+        """
         tensors = leaves(self.state)
         if not tensors or tensors[0].size(-2) != x.size(0) or tensors[0].device != x.device:
             return None
-        # Autocast, or a model that changed its type, leaves a state of another type behind.
+        # Under autocast, or after a change of the model's dtype, the kept state has another dtype.
         return map_state(lambda s: s.to(dtype), self.state)
 
     def carry(self, state: State) -> None:
-        """Continue the next call from ``state``, through which no gradient flows back."""
+        """Keep ``state``, detached, for the next call."""
         self.state = map_state(Tensor.detach, state)

@@ -1,10 +1,11 @@
-"""Documents as one stream of tokens, cut into contiguous rows and into pieces of varying length."""
+"""Documents as one stream of tokens, split into contiguous rows and into pieces of varying length."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,17 +13,24 @@ from torch import Tensor
 from .data import Batches
 from .errors import InputError
 
-SHORTEST = 5  # tokens of a piece
+T = TypeVar("T")
+SHORTEST = 5  # fewest tokens of a piece
 
 
 @dataclass(frozen=True)
 class TokenStream:
-    """Documents (each int64 [tokens]) joined in a new order every epoch, and read in ``rows`` contiguous rows.
+    """Documents joined in a new order every epoch, and read in contiguous rows.
 
-    A row goes on from batch to batch, and the target is the input shifted by one token. Pieces have varying length,
-    so that the gradient is not cut at the same places in every epoch: nineteen in twenty are about ``seq_len`` long,
-    the others half of that, with a standard deviation of 5 (Merity et al. 2017). Order and lengths depend only on
-    ``seed`` and on the epoch. At most ``rows`` tokens at the end of the stream are left out.
+    Each row of a batch continues the same row of the batch before. The target is the input shifted by one token. Pieces
+    have varying lengths, so that backpropagation is not truncated at the same tokens in every epoch: 95 % have a mean
+    length of ``seq_len``, the others of half of that, with a standard deviation of 5 (Merity et al. 2017). At most
+    ``rows`` tokens at the end of the stream are left out.
+
+    Args:
+        documents: the documents' tokens, each int64 [tokens].
+        rows: sequences per batch.
+        seq_len: mean length of most pieces, in tokens.
+        seed: determines, with the epoch, the order of the documents and the lengths of the pieces.
 
     Raises:
         InputError: there are not enough tokens for one batch.
@@ -45,7 +53,7 @@ class TokenStream:
         return torch.Generator().manual_seed((self.seed + 1_000_003 * (2 * epoch + purpose)) % 2**63)
 
     def cuts(self, epoch: int) -> list[int]:
-        """The lengths of the pieces of an epoch; their sum is a row's length."""
+        """The lengths of the pieces of an epoch in tokens; their sum is the length of a row."""
         generator, left, lengths = self._generator(epoch, 0), self._columns, []
         while left > 0:
             mean = self.seq_len if torch.rand((), generator=generator) < 0.95 else self.seq_len / 2
@@ -55,17 +63,22 @@ class TokenStream:
         return lengths
 
     def steps(self, epochs: int) -> int:
-        """Batches of ``epochs`` epochs."""
+        """The number of batches in the first ``epochs`` epochs."""
         return sum(len(self.cuts(epoch)) for epoch in range(epochs))
 
     def epoch(self, epoch: int) -> Batches:
-        """The batches of an epoch."""
+        """The batches of one epoch."""
         order = torch.randperm(len(self.documents), generator=self._generator(epoch, 1))
         return _in_rows([self.documents[i] for i in order], self.rows, self.cuts(epoch))
 
 
 def validation_batches(documents: Sequence[Tensor], rows: int, seq_len: int) -> Batches:
-    """``documents`` in their own order, read in ``rows`` contiguous rows and in pieces of ``seq_len`` tokens.
+    """Documents in the given order, read in contiguous rows and in pieces of equal length.
+
+    Args:
+        documents: the documents' tokens, each int64 [tokens].
+        rows: sequences per batch.
+        seq_len: tokens per piece; the last piece may be shorter.
 
     Raises:
         InputError: there are not enough tokens for one batch.
@@ -90,14 +103,25 @@ def _in_rows(documents: Sequence[Tensor], rows: int, lengths: Sequence[int]) -> 
     return Batches(tuple(t.contiguous() for t in x), tuple(t.contiguous() for t in y))
 
 
-def split_documents(documents: Sequence, held_out: float = 0.1, seed: int = 0) -> tuple[list, list]:
-    """``documents`` for training, and a random ``held_out`` of them (at least one) for validation."""
-    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed)).tolist()
-    cut = max(1, round(held_out * len(documents)))
+def split_documents(documents: Sequence[T]) -> tuple[list[T], list[T]]:
+    """Split documents into those for training and a random tenth, at least one, for validation.
+
+    The split is the same at every call.
+    """
+    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(0)).tolist()
+    cut = max(1, round(0.1 * len(documents)))
     return [documents[i] for i in sorted(order[cut:])], [documents[i] for i in sorted(order[:cut])]
 
 
 def unigram_perplexity(train: Tensor, valid: Tensor, vocab_sz: int) -> float:
-    """Perplexity on ``valid`` of the model that knows only how often each token occurs in ``train`` (plus one)."""
+    """Perplexity of a unigram model, which predicts each token by its frequency in the training text.
+
+    Every count is increased by one.
+
+    Args:
+        train: training tokens, int64 [tokens].
+        valid: validation tokens, int64 [tokens].
+        vocab_sz: number of tokens in the vocabulary.
+    """
     counts = torch.bincount(train, minlength=vocab_sz).double() + 1
     return math.exp(-(counts / counts.sum()).log()[valid].mean().item())

@@ -1,4 +1,4 @@
-"""What a training step of each model costs: the same model on any module that has the classes LSTM, GRU and RNN."""
+"""Training steps of all models for benchmarks, on any module that has the classes LSTM, GRU and RNN."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from .awd import TextClassifier
 from .models import CELLS, RECIPES
 from .train import Config, config_of, losses
 
-VOCABULARY = {"words": 30, "characters": 100, "subwords": 3000}  # tokens, as in HUMAN_NUMBERS and the standard library
+VOCABULARY = {"words": 30, "characters": 100, "subwords": 3000}  # sizes as in HUMAN_NUMBERS and the standard library
 CLASSIFIER, CLASSES = "classifier", 20
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model with the batch of its defaults. ``recurrent`` tells whether it has a layer to put on other kernels.
+    """A model with a batch of its default size.
 
-    step(layers, device) makes the model on the classes of ``layers`` (lstmkern, torch.nn), weights from one seed, and
-    returns a function that does one step of training but for the optimizer, forward, loss, backward, and returns the
-    loss. tokens: how many it reads.
+    Args:
+        name: of the model.
+        tokens: number of tokens in the batch.
+        recurrent: whether it has a recurrent layer, so that kernels can be compared.
+        step: ``step(layers, device)`` builds the model with the classes of ``layers`` (lstmkern or torch.nn), always
+            with the same weights. It returns a function that runs forward, loss and backward, and returns the loss.
     """
 
     name: str
@@ -37,9 +40,11 @@ class Case:
 
 
 class _PackedLSTM(nn.LSTM):
-    """torch.nn.LSTM that takes padded rows with ``lengths``, as it wants them: packed."""
+    """torch.nn.LSTM with lstmkern's argument ``lengths``: packs the padded input."""
 
-    def forward(self, input, hx=None, *, lengths=None):
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         if lengths is None:
             return super().forward(input, hx)
         packed = pack_padded_sequence(input, lengths.cpu(), batch_first=True, enforce_sorted=False)
@@ -48,7 +53,7 @@ class _PackedLSTM(nn.LSTM):
 
 
 def cases() -> list[Case]:
-    """Every model of RECIPES with every cell it can have, and the text classifier, which reads ragged batches."""
+    """All models with all their cells, and the text classifier on batches of texts of varying length."""
     configs = [
         config_of(name, **cell)
         for name, recipe in RECIPES.items()
@@ -68,7 +73,7 @@ def _language_model(config: Config) -> Case:
 
         def run() -> Tensor:
             model.zero_grad()
-            with cached():  # torch.nn looks at a weight several times: drop it once, as for lstmkern
+            with cached():  # torch.nn reads a weight several times, but weight drop must run once per step
                 loss = losses(model(x), y, config.recipe)[1]
             loss.backward()
             return loss

@@ -1,4 +1,4 @@
-"""Training: one-cycle AdamW epochs over contiguous batches, one run alone or several runs epoch by epoch in turn."""
+"""Training with AdamW and a one-cycle schedule, of one run or of several runs that alternate epoch by epoch."""
 
 from __future__ import annotations
 
@@ -19,23 +19,39 @@ from .data import Batches
 from .errors import Diverged, InputError
 from .models import RECIPES, Recipe, recipe_of
 from .regularize import activation_regularization, temporal_activation_regularization
+from .state import LanguageModel
 from .stream import TokenStream
 
-OURS, PEER = "lstmkern", "torch.nn"  # whose recurrent layers a run uses
+OURS, PEER = "lstmkern", "torch.nn"  # the kernels: whose recurrent layers a run uses
 LAYERS = {OURS: modules, PEER: nn}
-# bf16 is autocast: weights, hidden states and the optimizer stay in fp32.
+# The type of the weights. bf16 is autocast: weights, hidden states and the optimizer stay in fp32.
 DTYPES = {"fp32": torch.float32, "fp64": torch.float64, "bf16": torch.float32}
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that determines the result of a run.
+    """Everything that determines the result of a run. Defaults are those of LMModel7; see ``config_of``.
 
-    Defaults are LMModel7's; ``config_of`` has those of every model. data: a directory with train.txt and valid.txt, or
-    None for HUMAN_NUMBERS (models that read words). text: a file or folder, or None for the standard library (the
-    others), of which the first ``limit`` characters are read, 0 being all (models that read characters). embedding: its
-    width, where that is not ``hidden``. subwords: size of that vocabulary. dropout: factor of all of AWD-LSTM's
-    probabilities. clip: the norm to which gradients are scaled down, 0 being never. compile: torch.compile.
+    Args:
+        model: a name in ``models.RECIPES``.
+        cell: "lstm" or "gru" (lm6 and lm7).
+        epochs: passes over the training text.
+        lr: peak of the learning rate.
+        batch_size: sequences per batch, over all processes.
+        seq_len: tokens per sequence.
+        hidden: hidden units.
+        layers: recurrent layers.
+        seed: of the initial weights and of dropout.
+        device: "cpu", "cuda" or "cuda:N".
+        dtype: "fp32", "fp64", or "bf16" for autocast.
+        data: directory with train.txt and valid.txt, or None for HUMAN_NUMBERS (models of words).
+        text: a file or folder, or None for Python's standard library (models of characters and of subwords).
+        limit: number of characters to read, 0 for all (models of characters).
+        embedding: size of the embedding (models of characters and of subwords).
+        subwords: size of the subword vocabulary.
+        dropout: factor of all dropout probabilities (AWD-LSTM).
+        clip: norm to which gradients are scaled down, 0 for never.
+        compile: run the forward pass of training through torch.compile.
     """
 
     model: str = "lm7"
@@ -60,19 +76,24 @@ class Config:
 
     @property
     def recipe(self) -> Recipe:
+        """How the model is built, and what belongs to it."""
         return RECIPES[self.model]
 
     @property
     def name(self) -> str:
-        """Of the model, with its cell where there is a choice: "lm7-lstm"."""
+        """The model's name, with the cell if there is a choice, such as "lm7-lstm"."""
         return f"{self.model}-{self.cell}" if "cell" in self.recipe.options else self.model
 
 
 def config_of(model: str = Config.model, **given: Any) -> Config:
-    """The configuration of ``model``: what is ``given``, the model's own defaults for the rest.
+    """The configuration of a model.
+
+    Args:
+        model: a name in ``models.RECIPES``.
+        given: fields of Config; the others are the model's defaults.
 
     Raises:
-        InputError: there is no such model, or it has no use for something given.
+        InputError: there is no such model, or a given field means nothing to it.
     """
     recipe = recipe_of(model)
     particular = {option for other in RECIPES.values() for option in other.options}
@@ -84,7 +105,17 @@ def config_of(model: str = Config.model, **given: Any) -> Config:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """One finished epoch: cross entropies per token, validation accuracy, seconds of training and of both passes."""
+    """The result of one epoch.
+
+    Args:
+        epoch: its number, from 0.
+        train_loss: cross entropy per token in training, in nats.
+        valid_loss: cross entropy per token in validation, in nats.
+        accuracy: share of right predictions in validation, 0 to 1.
+        seconds: duration of training and validation.
+        train_seconds: duration of training.
+        tokens_per_s: tokens per second in training.
+    """
 
     epoch: int
     train_loss: float
@@ -95,8 +126,14 @@ class EpochResult:
     tokens_per_s: float
 
 
-def build_model(config: Config, vocab_sz: int, kernels: str = OURS) -> nn.Module:
-    """A new model; the same seed gives the same weights whatever the kernels and the device."""
+def build_model(config: Config, vocab_sz: int, kernels: str = OURS) -> LanguageModel:
+    """Build a model. Its weights depend on the seed, and not on the kernels or the device.
+
+    Args:
+        config: the configuration.
+        vocab_sz: number of tokens in the vocabulary.
+        kernels: ``OURS`` or ``PEER``, whose recurrent layers it uses.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = config.recipe.make(vocab_sz, config, LAYERS[kernels])
@@ -106,12 +143,20 @@ def build_model(config: Config, vocab_sz: int, kernels: str = OURS) -> nn.Module
 def one_cycle(
     optimizer: torch.optim.Optimizer, rates: float | list[float], steps: int
 ) -> torch.optim.lr_scheduler.OneCycleLR:
-    """fastai's schedule: a quarter of the ``steps`` up from 1/25 of the peak ``rates``, then down to 1e-5 of them."""
+    """fastai's one-cycle schedule of the learning rate and of the first momentum.
+
+    The rate rises from 1/25 of its peak over the first quarter of the steps, then falls to 1e-5 of its peak.
+
+    Args:
+        optimizer: an AdamW optimizer.
+        rates: peak learning rate, or one for each parameter group.
+        steps: number of optimizer steps.
+    """
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=rates,
         total_steps=steps,
-        pct_start=0.25 if steps != 4 else 0.5,  # a warm-up that ends at step 0 makes torch divide by zero
+        pct_start=0.25 if steps != 4 else 0.5,  # with a quarter, torch would divide by zero
         div_factor=25,
         final_div_factor=4000,
         base_momentum=0.85,
@@ -120,13 +165,19 @@ def one_cycle(
 
 
 class Run:
-    """One model in training: weights, optimizer, schedule, random numbers and position, all that a checkpoint holds.
+    """One model in training: weights, optimizer, schedule, random number state and position; a checkpoint holds these.
 
-    steps: batches of the whole training. Where several processes train together, each has a Run with the same weights;
-    ``network`` is what is called in training, the model itself or what makes the gradient the mean over the processes.
+    If several processes train together, each has a Run with the same weights. ``network`` is called in training: the
+    model, or a wrapper of it that compiles it or averages gradients over the processes.
+
+    Args:
+        config: the configuration.
+        vocab_sz: number of tokens in the vocabulary.
+        steps: number of optimizer steps of the whole training.
+        kernels: ``OURS`` or ``PEER``, whose recurrent layers the model uses.
     """
 
-    def __init__(self, config: Config, vocab_sz: int, steps: int, kernels: str = OURS):
+    def __init__(self, config: Config, vocab_sz: int, steps: int, kernels: str = OURS) -> None:
         self.config, self.kernels = config, kernels
         self.recipe = config.recipe
         self.device = distributed.device(config.device)
@@ -141,37 +192,37 @@ class Run:
             fused=True,
         )
         self.scheduler = one_cycle(self.optimizer, config.lr, steps)
-        self.batch = 0  # batches of the current epoch that are done
-        # Of the current epoch, on this process: the sum of the cross entropies of its predictions, and their number.
+        self.batch = 0  # finished batches of the current epoch
+        # In the current epoch, on this process: the sum of the cross entropies of all predictions, and their number.
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         self.predictions = 0
         self.train_seconds = 0.0  # of the current epoch
         self.history: list[EpochResult] = []
         with torch.random.fork_rng(devices=self._cuda_devices()):
-            torch.manual_seed(config.seed + distributed.rank())  # other dropout masks on every process
+            torch.manual_seed(config.seed + distributed.rank())  # different dropout masks on every process
             self.rng = self._rng_state()
 
     def autocast(self) -> torch.autocast:
-        """The context in which the model is called."""
+        """The context in which the model is to be called."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bf16")
 
     @property
     def epoch(self) -> int:
-        """Number of finished epochs."""
+        """The number of finished epochs."""
         return len(self.history)
 
     def finite(self) -> bool:
-        """Whether the losses so far and the weights are numbers, neither nan nor inf: worth a checkpoint."""
+        """Whether no loss and no weight is nan or inf. Otherwise a checkpoint would be useless."""
         losses = [self.loss_sum.item(), *(x for r in self.history[-1:] for x in (r.train_loss, r.valid_loss))]
         return all(map(math.isfinite, losses)) and all(bool(p.isfinite().all()) for p in self.model.parameters())
 
     def new_cycle(self, steps: int) -> None:
-        """Let the rest of the training, ``steps`` batches, have a schedule of its own, from its warm-up on."""
+        """Start a new one-cycle schedule for the remaining ``steps`` optimizer steps."""
         self.scheduler = one_cycle(self.optimizer, self.config.lr, steps)
 
     @contextmanager
     def random_numbers(self) -> Iterator[None]:
-        """Inside, torch's random numbers are this run's own, so that runs taking turns do not disturb each other."""
+        """Within this context torch uses this run's random number state, so that alternating runs are independent."""
         with torch.random.fork_rng(devices=self._cuda_devices()):
             torch.set_rng_state(self.rng[0])
             if len(self.rng) > 1:
@@ -189,7 +240,14 @@ class Run:
 
 
 def check_device(name: str) -> None:
-    """Raise InputError unless ``name`` is a device of this machine that the installed kernels can run on."""
+    """Check that a device exists and that the installed kernels support it.
+
+    Args:
+        name: such as "cpu" or "cuda:0".
+
+    Raises:
+        InputError: it does not exist or is not supported.
+    """
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -206,20 +264,39 @@ def check_device(name: str) -> None:
 
 
 def logits_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """The logits of whatever a language model returns, [N, T, vocab_sz], T = 1 if it predicts once."""
+    """The logits [N, T, vocab_sz] in the output of a language model; T = 1 if it predicts only the last token."""
     logits = output[0] if isinstance(output, tuple) else output
     return logits if logits.dim() == 3 else logits.unsqueeze(1)
 
 
 def predictions_of(output: Tensor | tuple[Tensor, ...], y: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits [P, vocab_sz] and the targets [P] among ``y`` [N, T] that they are predictions of: all, or the last."""
+    """Match predictions with their targets.
+
+    Args:
+        output: of a language model.
+        y: targets, int64 [N, T].
+
+    Returns:
+        Logits [P, vocab_sz] in fp32 or fp64, and targets int64 [P]; P is N * T, or N for a model that predicts only the
+        last token.
+    """
     logits = logits_of(output)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # of autocast's bf16
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits.flatten(0, 1), y[:, -logits.size(1) :].flatten()
 
 
 def losses(output: Tensor | tuple[Tensor, ...], y: Tensor, recipe: Recipe) -> tuple[Tensor, Tensor]:
-    """Cross entropy per token, and the training loss: the same plus AR and TAR for a model that returns activations."""
+    """Compute the losses of a batch.
+
+    Args:
+        output: of a language model.
+        y: targets, int64 [N, T].
+        recipe: has the factors of AR and TAR.
+
+    Returns:
+        The cross entropy per token, and the loss to minimise: the cross entropy, plus AR and TAR if the model returns
+        its activations. Both are scalars.
+    """
     cross_entropy = F.cross_entropy(*predictions_of(output, y))
     if not isinstance(output, tuple):
         return cross_entropy, cross_entropy
@@ -229,7 +306,13 @@ def losses(output: Tensor | tuple[Tensor, ...], y: Tensor, recipe: Recipe) -> tu
 
 
 def train_pass(run: Run, batches: Batches | TokenStream, after_batch: Callable[[], None] = lambda: None) -> None:
-    """Train ``run`` on the rest of its epoch's batches. ``after_batch`` may raise to stop; the run can go on later."""
+    """Train on the remaining batches of the current epoch.
+
+    Args:
+        run: what is trained.
+        batches: of an epoch, or a stream that gives new ones for every epoch.
+        after_batch: called after every batch. It may raise to stop; training can continue later with the next batch.
+    """
     model, optimizer, scheduler, config = run.model, run.optimizer, run.scheduler, run.config
     batches = batches.epoch(run.epoch).share(distributed.rank(), distributed.processes()).to(run.device)
     run.network.train()
@@ -249,10 +332,10 @@ def train_pass(run: Run, batches: Batches | TokenStream, after_batch: Callable[[
             if config.clip > 0:
                 nn.utils.clip_grad_norm_(model.parameters(), config.clip)
             for group in optimizer.param_groups:
-                group["lr"] *= x.size(1) / config.seq_len  # a short piece makes a short step
+                group["lr"] *= x.size(1) / config.seq_len  # a shorter sequence makes a smaller step
             optimizer.step()
             optimizer.zero_grad()
-            scheduler.step()  # sets the next step's rate, whatever the last one was scaled to
+            scheduler.step()  # overwrites the scaled rate
             if weight > 0:
                 predictions = x.size(0) * logits_of(output).size(1)
                 run.loss_sum += cross_entropy.detach() * predictions
@@ -278,11 +361,20 @@ def _clock(device: torch.device) -> float:
 
 @torch.no_grad()
 def validate(model: nn.Module, batches: Batches, after_batch: Callable[[], None] = lambda: None) -> tuple[float, float]:
-    """Cross entropy per token and accuracy of ``model`` over ``batches``, from a zero hidden state."""
+    """Evaluate a model, starting from a zero hidden state.
+
+    Args:
+        model: a language model.
+        batches: validation batches.
+        after_batch: called after every batch; may raise to stop.
+
+    Returns:
+        The cross entropy per token in nats, and the share of right predictions.
+    """
     model.eval()
     device = next(model.parameters()).device
     batches = batches.share(distributed.rank(), distributed.processes()).to(device)
-    sums = torch.zeros(3, dtype=torch.float64, device=device)  # cross entropy, right predictions, predictions
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # of cross entropies; right predictions; all predictions
     for batch, (x, y) in enumerate(zip(batches.x, batches.y, strict=True)):
         if batches.starts(batch):
             model.reset()
@@ -299,7 +391,14 @@ def validate(model: nn.Module, batches: Batches, after_batch: Callable[[], None]
 def train_epoch(
     run: Run, train: Batches | TokenStream, valid: Batches, after_batch: Callable[[], None] = lambda: None
 ) -> None:
-    """Finish the current epoch of ``run``: the rest of its training pass, then validation; adds to ``run.history``."""
+    """Finish the current epoch: train on the remaining batches, validate, and append the result to ``run.history``.
+
+    Args:
+        run: what is trained.
+        train: training batches.
+        valid: validation batches.
+        after_batch: called after every batch of training and validation; may raise to stop.
+    """
     train_pass(run, train, after_batch)
     start = _clock(run.device)
     with run.autocast():
@@ -326,13 +425,20 @@ def fit(
     after_batch: Callable[[], None] = lambda: None,
     after_epoch: Callable[[int], None] = lambda epoch: None,
 ) -> None:
-    """Train every run to its last epoch, one epoch each in turn (A B A B), so that noise of the machine hits all alike.
+    """Train all runs to their last epoch.
 
-    ``after_batch()`` is called after every training and validation batch of any run and may raise to stop; calling
-    ``fit`` again goes on where it stopped. ``after_epoch(epoch)`` is called when all runs have finished an epoch.
+    The runs alternate epoch by epoch (A B A B), so that other load on the machine affects all of them alike.
+
+    Args:
+        runs: what is trained.
+        train: training batches.
+        valid: validation batches.
+        after_batch: called after every training and validation batch of any run. It may raise to stop; calling ``fit``
+            again continues with the next batch.
+        after_epoch: called with the number of the epoch when all runs have finished it.
 
     Raises:
-        Diverged: the loss of an epoch, in training or validation, is nan or inf; ``after_epoch`` has not seen it.
+        Diverged: a loss of an epoch, in training or validation, is nan or inf; ``after_epoch`` is not called for it.
     """
     for epoch in range(min(run.epoch for run in runs), runs[0].config.epochs):
         for run in runs:

@@ -1,4 +1,4 @@
-"""fastai's own models and training loop on our modules, unchanged; in its own environment (make test-fastai)."""
+"""fastai's models and training loop with our modules, in a separate environment (make test-fastai)."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ VOCAB, N, T = 20, 4, 7
 
 
 class OurAWD(AWD_LSTM):
-    """fastai's AWD_LSTM with the one line that makes a layer on our class."""
+    """fastai's AWD_LSTM, with the one method that builds a layer changed to our class."""
 
     def _one_rnn(self, n_in, n_out, bidir, weight_p, l):  # noqa: E741 (their name)
         return WeightDropout(lstmkern.LSTM(n_in, n_out, 1, batch_first=True, bidirectional=bidir), weight_p)
@@ -55,7 +55,7 @@ def test_awd_lstm_trains_alike(make, bidir):
     for model in (ours, theirs):
         torch.manual_seed(5)
         model.reset()
-        outputs = [model(tokens), model(tokens)]  # the second batch starts from the first one's state
+        outputs = [model(tokens), model(tokens)]  # the second batch starts from the state of the first
         loss = sum(o.pow(2).mean() for o in outputs)
         loss.backward()
         results.append((*(o.detach() for o in outputs), {n: p.grad for n, p in model.named_parameters()}))

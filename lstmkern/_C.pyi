@@ -1,0 +1,63 @@
+"""The compiled part: csrc/module.cpp and csrc/eager.cpp. Loading it registers ``torch.ops.lstmkern.*``."""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from torch import Tensor
+
+class BuildInfo(TypedDict):
+    version: str
+    compiler: str
+    cuda: str | None
+    cuda_archs: list[str]
+    openmp: bool
+
+def build_info() -> BuildInfo: ...
+def cpu_capability(bf16: bool = False) -> str: ...
+def cpu_peak(capability: str, rate: str, threads: int, bytes: int, seconds: float) -> float: ...
+def cpu_product(
+    dtype: str,
+    rows: int,
+    K: int,
+    columns: int,
+    gates: int = 1,
+    down: bool = False,
+    threads: int = 1,
+    seconds: float = 0.01,
+) -> float: ...
+def cuda_plan(
+    tier: str, mode: str, dtype: str, N: int, H: int, D: int = 1, backward: bool = False
+) -> dict[str, int] | None: ...
+def cuda_tier_runs() -> dict[str, tuple[int, int]]: ...
+def layer_forward(
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    mode: str,
+    batch_first: bool,
+    save: bool,
+    cells: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]: ...
+def layer_backward(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    grad_cells: Tensor | None,
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Tensor],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    output: Tensor | None,
+    cells: Tensor | None,
+    gates: Tensor | None,
+    mode: str,
+    batch_first: bool,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]: ...
