@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import setuptools
@@ -86,13 +87,64 @@ def torch_requirement():
     return f"torch=={'.'.join(torch.__version__.split('.')[:2])}.*"
 
 
+class Progress:
+    """Between enter and exit, stdout passes through here: a line `[n/m] file` replaces each command of the compiler.
+
+    A build front end such as pip does not show the stdout of a back end, so these lines go to the user's terminal as
+    well, if there is one.
+    """
+
+    def __init__(self):
+        self.terminal = None
+        if "setuptools.build_meta" in sys.modules and not os.isatty(1):
+            try:
+                self.terminal = open("/dev/tty", "w")  # noqa: SIM115
+                self.terminal.write("\n")  # after the front end's own line, which may not have ended
+            except OSError:
+                self.terminal = None
+
+    def __enter__(self):
+        sys.stdout.flush()
+        self.stdout = os.dup(1)
+        output, into = os.pipe()
+        os.dup2(into, 1)
+        os.close(into)
+        self.thread = threading.Thread(target=self.copy, args=(output,), daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error):
+        sys.stdout.flush()
+        os.dup2(self.stdout, 1)
+        self.thread.join(10)  # not longer: a process that was left behind may keep the pipe open
+        if self.terminal:
+            self.terminal.close()
+
+    def copy(self, output):
+        with open(output, errors="replace") as lines, open(self.stdout, "w") as stdout:
+            for line in lines:
+                short = self.shortened(line)
+                print(short or line, end="\n" if short else "", file=stdout, flush=True)
+                if short and self.terminal:
+                    print(short, file=self.terminal, flush=True)
+
+    @staticmethod
+    def shortened(line):
+        """`[n/m] file` for ninja's line of the command that compiles a file, else None."""
+        command = re.match(r"\[(\d+)/(\d+)\] .* -c (\S+\.(?:cpp|cu)) -o ", line)
+        if not command:
+            return None
+        n, m, source = command.groups()
+        return f"[{n:>{len(m)}}/{m}] {os.path.relpath(source, ROOT)}"
+
+
 def files(*patterns):
     return sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
 
 
 def extension():
     """(the extension module, the commands that need to know what it is compiled against)."""
-    sources = ["csrc/module.cpp", "csrc/eager.cpp", "csrc/ops.cpp", "csrc/results.cpp", *files("csrc/cpu/*.cpp")]
+    sources = files("csrc/*.cpp", "csrc/cpu/**/*.cpp")
     try:
         import torch
     except ImportError:
@@ -139,7 +191,13 @@ def extension():
         extra_compile_args=flags,
         extra_link_args=["-fopenmp"],
     )
-    return module, {"build_ext": BuildExtension}
+
+    class Build(BuildExtension):
+        def build_extensions(self):
+            with Progress():
+                super().build_extensions()
+
+    return module, {"build_ext": Build}
 
 
 def check_setuptools():

@@ -1,8 +1,8 @@
-"""An estimate of the instructions that a warp issues in a step: those of one way through the step loop.
+"""Estimates the instructions that a warp issues in a step: those of one path through the step loop.
 
-The way is the one that does all the work (multiplications, functions, shuffles, loads and stores of values) in the
-fewest instructions: a dense batch without resets or lengths, every optional tensor present. An inner loop counts once;
-"inner_loops" has the instructions of an iteration of each. Loops that only wait for something count nothing.
+The path does all the work (multiplications, functions, shuffles, loads and stores of values) in the fewest
+instructions: a dense batch without resets or lengths, with every optional tensor. An inner loop counts once;
+"inner_loops" has the instructions of an iteration of each. Loops that only wait count as nothing.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections import Counter
 from .disassembly import Instruction, Loop
 from .step_loop import StepLoop, loads_values
 
-WORK = 10_000  # of an instruction of work, in instructions that the way may take to reach it
+WORK = 10_000  # value of an instruction of work, in other instructions that the path may take to reach it
 
 
 def is_work(x: Instruction) -> bool:
     if x.name in ("LDG", "LD"):
         return loads_values(x)
-    if x.name == "MUFU":  # reciprocals are of integer divisions too
+    if x.name == "MUFU":  # integer divisions also use reciprocals
         return "RCP" not in x.opcode
     return x.name in ("HMMA", "HGMMA", "LDSM", "LDS", "SHFL", "STG", "STS", "ST", "STAS", "BAR", "SYNCS")
 
@@ -31,7 +31,8 @@ class CommonPath:
         self.inner: list[dict] = []
 
     def count(self) -> dict:
-        """{"executed": with all elements of a thread, "executed_one": with one, "inner_loops": those on the way}"""
+        """{"executed": with all elements of a thread, "executed_one": with one element, "inner_loops": those on the
+        path}"""
         both, way = self.through(self.step.loop)
         self.inner = []
         loops = [loop for loop in self.step.loop.inner if loop.header in way]
@@ -43,7 +44,7 @@ class CommonPath:
         return result
 
     def through(self, loop: Loop) -> tuple[int | None, list[int]]:
-        """(instructions, blocks) of the best way from the loop's header back to it."""
+        """(instructions, blocks) of the best path from the loop's header back to it."""
         member: dict[int, Loop | None] = dict.fromkeys(loop.blocks)
         for inner in loop.inner:
             member |= dict.fromkeys(inner.blocks, inner)
@@ -75,7 +76,7 @@ class CommonPath:
 
     @staticmethod
     def ordered(first: int, following: dict[int, set[int]]) -> list[int]:
-        """The nodes in topological order. Edges back to where they come from (irreducible loops) are left out."""
+        """The nodes in topological order. Back edges (irreducible loops) are ignored."""
         order, state = [], {}
         stack = [(first, iter(sorted(following[first])))]
         state[first] = "open"
@@ -95,7 +96,7 @@ class CommonPath:
         return order[::-1]
 
     def cost(self, what: Loop | int) -> tuple[int, int]:
-        """(score, instructions) of a block, or of an inner loop's iteration."""
+        """(score, instructions) of a block, or of an iteration of an inner loop."""
         if isinstance(what, Loop):
             if self.waits(what):
                 return 0, 0
@@ -107,13 +108,14 @@ class CommonPath:
         return WORK * work - len(block), len(block)
 
     def waits(self, loop: Loop) -> bool:
-        """A loop that polls: it loads or tries, and neither computes nor stores."""
+        """Whether a loop only polls: it loads or tries, but neither computes nor stores."""
         names = {self.code[i].name for i in self.step.inside(loop)}
         polls = any("STRONG" in self.code[i].opcode or "TRYWAIT" in self.code[i].opcode for i in self.step.inside(loop))
         return polls and not names & {"STS", "STG", "ST", "LDGSTS", "HMMA", "FFMA", "FADD", "LDS"}
 
     def second_halves(self, way: list[int]) -> set[int]:
-        """The blocks on the way with a thread's second element: the later half of each kind of work, products aside."""
+        """The blocks on the path for a thread's second element: the later half of each kind of work except matrix
+        products."""
         found = set()
         products = {b for b in way if any(i in self.multiplies for i in self.step.blocks[b])}
         for names in (("MUFU",), ("SHFL",), ("LDG", "LD"), ("STG",), ("LDS",)):

@@ -1,4 +1,4 @@
-"""SASS as nvdisasm -c prints it: instructions, registers, basic blocks and natural loops."""
+"""SASS in the format of `nvdisasm -c`: instructions, registers, basic blocks and natural loops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PREDICATE = re.compile(r"^!?U?P[T\d]")
 
 JUMPS = ("BRA", "BRX", "BRXU", "JMP", "JMX", "JMXU")
 ENDS = ("EXIT", "RET")
-# Opcodes whose first operands are no destination, or none of general registers.
+# Opcodes whose first operand is not a destination, or not a general register.
 NO_REGISTER = re.compile(
     r"^(ST[GSL]?|RED[A-Z]*|[A-Z]*SETP\w*|PLOP3|R2P|R2UR|S2UR|VOTEU|BAR|BRA|BRX|BSYNC|BSSY|CALL|RET|EXIT|MEMBAR|CCTL\w*|"
     r"SYNCS|DEPBAR|LDGDEPBAR|LDGSTS|UBLKCP|ARRIVES|WARPSYNC|NOP|ERRBAR|FENCE|U[A-Z0-9]+)(\.|$)"
@@ -43,16 +43,16 @@ class Instruction:
 
     @property
     def conditional(self) -> bool:
-        """Whether the instruction after a jump or an end can be next."""
+        """Whether the next instruction can follow a jump or an end."""
         return bool(self.guard and self.guard != "@PT") or any(PREDICATE.match(o) for o in self.operands)
 
     def register(self, i: int) -> int | None:
-        """The number of the general register that is operand ``i``; RZ is none."""
+        """The number of the general register that is operand ``i``; None for RZ and other operands."""
         found = REGISTER.match(self.operands[i]) if i < len(self.operands) else None
         return int(found[1]) if found else None
 
     def writes(self) -> range:
-        """The general registers that it writes."""
+        """The general registers that the instruction writes."""
         if NO_REGISTER.match(self.opcode):
             return range(0)
         first = next((o for o in self.operands if not PREDICATE.match(o)), "")
@@ -60,7 +60,7 @@ class Instruction:
         return range(int(found[1]), int(found[1]) + self._width()) if found else range(0)
 
     def reads(self) -> set[int]:
-        """The general registers that its operands name, but for the first of those that it writes."""
+        """The general registers that its operands name, except the first of those that it writes."""
         skip = 1 if self.writes() else 0
         named = [int(r) for o in self.operands for r in re.findall(r"\bR(\d+)", o)]
         return set(named[skip:])
@@ -79,7 +79,7 @@ class Instruction:
 
 @dataclass
 class Loop:
-    """A natural loop: its header, all its blocks (those of inner loops too), the loops directly inside."""
+    """A natural loop: its header, all its blocks (including those of inner loops), and the loops directly inside."""
 
     header: int
     blocks: set[int]
@@ -90,10 +90,10 @@ class Loop:
 class Function:
     name: str
     instructions: list[Instruction] = field(default_factory=list)
-    labels: dict[str, int] = field(default_factory=dict)  # of the instruction with this number
+    labels: dict[str, int] = field(default_factory=dict)  # {label: number of the instruction}
 
     def graph(self) -> tuple[list[range], list[list[int]]]:
-        """Basic blocks, as ranges of instructions, and each one's successors. A call is taken to return."""
+        """Basic blocks, as ranges of instructions, and the successors of each. A call is assumed to return."""
         code, count = self.instructions, len(self.instructions)
         starts = {0} | {i for i in self.labels.values() if i < count}
         starts |= {i + 1 for i, x in enumerate(code) if (x.jumps or x.name in ENDS) and i + 1 < count}
@@ -116,7 +116,7 @@ class Function:
 
 
 def parse(text: str) -> list[Function]:
-    """The functions of what nvdisasm -c printed."""
+    """The functions in the output of `nvdisasm -c`."""
     functions, here = [], None
     for line in text.splitlines():
         if found := SECTION.match(line):
@@ -133,7 +133,7 @@ def parse(text: str) -> list[Function]:
 
 
 def dominators(successors: list[list[int]]) -> list[int | None]:
-    """Each block's immediate dominator; the entry's is itself, that of what cannot be reached is None."""
+    """Each block's immediate dominator. The entry's is the entry itself; that of an unreachable block is None."""
     order, seen, stack = [], {0}, [(0, iter(successors[0]))]
     while stack:
         node, rest = stack[-1]
@@ -175,7 +175,7 @@ def dominators(successors: list[list[int]]) -> list[int | None]:
 
 
 def natural_loops(successors: list[list[int]]) -> list[Loop]:
-    """The natural loop of every header: those of its back edges together."""
+    """The natural loop of every header, with all its back edges together."""
     above = dominators(successors)
     predecessors: list[list[int]] = [[] for _ in successors]
     for node, to in enumerate(successors):
@@ -204,7 +204,7 @@ def natural_loops(successors: list[list[int]]) -> list[Loop]:
 
 
 def nested(loops: list[Loop]) -> list[Loop]:
-    """The outermost of the loops, the others inside of them."""
+    """The outermost loops, with the others nested inside them."""
     outermost = []
     by_size = sorted(loops, key=lambda loop: len(loop.blocks))
     for i, loop in enumerate(by_size):

@@ -1,9 +1,9 @@
-"""What a step of the resident CUDA tiers should cost, on paper: python -m benchmarks.floor [--write]
+"""The estimated time of a step of the resident CUDA tiers: python -m benchmarks.floor [--write]
 
-Prints the tables of docs/benchmarks/gpu.md, or with --write inserts them there. The plan of a layer (blocks, units,
-sequences, what is in registers and in shared memory) is the real one, asked of csrc/cuda/resident.h through the
-simulator; the instructions of a step are those of benchmarks/results/sass.json ("after" where it is there, else
-"before"). The rates below are data-sheet or published figures, not measurements of ours.
+Prints the tables of docs/benchmarks/gpu.md; --write puts them into that file. The plan of a layer (blocks, units,
+sequences, weights in registers and in shared memory) is the real one: csrc/cuda/resident.h computes it on the
+simulator. The instructions of a step come from benchmarks/results/sass.json ("after" if present, else "before"). The
+rates below are from data sheets and publications; we have not measured them.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ PAGE = ROOT / "docs" / "benchmarks" / "gpu.md"
 sys.path.insert(0, str(ROOT / "tests"))
 from simt.simulator import simulator  # noqa: E402
 
-CLOCK = 1.755e9  # of an H100 or H200 SXM under load, Hz
+CLOCK = 1.755e9  # Hz, of an H100 or H200 SXM under load
 MULTIPROCESSORS = 132
 SCHEDULERS = 4  # per multiprocessor; each issues one instruction per clock
 SHARED = 128  # bytes per clock and multiprocessor
-MMA = 1024  # 16-bit multiply-adds per clock and multiprocessor through mma.sync: half of what wgmma reaches
+MMA = 1024  # 16-bit multiply-adds per clock and multiprocessor with mma.sync: half of wgmma's
 FMA = 128  # fp32, per clock and multiprocessor
 REMOTE = 32  # bytes per clock into a multiprocessor over the cluster's network (published: about half of shared memory)
 L2 = 5.5e12  # bytes per second, all multiprocessors
 L2_EACH = 64  # bytes per clock into one multiprocessor
 HBM = {"H100": 3.0e12, "H200": 4.3e12}  # bytes per second: nine tenths of the data sheets' 3.35 and 4.8 TB/s
 
-# Latencies in clocks, as published microbenchmarks of the H100 have them (Luo et al., arXiv:2402.13499).
+# Latencies in clocks, from published microbenchmarks of the H100 (Luo et al., arXiv:2402.13499).
 L2_LATENCY, HBM_LATENCY, REMOTE_LATENCY, MMA_LATENCY = 263, 479, 180, 33
 FMA_LATENCY = 4
 CELL = 150  # partial sums, five exponentials in a row, packing: a chain of dependent instructions
@@ -54,8 +54,7 @@ SHAPES = [  # cell, dtype, N, H
     ("LSTM", torch.float32, 64, 448),
 ]
 
-# An independent review's estimates, microseconds per step: forward, and forward with backward, of the loops as they
-# were and with its proposals carried out.
+# A review's estimates in microseconds per step: forward, and forward with backward, before and after its proposals.
 REVIEW = {
     (("LSTM", torch.bfloat16, 64, 512), "cluster"): ("2.0-2.5", "6-7", "1.2-1.5", "3.3-4"),
     (("LSTM", torch.bfloat16, 16, 768), "grid"): ("2.2-2.8", "6.5-8", "1.6-1.9", "4-5"),
@@ -63,9 +62,9 @@ REVIEW = {
 
 
 def loop_of(loops: dict, plan: dict, tier: str, cell: str, dtype: torch.dtype, backward: bool) -> tuple[dict, int]:
-    """The measured loop that runs the plan, and its multiplications (of a warp) per step of depth.
+    """The measured loop that runs the plan, and its multiplications (per warp) in a step of depth.
 
-    Where there are several variants it is the one that keeps the fewest steps of those that keep enough.
+    Of several variants, the one with the fewest steps in registers that has enough.
     """
     tiles = plan["sequences"] // 8
     # A step of depth is 32 columns, two HMMAs, in 16 bits and 4 columns, 32 FFMAs, in fp32.
@@ -100,14 +99,14 @@ def issued(loop: dict, plan: dict, per_step: int, state_bytes: int) -> tuple[flo
 
 
 def step(loops, tier, cell, dtype, N, H, backward):
-    """Seconds of one step on every chip and what they are made of, or None where the tier does not take the layer."""
+    """Seconds of one step on every chip and their components, or None if the tier cannot run the layer."""
     plan = simulator(tier).plan(cell, dtype, N, H, 1, backward)
     if plan is None:
         return None
     G, size, half = {"LSTM": 4, "GRU": 3}[cell], dtype.itemsize, dtype != torch.float32
     products, parts = (1, G) if backward else (G, 1)
     warps, n = plan["groups"] * plan["slices"], plan["sequences"]
-    there = min(n, N)  # sequences whose state travels
+    there = min(n, N)  # sequences whose state is exchanged
     depth = parts * -(-H // 16) * 16
     teams = -(-N // n)
     at_once = min(teams, MULTIPROCESSORS // plan["blocks"])
@@ -121,12 +120,14 @@ def step(loops, tier, cell, dtype, N, H, backward):
     shared += 2 * plan["slices"] * products * n * plan["groups"] * (16 if half else 32) * 4
     multiply_adds = products * plan["groups"] * (16 if half else 32) * depth * n
     arrives = there * depth * size  # of the state, at each multiprocessor
-    # From and to memory, all teams: forward x W_ih^T in, h, c and gates out; backward the reverse, and h once more.
+    # Memory traffic of all teams: forward reads x W_ih^T and writes h, c, gates; backward the reverse, and reads h.
     inputs = G * 4 if not backward else (2 + (4 + 2 if cell == "LSTM" else 4)) * size
     outputs = (1 + (5 if cell == "LSTM" else 4)) * size if not backward else (G + (cell == "GRU") + 1) * size
     memory = N * H * (inputs + outputs)
     k_loop, rest = issued(loop, plan, per_step, arrives)
-    slots = CLOCK / math.ceil(warps / SCHEDULERS)  # of a warp, per second: the others on its scheduler want theirs
+    slots = CLOCK / math.ceil(
+        warps / SCHEDULERS
+    )  # instructions of a warp per second: the warps of a scheduler take turns
     chain = plan["steps"] * loop["chain"] / (loop["kept"] / per_step)
     fences = sum(count for opcode, count in loop["MEMBAR"].items() if "GPU" in opcode or "SYS" in opcode)
     barrier = FLAG + 3 * BLOCK_BARRIER
@@ -148,7 +149,7 @@ def step(loops, tier, cell, dtype, N, H, backward):
     # The product is as slow as the slowest of what it takes; device memory overlaps with the barrier; the rest is one
     # after the other.
     product = max(seconds[x] for x in ("shared", "multiply", "issue", "chain"))
-    # A few loads are of sequences that begin or end, and seldom done.
+    # A few loads are only for sequences that begin or end.
     latency = HBM_LATENCY / CLOCK if 2 * loop["loads_waited_for"] > loop["loads_of_values"] else 0
     each = {}
     for chip, rate in HBM.items():
@@ -216,7 +217,7 @@ def tables() -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.floor", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--write", action="store_true", help="insert the tables into docs/benchmarks/gpu.md")
+    parser.add_argument("--write", action="store_true", help="write the tables to docs/benchmarks/gpu.md")
     args = parser.parse_args(argv)
     text = PAGE.read_text()
     for marker, content in tables().items():

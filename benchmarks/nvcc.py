@@ -1,4 +1,4 @@
-"""nvcc and the disassembler: where they are, and the compiled device code of a file, kept in build/cubins."""
+"""Finds nvcc and the disassembler, and compiles a file's device code; the results are kept in build/cubins."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from filelock import FileLock  # torch needs it, too
+from filelock import FileLock  # a dependency of torch
 
 ROOT = Path(__file__).resolve().parent.parent
 CUBINS = ROOT / "build" / "cubins"
 DISASSEMBLER = ROOT / "build" / "disassembler"  # where the Makefile puts it
 
 ARCH = "sm_90a"
-# The host's part as well, for its warnings; --keep leaves the cubin.
+# Also compiles the host code, for its warnings; --keep keeps the cubin.
 FLAGS = ["-c", "-O3", "-std=c++17", "-Werror", "all-warnings", "-Xcompiler", "-Wall", "-Xptxas", "-v", "--keep"]
 
 
@@ -37,11 +37,11 @@ def find_disassembler() -> str | None:
 
 
 def missing() -> str | None:
-    """What is not here of the two, as a sentence."""
+    """A sentence that says which of the two is missing, or None."""
     if find_nvcc() is None:
-        return "no nvcc here"
+        return "nvcc is neither on PATH nor in CUDA_HOME"
     if find_disassembler() is None:
-        return "no nvdisasm here: not on PATH nor in CUDA_HOME; `make build/disassembler/nvdisasm` fetches it"
+        return "nvdisasm is neither on PATH nor in CUDA_HOME; `make build/disassembler/nvdisasm` downloads it"
     return None
 
 
@@ -56,9 +56,9 @@ def target() -> list[str]:
 
 
 def digest(source: Path) -> str:
-    """Of all that the compiled code of ``source`` depends on."""
+    """A digest of everything that the compiled code of ``source`` depends on."""
     csrc = source.resolve().parent.parent
-    headers = sorted([*csrc.glob("*.h"), *csrc.glob("cuda/*.h")])
+    headers = sorted([*csrc.glob("*.h"), *csrc.glob("cells/*.h"), *csrc.glob("cuda/*.h")])
     hasher = hashlib.sha256(" ".join([version(), *FLAGS, *target()]).encode())
     for path in [source, *headers]:
         hasher.update(f"{path.name}\n".encode() + path.read_bytes())
@@ -66,9 +66,10 @@ def digest(source: Path) -> str:
 
 
 def compiled(source: Path) -> tuple[Path, str]:
-    """(the cubin of a file of csrc/cuda, what ptxas said). Compiled once per content, for whoever asks first.
+    """The cubin of a file of csrc/cuda, and the output of ptxas. Compiled only if the sources have changed.
 
-    RuntimeError, with what nvcc said, where it does not compile without a warning.
+    Raises:
+        RuntimeError: with nvcc's output, if the file does not compile without a warning.
     """
     CUBINS.mkdir(parents=True, exist_ok=True)
     cubin = CUBINS / f"{source.stem}-{digest(source)}.cubin"
@@ -81,7 +82,7 @@ def compiled(source: Path) -> tuple[Path, str]:
                 if run.returncode:
                     raise RuntimeError(f"nvcc cannot compile {source}:\n{run.stderr}")
                 (Path(keep) / f"{source.stem}.cubin").replace(cubin)
-            log.write_text(run.stderr)  # last: where it is, the cubin is complete
+            log.write_text(run.stderr)  # last: if it exists, the cubin is complete
     return cubin, log.read_text()
 
 

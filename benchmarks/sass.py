@@ -1,9 +1,9 @@
-"""What nvcc makes of the resident tiers' loops: python -m benchmarks.sass [--label before|after] [--commit COMMIT]
+"""Counts the instructions of the resident tiers' loops: python -m benchmarks.sass [--label before|after] [--commit
+COMMIT]
 
-Compiles cluster.cu and grid.cu for sm_90a, disassembles them and prints for every instantiation of the loops what is
-in the kernel and in its step loop (see step_loop.py). With --label the numbers go to benchmarks/results/sass.json,
-where the other label's stay; with --commit they are those of that commit's csrc. No GPU is needed; nvcc and nvdisasm
-are.
+Compiles cluster.cu and grid.cu for sm_90a and disassembles them. For every instantiation of the loops it prints the
+counts of the kernel and of its step loop (see step_loop.py). --label writes the numbers to benchmarks/results/sass.json
+and keeps those of the other label. --commit measures the csrc of that commit. Needs nvcc and nvdisasm, but no GPU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .step_loop import StepLoop, identity, key
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "sass.json"
 TIERS = ("cluster", "grid")
-BETWEEN_GOAL, INSTRUCTIONS_GOAL = 12, 0.5  # instructions between groups; a step's, relative to before
+BETWEEN_GOAL, INSTRUCTIONS_GOAL = 12, 0.5  # instructions between groups; instructions of a step, relative to before
 
 PTXAS = re.compile(
     r"Function properties for (\w+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads\s+"
@@ -36,7 +36,7 @@ PTXAS = re.compile(
 
 
 def resources(log: str) -> dict[str, dict]:
-    """{mangled name: registers, stack, spilled and static shared bytes} from what ptxas -v said."""
+    """{mangled name: registers, stack, spilled and static shared bytes} from the output of ptxas -v."""
     found = {}
     for name, stack, stores, loads, registers, rest in PTXAS.findall(log):
         shared = re.search(r"(\d+) bytes smem", rest)
@@ -126,8 +126,8 @@ README_COLUMNS = {
 
 
 def readme_table(results: dict[str, dict]) -> str:
-    """The committed numbers in short, before and after where both are. Of each loop the variant that keeps the most in
-    registers; fp16 is as bf16."""
+    """The committed numbers in short, before and after if both exist. Of each loop the variant with the most weights in
+    registers; without fp16, which equals bf16."""
     before = results["before"]["loops"] if len(results) > 1 else {}
     lines = [f"| loop | {' | '.join(README_COLUMNS)} |", "|---|" + "---:|" * len(README_COLUMNS)]
     largest: dict[str, dict] = {}
@@ -143,19 +143,19 @@ def readme_table(results: dict[str, dict]) -> str:
 
 
 LEGEND = """\
-regs, spill, smem: of the kernel (smem: static; the dynamic part is the plan's). The rest is counted in the step loop:
-step: instructions, each once. executed, by one: an estimate of what a warp issues in a step of a dense batch, with all
-the elements that a thread may have and with one, each inner loop taken once (see common_path.py). k loop, smem loop:
-instructions of the unrolled k-loop over weights in registers, and of the k-loop over weights in shared memory. bra:
-branches; bra k: in the unrolled k-loop; bra smem: in the k-loop over shared memory, besides the one back to its start.
-flush: CCTL.IVALL. LDG, waited: loads of values from global memory, and how many of them are used within the next 64
-instructions. A group is the HMMAs that take one B fragment. group: from the first HMMA of a group to the first of
-the next, median; between: the same without the HMMAs; mean: all of the unrolled k-loop that is no HMMA, per group. A
-number after the tiles is what else the kernel's template takes."""
+regs, spill, smem: of the kernel (smem: static only; the plan sets the dynamic part). All others are of the step loop.
+step: instructions, each counted once. executed, by one: an estimate of the instructions that a warp issues in a step of
+a dense batch, with all elements that a thread may have and with one, each inner loop counted once (common_path.py).
+k loop, smem loop: instructions of the unrolled k-loop over weights in registers, and of the k-loop over weights in
+shared memory. bra: branches; bra k: in the unrolled k-loop; bra smem: in the k-loop over shared memory, except the one
+back to its start. flush: CCTL.IVALL. LDG, waited: loads of values from global memory, and how many of them are used
+within the next 64 instructions. A group is the HMMAs with one B fragment. group: instructions from the first HMMA of a
+group to the first of the next, median; between: the same without the HMMAs; mean: all instructions of the unrolled
+k-loop except HMMAs, per group. A number after the tiles is a further argument of the kernel's template."""
 
 
 def violations(loop: dict) -> list[str]:
-    """What a loop has that none of the loops may have."""
+    """What a loop has that no loop may have."""
     k = {"the k-loop": loop["branches_k_loop"], "the k-loop over shared memory": loop["branches_shared_loop"]}
     limits = {
         "bytes spilled": loop["spilled"],
@@ -193,12 +193,12 @@ def summary(loops: dict[str, dict], before: dict[str, dict] | None) -> str:
             lines.append(f"{name:38s} {'; '.join(parts)}")
     for name, x in loops.items():
         if found := violations(x):
-            lines.append(f"must not be there: {name}: {', '.join(found)}")
+            lines.append(f"not allowed: {name}: {', '.join(found)}")
     return "\n".join(lines)
 
 
 def earlier(loop: dict, before: dict[str, dict]) -> dict | None:
-    """The loop's measurements before; where it had no such variant then, those of the one that did its work."""
+    """The loop's measurements before. If that variant did not exist, those of the loop that did its work."""
     return before.get(key(loop)) or before.get(key(loop, variant=False))
 
 
@@ -215,7 +215,7 @@ def checkout(commit: str, to: Path) -> Path:
 
 
 def to_json(results: dict) -> str:
-    """A line for every loop."""
+    """JSON with one line per loop."""
     parts = []
     for label, result in results.items():
         head = json.dumps({k: v for k, v in result.items() if k != "loops"}, indent=1)[:-2]
@@ -226,7 +226,9 @@ def to_json(results: dict) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sass", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--label", choices=("before", "after"), help="write the numbers to the result file as these")
+    parser.add_argument(
+        "--label", choices=("before", "after"), help="write the numbers to the result file under this label"
+    )
     parser.add_argument("--commit", help="measure this commit's csrc instead of the working tree's")
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args(argv)

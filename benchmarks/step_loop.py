@@ -1,10 +1,10 @@
-"""The step loop of the resident kernels in SASS, found by its structure, and what is counted in it.
+"""Finds the step loop of the resident kernels in SASS by its structure, and counts what is in it.
 
-The *step loop* is the outermost natural loop with the most multiplications: HMMA, or in fp32 FFMA. A multiplication is
-*kept* where its weight is in a register that the step loop never writes, and *shared* where the weight is loaded from
-shared memory in the loop. (The cell's FFMAs are neither: their factors come from elsewhere.) The *k-loop* is the part
-with the kept multiplications, unrolled: from the first load of what they take to the last of them. A *group* is the
-multiplications of one B fragment: those that read the same register with the same value.
+The *step loop* is the outermost natural loop with the most multiplications (HMMA, or FFMA for fp32). A multiplication
+is *kept* if its weight is in a register that the step loop never writes, and *shared* if the loop loads its weight from
+shared memory. (The cell's FFMAs are neither.) The *k-loop* is the unrolled part with the kept multiplications, from the
+first load of their operands to the last of them. A *group* is the multiplications with one B fragment: those that read
+the same register with the same value.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from collections import Counter
 from .disassembly import Function, Instruction, Loop
 
 CELLS = {"0": "RNN_TANH", "1": "RNN_RELU", "2": "LSTM", "3": "GRU"}
-NEAR = 64  # instructions in which a load from device memory cannot arrive
+NEAR = 64  # instructions; a load from device memory takes longer than these
 LOADS = ("U8", "S8", "U16", "S16", "32", "64", "128", "LDSM")
 
 
 def loads_values(x: Instruction) -> bool:
-    """A load from global memory of something else than flags (bytes), lengths and tables (64 bits)."""
+    """Whether it loads values from global memory, not flags (bytes), lengths or tables (64 bits)."""
     return x.name in ("LDG", "LD") and not any(part in x.opcode.split(".") for part in ("U8", "64", "STRONG"))
 
 
 def identity(name: str) -> dict | None:
-    """Tier, pass, cell, dtype and tiles of a mangled kernel name; None if it is no loop of the resident tiers."""
+    """Tier, pass, cell, dtype and tiles from a mangled kernel name; None if it is not a loop of the resident tiers."""
     found = re.search(
         r"\d(cluster|grid)_loop.*?(Forward|Backward)Pass.*?4CellE(\d)E(f|NS0_\d(?:bf16|f16)E)EE(.*)", name
     )
@@ -45,12 +45,12 @@ KIND = ("tier", "pass", "cell", "dtype", "tiles")
 
 
 def key(kernel: dict, variant: bool = True) -> str:
-    """A kernel's name in the tables, with or without what else its template takes."""
+    """A kernel's name in the tables, with or without the further arguments of its template."""
     return " ".join(str(kernel[k]) for k in (*KIND, *(["variant"] if variant else [])) if k in kernel)
 
 
 class StepLoop:
-    """What is counted in a function's step loop; ValueError if it has none."""
+    """The counts for a function's step loop. Raises ValueError if it has none."""
 
     def __init__(self, function: Function, fp32: bool):
         self.code = function.instructions
@@ -98,9 +98,9 @@ class StepLoop:
         return [i for i in self.all if first <= i <= self.kept[-1] and i not in looped]
 
     def first_load(self) -> int:
-        """The first load from shared memory of what the kept multiplications take, or the first of these."""
+        """The first load from shared memory of an operand of the kept multiplications, or the first of these."""
         kept, last, first = set(self.kept), {}, self.kept[0]
-        writers: dict[int, set[int]] = {}  # of each instruction's operands
+        writers: dict[int, set[int]] = {}  # for each instruction, the writers of its operands
         for i in (i for i in self.all if i <= self.kept[-1]):
             x = self.code[i]
             factors = {x.register(1), x.register(2)} if i in kept else x.reads()
@@ -133,7 +133,7 @@ class StepLoop:
         return first
 
     def chain(self) -> int:
-        """The most kept multiplications of which each adds to the one before."""
+        """The longest chain of kept multiplications in which each adds to the result of the one before."""
         kept, length, last = set(self.kept), {}, {}
         for i in self.all:
             x = self.code[i]
@@ -143,8 +143,8 @@ class StepLoop:
         return max(length.values(), default=0)
 
     def loads_waited_for(self) -> int:
-        """Loads of values from global memory whose result is read within the next NEAR instructions, at the loop's end
-        also within the first ones of the next step."""
+        """How many loads of values from global memory are read within the next NEAR instructions. At the loop's end
+        this includes the first instructions of the next step."""
         count, around = 0, [*self.all, *self.all]
         for n, i in enumerate(self.all):
             x = self.code[i]
@@ -187,7 +187,7 @@ class StepLoop:
             "STL": count(r"STL\b"),
             "branches": sum(x.jumps for x in ours),
             "branches_k_loop": sum(code[i].jumps for i in unrolled),
-            # The k-loop over shared memory: jumps that are not the way back to its start.
+            # In the k-loop over shared memory: jumps other than the one back to its start.
             "branches_shared_loop": sum(code[i].jumps for i in looped) - len(self.k_loops),
             "MEMBAR": {o: n for o, n in sorted(opcodes.items()) if o.startswith(("MEMBAR", "FENCE"))},
             "L1_flush": count(r"CCTL\.\w*IVALL"),

@@ -24,8 +24,14 @@ constexpr int gates_of(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell
 // Values saved for backward per unit and step: i f g o, or r z n n_h (see cells.h), or none (RNN: the output is
 // enough).
 constexpr int saved_of(Cell cell) { return cell == Cell::lstm || cell == Cell::gru ? 4 : 0; }
-// Saved values lie as [slot][padded H]; the padding lets kernels use whole registers.
-constexpr int64_t padded(int64_t units) { return (units + 15) / 16 * 16; }
+// The LSTM has a second state, c.
+constexpr bool has_cell_state(Cell cell) { return cell == Cell::lstm; }
+// GRU's candidate n takes the input's and the state's part of it apart (n_x + r * n_h): two biases, two gradients.
+constexpr bool splits_candidate(Cell cell) { return cell == Cell::gru; }
+// Saved values are stored as [slot][padded H], with H padded to a multiple of this, so that kernels can use whole
+// registers.
+constexpr int64_t kPadding = 16;
+constexpr int64_t padded(int64_t units) { return (units + kPadding - 1) / kPadding * kPadding; }
 
 struct View {
   void* data = nullptr;  // null: absent

@@ -109,6 +109,11 @@ PYBIND11_MODULE(_C, m) {
       [](bool bf16) { return lstmkern::cpu::capability(bf16 ? lstmkern::DType::bf16 : lstmkern::DType::f32); },
       pybind11::arg("bf16") = false,
       "The instruction set in use: baseline, avx2 or avx512; for bf16 also avx512_bf16 or amx");
+  py::dict cells;
+  for (const auto& [name, cell] : lstmkern::kModes)
+    cells[name] = py::make_tuple(lstmkern::gates_of(cell), lstmkern::saved_of(cell));
+  m.attr("cells") = cells;  // {mode: (gates in the weights, values per unit and step that forward saves)}
+  m.attr("padding") = lstmkern::kPadding;
   m.def("cuda_plan", &lstmkern::cuda_plan, py::arg("tier"), py::arg("mode"), py::arg("dtype"), py::arg("N"),
         py::arg("H"), py::arg("D") = 1, py::arg("backward") = false,
         "How the tier cluster or grid would run a layer of N sequences, H units and D directions on the current GPU, a"

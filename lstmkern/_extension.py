@@ -77,6 +77,8 @@ if TYPE_CHECKING:
 else:
     _C = load()
 build_info = _C.build_info
+cells = _C.cells  # {mode: (gates in the weights, values that forward saves per unit and step)}
+padding = _C.padding  # units of saved values are padded to a multiple of it
 cpu_capability = _C.cpu_capability
 cpu_peak = _C.cpu_peak
 layer_forward = _C.layer_forward

@@ -15,7 +15,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from . import leaf, reference
+from . import _extension, leaf, reference
 from .autograd import (
     LayerBackward,
     LayerFunction,
@@ -27,8 +27,9 @@ from .autograd import (
     needs_grad,
 )  # fmt: skip
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
-SAVED_PER_UNIT = {"LSTM": 4, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}  # values kept for backward, per step
+# Of each mode: gates in the weights, and values that forward keeps for backward per unit and step (csrc/layer.h).
+GATES = {mode: gates for mode, (gates, _) in _extension.cells.items()}
+SAVED_PER_UNIT = {mode: saved for mode, (_, saved) in _extension.cells.items()}
 
 
 # ---- fakes: the results' shapes, dtypes and devices ----
@@ -54,7 +55,7 @@ def _forward_fake(
     H = weights[1].size(0) // GATES[mode]
     steps = input.shape[:-1]  # (T, N), (N, T) or (R,)
     rows = steps[0] if len(steps) == 1 else steps[0] * steps[1]
-    padded_H, lstm = (H + 15) // 16 * 16, mode == "LSTM"
+    padded_H, lstm = -(-H // _extension.padding) * _extension.padding, mode == "LSTM"
 
     def per_step(columns: int) -> Tensor:
         return _rows_like(input, columns, batch_first)

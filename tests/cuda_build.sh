@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
-# Builds the complete extension against the CUDA build of torch, on a machine that needs no GPU, and tries what can be
-# tried there: it links, loads, says what it was built for, and a CUDA call ends in torch's own error.
-# PYTHON: the interpreter to make the environment with. CUDA_TORCH: what pip installs (=== because == would take a
-# +cpu build, too). CUDA_VENV: where. Compiles for one architecture and, as far as the compilers offer it, without
-# optimisation: what is tried here is that everything compiles and links; other tests run the CPU kernels and look at
-# what the optimiser makes of the CUDA kernels.
+# Builds the complete extension against the CUDA build of torch. No GPU is needed. It checks that the extension links and
+# loads, that it reports its CUDA version, and that a CUDA call raises torch's error.
+# PYTHON: the interpreter that makes the environment. CUDA_TORCH: what pip installs (=== because == also accepts a +cpu
+# build). CUDA_VENV: the folder of the environment. Compiles for one architecture and without optimisation where the
+# compilers allow that, because other tests check the optimised kernels.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} torch=${CUDA_TORCH:-torch===2.13.0} venv=${CUDA_VENV:-build/cuda-venv}
 if ! command -v nvcc > /dev/null; then
-  echo "no nvcc: nothing to build"
+  echo "nvcc is not on PATH: nothing to build"
   exit 0
 fi
 start=$SECONDS
@@ -20,8 +19,8 @@ if [ ! -e "$venv/.ready" ]; then
 fi
 echo "environment: $((SECONDS - start)) s"
 start=$SECONDS
-# In a copy: an extension for another torch must not come to lie beside the Python sources. Kept, so that ninja can
-# tell what is new.
+# In a copy, because an extension for another torch must not be in lstmkern/. The copy is kept, so that ninja can tell
+# what has changed.
 root=$PWD copy=build/cuda-source
 mkdir -p "$copy" && rm -f "$copy"/lstmkern/_C*.so
 tar -c --exclude='*.so' --exclude=__pycache__ csrc lstmkern setup.py pyproject.toml README.md LICENSE | tar -x -C "$copy"

@@ -1,4 +1,4 @@
-"""simt/layers.py's torch_nn for larger layers: all sequences of a step at once, in milliseconds instead of seconds."""
+"""torch_nn of simt/layers.py for larger layers: all sequences of a step at once, so it takes milliseconds."""
 
 import torch
 
@@ -12,15 +12,17 @@ def positions(problem):
 
 
 def torch_nn(problem, dtype):
-    """The layer as torch.nn computes it in `dtype`, a direction and a step at a time: a dict of the results and the
-    gradients under the ops' names, laid out as the ops lay them out (0 where there is no row)."""
+    """The layer as torch.nn computes it in `dtype`, one direction and step at a time.
+
+    Returns a dict of the results and gradients under the ops' names and in the ops' layout (0 where there is no row).
+    """
     case, T, N, D = problem.case, problem.case.T, problem.case.N, problem.case.D
     steps, sequences = positions(problem)
     real = torch.zeros(T, N, dtype=torch.bool)
     real[steps, sequences] = True
 
     def time_major(tensor):
-        """[T, N, ...], padding 0."""
+        """[T, N, ...], with zeros as padding."""
         if case.ragged == "packed":
             padded = tensor.new_zeros(T, N, *tensor.shape[1:])
             return padded.index_put((steps, sequences), tensor)
@@ -66,7 +68,7 @@ def torch_nn(problem, dtype):
         out |= {"cells": laid_out(torch.cat(cells, -1)), "c_n": torch.stack(c_n)}
     loss = 0
     for name, grad in problem.grads.items():
-        if case.ragged == "lengths" and name in ("grad_output", "grad_cells"):  # where there is no row: anything
+        if case.ragged == "lengths" and name in ("grad_output", "grad_cells"):  # padding may hold any value
             mask = (real.T if case.batch_first else real)[..., None]
             grad = torch.where(mask, grad, torch.zeros_like(grad))
         loss = loss + (out[name.removeprefix("grad_")] * grad.to(dtype)).sum()

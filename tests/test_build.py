@@ -82,6 +82,108 @@ def test_build_without_a_compiler(tmp_path):
     assert "needs a C++ compiler" in one_sentence(result.stderr)
 
 
+CELLS = ("gru", "lstm", "rnn")
+
+
+@pytest.fixture(scope="module")
+def units():
+    """{a unit of csrc without CUDA: the files of csrc that it includes}, by the preprocessor."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if not compiler:
+        pytest.skip("needs a C++ compiler")
+
+    def included(source: Path) -> set[str]:
+        command = [compiler, "-std=c++17", "-MM", "-MG", source]  # -MG: without torch's headers
+        rule = subprocess.run(command, capture_output=True, text=True, check=True).stdout.replace("\\\n", " ")
+        paths = (Path(os.path.abspath(word)) for word in rule.partition(":")[2].split())
+        return {str(path.relative_to(ROOT / "csrc")) for path in paths if path.is_relative_to(ROOT / "csrc")}
+
+    sources = [*(ROOT / "csrc").glob("*.cpp"), *(ROOT / "csrc" / "cpu").rglob("*.cpp")]
+    return {str(source.relative_to(ROOT / "csrc")): included(source) for source in sources}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_cell_is_compiled_by_itself(units, cell):
+    """A change of one cell compiles one small unit per instruction set, and not the kernels that all cells share."""
+    variants = {path.parent.name for path in (ROOT / "csrc" / "cpu").glob("*/target.h")}
+    assert len(variants) == 5
+    for header in (f"cells/{cell}.h", f"cpu/{cell}.inl"):
+        users = {unit for unit, files in units.items() if header in files}
+        assert users == {f"cpu/{variant}/{cell}.cpp" for variant in variants}
+
+
+def test_the_microkernel_is_compiled_once_per_instruction_set(units):
+    users = {unit for unit, files in units.items() if "cpu/gemm.h" in files}
+    assert users == {unit for unit in units if unit.endswith("/kernels.cpp")} and len(users) == 5
+
+
+@pytest.fixture
+def pretended(tmp_path):
+    """PYTHONPATH of a torch whose BuildExtension says what ninja says and compiles nothing."""
+    (tmp_path / "torch" / "utils").mkdir(parents=True)
+    (tmp_path / "torch" / "__init__.py").write_text("__version__ = '2.13.0'\nclass version: cuda = None")
+    said = [
+        f"[1/12] c++ -MMD -MF a.o.d -DNDEBUG -c {ROOT}/csrc/ops.cpp -o a.o -O2",
+        "csrc/ops.cpp:3:1: warning: something",
+        "FAILED: b.o",
+        f"c++ -MMD -MF b.o.d -DNDEBUG -c {ROOT}/csrc/results.cpp -o b.o -O2",
+        f"[12/12] c++ -c -c {ROOT}/csrc/cpu/avx2/lstm.cpp -o c.o",
+    ]
+    (tmp_path / "said").write_text("\n".join(said))
+    (tmp_path / "torch" / "utils" / "cpp_extension.py").write_text(
+        "import subprocess\nfrom setuptools import Extension\nfrom setuptools.command.build_ext import build_ext\n"
+        "CUDAExtension = None\nclass BuildExtension(build_ext):\n    def build_extensions(self):\n"
+        f"        subprocess.run(['cat', {str(tmp_path / 'said')!r}])\n"
+        "def CppExtension(name, sources, **more): return Extension(name, sources)"
+    )
+    return str(tmp_path)
+
+
+PROGRESS = ["[ 1/12] csrc/ops.cpp", "[12/12] csrc/cpu/avx2/lstm.cpp"]
+
+
+def test_progress_line_for_each_object(tmp_path, pretended):
+    """Instead of the compiler's commands; what the compiler says is shown as it is."""
+    result = run("setup.py", "build_ext", "--build-lib", tmp_path / "out", PYTHONPATH=pretended)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert [line for line in lines if line.startswith("[")] == PROGRESS
+    assert "csrc/ops.cpp:3:1: warning: something" in lines and "FAILED: b.o" in lines
+    assert any(line.startswith("c++ ") and "results.cpp" in line for line in lines)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo-terminal")
+@pytest.mark.parametrize("front_end", [True, False])
+def test_progress_is_seen_under_a_front_end(tmp_path, pretended, front_end):
+    """pip does not show a back end's output, but the terminal shows the progress. Nothing else is written there."""
+    code = "import fcntl, os, runpy, sys, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
+    code += "import setuptools.build_meta\n" * front_end
+    code += f"sys.argv = ['setup.py', 'build_ext', '--build-lib', {str(tmp_path / 'out')!r}]\n"
+    code += "runpy.run_path('setup.py', run_name='__main__')"
+    ours, theirs = os.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            stdin=theirs,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": pretended},
+            start_new_session=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert all(line in done.stdout.splitlines() for line in PROGRESS)
+        os.set_blocking(ours, False)
+        try:
+            shown = os.read(ours, 10000).decode()
+        except BlockingIOError:
+            shown = ""
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert [line for line in shown.splitlines() if line] == (PROGRESS if front_end else [])
+
+
 @pytest.fixture
 def clone(tmp_path):
     """clone(): what `import lstmkern` says in a copy of the sources without a compiled part: its file, or the error.

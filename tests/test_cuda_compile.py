@@ -10,11 +10,11 @@ import pytest
 from benchmarks import nvcc
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc here")
+pytestmark = pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 
 ARCHS = {"sm_80": "arch=compute_80,code=sm_80", "sm_90a": "arch=compute_90a,code=sm_90a"}
 SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-SPILLS_ALLOWED = {}  # {part of a kernel's name: why}
+SPILLS_ALLOWED = {}  # {part of a kernel's name: the reason}
 
 KERNEL = re.compile(r"Compiling entry function '(\w+)' for '(\w+)'")
 STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -30,7 +30,9 @@ def short(name):
 
 def compile_and_report(source, arch, tmp_path):
     """[(kernel, registers, shared bytes, stack bytes, spilled bytes)] as ptxas reports them."""
-    if arch == nvcc.ARCH and source in SOURCES:  # with the host's part, and its warnings; test_sass.py reads it, too
+    if (
+        arch == nvcc.ARCH and source in SOURCES
+    ):  # includes the host code and its warnings; test_sass.py uses the same file
         return report(nvcc.compiled(source)[1])
     command = ["nvcc", "-c" if arch == nvcc.ARCH else "-cubin", "-O3", "-std=c++17", "-Werror", "all-warnings"]
     command += ["-Xcompiler", "-Wall", "-gencode", ARCHS[arch], "-Xptxas", "-v", source, "-o", tmp_path / "out.o"]
@@ -70,12 +72,12 @@ def test_compiles_without_warning_or_spill(source, arch, tmp_path, record_proper
 
 @pytest.mark.parametrize("arch", ["sm_90a"])
 def test_primitives_compile(arch, tmp_path):
-    """The simulator's self-test kernels: every name of device.h exists on both sides."""
+    """The simulator's self-test kernels compile with nvcc: every name of device.h exists on both sides."""
     assert len(compile_and_report(ROOT / "tests" / "simt" / "selftest.cu", arch, tmp_path)) >= 20
 
 
 def test_kernels_know_neither_torch_nor_cuda_by_name():
-    """A .cu file includes no torch, and uses CUDA only through device.h and its launch.h."""
+    """A .cu file does not include torch and uses CUDA only through device.h and launch.h."""
     names = r"torch|ATen|c10|cuda_runtime|cudaStream|cudaMalloc|threadIdx|blockIdx|blockDim|__sync|__shfl|__shared__"
     headers = [p for p in (ROOT / "csrc" / "cuda").glob("*.h") if p.name not in ("device.h", "launch.h")]
     for path in [*SOURCES, *headers]:

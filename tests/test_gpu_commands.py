@@ -1,4 +1,4 @@
-"""`make gpu-first`, `gpu-check`, `gpu-bench`: parts, limits, records and tables, with parts that fail and hang."""
+"""`make gpu-first`, `gpu-check`, `gpu-bench`: parts, limits, records and tables, with parts that fail or hang."""
 
 import json
 import os
@@ -32,7 +32,7 @@ PARTS = {
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """run(groups): gpu-first with these groups of (part, limit); its exit code, records and lines."""
+    """run(groups): runs gpu-first with these groups of (part, limit) and returns its exit code, records and lines."""
     for name, code in PARTS.items():
         (tmp_path / f"part_{name}.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{records.ROOT}")
@@ -54,22 +54,22 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def test_parts_that_fail_or_hang_hide_nothing(run):
-    names = [("good", 20, {})], [("bad", 20, {})], [("hang", 5, {}), ("stubborn", 5, {}), ("good-beside", 20, {})]
+    names = [("good", 20, {})], [("bad", 20, {})], [("hang", 5, {}), ("stubborn", 5, {}), ("good-parallel", 20, {})]
     code, found, lines, _ = run([*names, [("crash", 20, {})], [("good-last", 20, {})]])
     assert code == 1
     said = {name: part["status"] for name, part in found.items()}
-    assert said["good"] == said["good-beside"] == said["good-last"] == "ok"
+    assert said["good"] == said["good-parallel"] == said["good-last"] == "ok"
     assert said["bad"] == "failed (exit code 5)"
     assert said["hang"] == said["stubborn"] == "killed at its limit"
     assert said["crash"].startswith("failed")
-    assert "[hang] begun" in lines and "[stubborn] deaf" in lines  # what they had printed is there
+    assert "[hang] begun" in lines and "[stubborn] deaf" in lines  # their output was kept
     assert re.search("FAILED: bad (hang stubborn|stubborn hang) crash;", lines[-1])
     end = lines[lines.index("== good-last: ok, " + f"{found['good-last']['seconds']:.1f} s") :]
     assert all(any(line.startswith(name) for line in end) for name in found)  # the table
 
 
 def test_a_part_is_told_its_run_tier_and_time(run):
-    code, named, lines, found = run([[("good", 20, {})], [("told", 40, {"own_time": 30, "tier": "grid"})]])
+    code, named, lines, found = run([[("good", 20, {})], [("told", 40, {"start_until": 30, "tier": "grid"})]])
     assert code == 0 and "every part succeeded" in lines[-1]
     (note,) = [r for r in found if r["kind"] == "note"]
     assert 0 < note["left"] <= named["told"]["limit"] * 30 / 40 and note["tier"] == "grid" and note["part"] == "told"
@@ -91,9 +91,9 @@ def test_no_part_takes_another_s_time(run, monkeypatch):
 
 
 def test_time_that_was_saved_goes_to_later_parts(run, monkeypatch):
-    """Up to twice their limits, and never what the parts after them may need."""
+    """They get up to twice their limits, but never time that the parts after them may need."""
     monkeypatch.setitem(parts.LIMITS, "first", 300)
-    told = [("told", 40, {"own_time": 30, "tier": "grid"}), ("good", 100, {})]
+    told = [("told", 40, {"start_until": 30, "tier": "grid"}), ("good", 100, {})]
     code, found, _, all_found = run([[("good-first", 200, {})], told, [("good-last", 100, {})]])
     assert code == 0
     (note,) = [r for r in all_found if r["kind"] == "note"]
@@ -104,7 +104,7 @@ def test_time_that_was_saved_goes_to_later_parts(run, monkeypatch):
 
 
 def test_a_process_that_does_not_die(run, monkeypatch, tmp_path):
-    """A stand-in for `timeout` that does nothing: as if the driver kept the process."""
+    """A stand-in for `timeout` that does nothing, as if the driver kept the process alive."""
     (tmp_path / "bin").mkdir()
     fake, real, held = tmp_path / "bin" / "timeout", shutil.which("timeout"), tmp_path / "held"
     fake.write_text(f'#!/bin/sh\ncase "$*" in *part_hang*) echo $$ > {held}; exec sleep 600;; esac\nexec {real} "$@"\n')
@@ -115,14 +115,14 @@ def test_a_process_that_does_not_die(run, monkeypatch, tmp_path):
         code, found, lines, _ = run([[("good", 20, {})], [("hang", 5, {})], [("good-last", 20, {})]])
     finally:
         os.kill(int(held.read_text()), signal.SIGKILL)
-    assert code == 1 and found["hang"]["status"] == "does not die" and found["good-last"]["status"] == "ok"
+    assert code == 1 and found["hang"]["status"] == "does not end" and found["good-last"]["status"] == "ok"
     assert "FAILED: hang;" in lines[-1]
 
 
 def test_an_extension_that_does_not_die_is_not_built(run, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        commands.Command, "together", lambda self, group, later=0: asked.append(group) or [commands.STUCK]
+        commands.Command, "run_group", lambda self, group, later=0: asked.append(group) or [commands.STUCK]
     )
     run([[("good", 20, {})]])
     assert len(asked) == 1
@@ -135,7 +135,7 @@ def test_interrupted(run, monkeypatch):
         code, found, lines, _ = run([[("good", 20, {})], [("interrupting", 100, {})], [("good-2", 20, {})]])
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert code == 1 and set(found) == {"good"}  # the other one was not waited for
+    assert code == 1 and set(found) == {"good"}  # the command did not wait for the other one
     assert "FAILED" in lines[-1] and not any(line.startswith("[good-2]") for line in lines)
 
 
@@ -146,7 +146,7 @@ def test_without_a_gpu(monkeypatch, capsys, tmp_path):
     for command in parts.LIMITS:
         assert commands.main([command]) == 2
         (line,) = capsys.readouterr().out.splitlines()
-        assert line.startswith("No GPU here") and f"make gpu-{command} DEVICE=cpu" in line
+        assert line.startswith("torch finds no usable GPU") and f"make gpu-{command} DEVICE=cpu" in line
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,7 +159,7 @@ def test_torch_that_does_not_answer(monkeypatch, tmp_path):
     slow.write_text("#!/bin/sh\nexec sleep 600\n")
     slow.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(slow))
-    monkeypatch.setattr(commands, "TORCH_PATIENCE", 0.1)
+    monkeypatch.setattr(commands, "TORCH_TIMEOUT", 0.1)
     assert commands.torch_sees_a_gpu() is False
 
 
@@ -168,10 +168,10 @@ def test_limits_fit_the_commands():
     for command, limit in parts.LIMITS.items():
         assert parts.longest(command) <= limit
         for part in (part for group in parts.groups(command, "cuda") for part in group):
-            assert part.own_time <= part.limit - 3 or not part.own_time
-            # What is ended at its limit by others than itself would leave no record.
-            assert part.own_time or part.module not in ("benchmarks.gpu.sanitize", "benchmarks.gpu.profile")
-    # A first run that has to build has no time for all, but for the smoke matrix and its first benchmark lines.
+            assert part.start_until <= part.limit - 3 or not part.start_until
+            # A tool that others end at its limit would leave no record.
+            assert part.start_until or part.module not in ("benchmarks.gpu.sanitize", "benchmarks.gpu.profile")
+    # A first run that has to build has time only for the smoke tests and the first benchmark lines.
     built = sum(max(p.limit for p in group) + parts.GRACE for group in parts.groups("first", "cuda")[:6])
     assert built + parts.BUILD <= 220
 
@@ -214,7 +214,7 @@ def test_order_of_parts_and_layers():
 
 
 def test_files_of_a_command(tmp_path, monkeypatch):
-    """Where the two go: log and records."""
+    """Where log and records are written."""
     monkeypatch.delenv("OUT", raising=False)
     assert records.folder("cpu") == records.ROOT / "build" / "gpu-rehearsal"
     assert records.folder("cuda") == records.ROOT / "benchmarks" / "results"
@@ -307,7 +307,7 @@ def test_tables_of_what_there_is(tmp_path, monkeypatch, capsys):
 
 
 def test_tables_show_what_is_wrong():
-    """A time of a wrong result is no figure; an error that is not a number is the largest; few lines, none too long."""
+    """A wrong result has no time; NaN is the largest error; tables are short in both directions."""
     wrong = {**BENCH, "tier": "grid", "wrong": {"ours": float("nan")}}
     row = tables.bench([wrong])[-1]
     assert "cudnn 10.00 (1.00)  grid WRONG d=nan [" in row and "5.00" not in row
@@ -406,7 +406,7 @@ def test_outcomes_are_kept_at_once(tmp_path, spread):
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 def test_makefile():
     def words(*arguments):
-        # What a make around this test was told, it hands on.
+        # An outer make passes its settings on in the environment.
         told = ("MAKE", "MFLAGS", "DEVICE", "ONLY", "VENV", "PY", "TORCH")
         of_no_other = {k: v for k, v in os.environ.items() if not k.startswith(told)}
         command = ["make", "--no-print-directory", "-n", *arguments]

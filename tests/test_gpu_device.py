@@ -1,5 +1,7 @@
-"""What the GPU commands do on a GPU alone, on stand-ins that have the real functions' signatures: every line of
-device.py and tools.py is run, and a name or a keyword that torch does not know fails here."""
+"""The part of the GPU commands that needs a GPU, with stand-ins that have the signatures of the real functions.
+
+Every line of device.py and tools.py is run. A name or keyword that torch does not have fails here.
+"""
 
 import inspect
 import os
@@ -10,6 +12,7 @@ import time
 import types
 from unittest import mock
 
+import fake_programs
 import pytest
 import torch
 from clocks import end_time_at
@@ -24,7 +27,7 @@ def lines_of(code: types.CodeType) -> set[int]:
     """The lines of all functions in a module's code."""
     found = set() if code.co_name in ("<module>", "Gpu") else {line for *_, line in code.co_lines() if line}
     if code.co_name not in ("<module>", "Gpu"):
-        found.discard(code.co_firstlineno)  # the def itself
+        found.discard(code.co_firstlineno)  # the line of the def
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
             found |= lines_of(inner)
@@ -33,7 +36,7 @@ def lines_of(code: types.CodeType) -> set[int]:
 
 @pytest.fixture(scope="module", autouse=True)
 def every_line():
-    """In the process that test_every_line_is_run starts: no line of the two files' functions is left out."""
+    """In the process that test_every_line_is_run starts: checks that every line of the two files' functions was run."""
     if "LSTMKERN_TRACE" not in os.environ:
         yield
         return
@@ -59,8 +62,10 @@ def every_line():
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Gpu() with torch.cuda replaced, name by name (each must exist), by mocks that check the arguments; tensors are
-    the CPU's."""
+    """Gpu() with the functions of torch.cuda replaced by mocks that check their arguments; each name must exist.
+
+    Tensors are on the CPU.
+    """
     replaced = {}
 
     def replace(owner, name, **options):
@@ -120,7 +125,7 @@ def test_what_is_missing(gpu, monkeypatch):
     built.build_info.return_value = {"cuda": None}
     assert "without CUDA" in gpu.missing()
     gpu.replaced["is_available"].return_value = False
-    assert "no GPU" in gpu.missing()
+    assert "no usable GPU" in gpu.missing()
 
 
 def test_waiting_and_timing(gpu):
@@ -213,16 +218,8 @@ def test_facts_and_peaks(gpu):
 
 @pytest.fixture
 def program(tmp_path, monkeypatch):
-    """program(name, script): a program of that name, the only one on PATH but the shell's."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
-
-    def write(name, script):
-        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-        (folder / name).chmod(0o755)
-
-    return write
+    """program(name, script): puts a program of that name on PATH."""
+    return fake_programs.on_path(tmp_path / "bin", monkeypatch)
 
 
 def test_facts_of_programs(program, monkeypatch):
@@ -230,7 +227,7 @@ def test_facts_of_programs(program, monkeypatch):
     program("nvcc", "echo 'release 13.0'; echo 'Build 13.0.88'")
     program("ncu", "exec sleep 20")
     program("c++", "echo 'no files' >&2; exit 1")
-    monkeypatch.setattr(tools, "PATIENCE", 1)
+    monkeypatch.setattr(tools, "TIMEOUT", 1)
     found = {name: ask() for name, ask in tools.FACTS.items()}
     assert found["nvidia-smi"] == "NVIDIA H100, 580.1" and found["nvcc"] == "Build 13.0.88"
     assert found["compute-sanitizer"].startswith("not to be had")
@@ -240,7 +237,7 @@ def test_facts_of_programs(program, monkeypatch):
 
 def test_a_program_that_does_not_die(program, monkeypatch):
     program("ncu", "exec sleep 600")
-    monkeypatch.setattr(tools, "PATIENCE", 0.2)
+    monkeypatch.setattr(tools, "TIMEOUT", 0.2)
     monkeypatch.setattr(subprocess.Popen, "kill", lambda self: ended.append(self))
     ended = []
     assert "TimeoutExpired" in tools.FACTS["ncu"]()
@@ -288,23 +285,23 @@ def test_what_the_sanitizer_says(program, capsys):
 
 
 def test_a_tool_that_does_not_end(program, tmp_path, monkeypatch):
-    """It goes with what it has started, which would otherwise keep the GPU, and its lines."""
+    """It is ended with the processes that it started, which would otherwise keep the GPU; its lines are kept."""
     program("compute-sanitizer", f"sleep 3600 & echo $!; echo '========= Invalid read'; touch {tmp_path}/mark; wait")
     end_time_at(monkeypatch, tmp_path / "mark")
     seen = []
     code, lines = tools.stream(["compute-sanitizer"], seconds=600, seen=seen.append)
     assert code is None and seen == lines and lines[1] == "========= Invalid read"
-    for _ in range(6000):  # it goes when it gets a core
+    for _ in range(6000):  # it ends once it gets CPU time
         try:
             os.kill(int(lines[0]), 0)
             with open(f"/proc/{lines[0]}/stat") as file:
-                if file.read().split()[2] == "Z":  # waits for whoever is now its parent
+                if file.read().split()[2] == "Z":  # a zombie: its new parent has not waited for it yet
                     break
         except (ProcessLookupError, FileNotFoundError):
             break
         time.sleep(0.1)
     else:
-        pytest.fail("what the tool had started still runs")
+        pytest.fail("a process that the tool started still runs")
 
 
 COUNTERS = """==PROF== Connected to process 1
@@ -325,7 +322,7 @@ def test_profiler(program, tmp_path):
     command = tools.ncu("cluster_loop", file, ["python"])
     assert command[command.index("--profile-from-start") + 1] == "off"
     assert command[command.index("--apply-rules") + 1] == "no"
-    assert command[command.index("--clock-control") + 1] == "none"  # the card's clocks are not ours to set
+    assert command[command.index("--clock-control") + 1] == "none"  # never changes the GPU's clocks
     assert command[-3:] == ["--log-file", str(file), "python"]
     file.write_text(COUNTERS)
     first, second = tools.counters(file)
@@ -335,7 +332,7 @@ def test_profiler(program, tmp_path):
 
 
 def test_every_line_is_run():
-    """The other tests of this file, all in one process, whatever this one is a part of."""
+    """Runs the other tests of this file in one process."""
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", __file__]
     command += ["-k", "not every_line", "--rootdir", str(records.ROOT)]
     environment = {**os.environ, "LSTMKERN_TRACE": "1"}

@@ -1,5 +1,7 @@
-"""The extension that travels to a machine with a GPU: how it is built for another Python, and which one is used there.
-The real build (gigabytes of torch, minutes) is `make gpu-build-for`; here its steps have stand-ins."""
+"""Building the extension for another Python, and choosing the extension on a machine with a GPU.
+
+The real build (gigabytes of torch, minutes) is `make gpu-build-for`; here its steps have stand-ins.
+"""
 
 import json
 import os
@@ -16,7 +18,7 @@ CUDA, PLAIN = b"\x7fELF .nv_fatbin ", b"\x7fELF "
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """A checkout in miniature."""
+    """A small checkout."""
     root = tmp_path / "tree"
     for name in ("csrc/cuda/grid.cu", "lstmkern/__init__.py", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -51,8 +53,8 @@ def test_nothing_to_use(tree):
 def test_carried_extension_is_used_and_taken_back(tree):
     carried(tree, CUDA + b"1")
     assert extension.place(tree)[0] and local(tree).read_bytes() == CUDA + b"1"
-    assert extension.place(tree) == (True, f"lstmkern/{extension.NAME} is of these sources")
-    # A new one is carried to a machine that still has the old one: it was ours to replace.
+    assert extension.place(tree) == (True, f"lstmkern/{extension.NAME} is built from these sources")
+    # A new extension on a machine that has an older carried one, which may be replaced.
     (tree / "csrc/cuda/grid.cu").write_text("changed")
     carried(tree, CUDA + b"2")
     assert extension.place(tree)[0] and local(tree).read_bytes() == CUDA + b"2"
@@ -128,7 +130,7 @@ def test_what_is_wrong_is_a_sentence(tree, monkeypatch, tmp_path):
         assert str(end.value).startswith("gpu-build-for: ")
         return str(end.value)
 
-    assert "TORCH is what pip installs" in said("--python", "python3", "--torch", "2.11.0")
+    assert "TORCH must be what pip installs" in said("--python", "python3", "--torch", "2.11.0")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_HOME", raising=False)
     assert "no nvcc" in said("--python", "python3", "--torch", "torch==2.11.0")
@@ -150,7 +152,7 @@ def test_what_may_travel(tree):
         build_for.carry(other, {"sources": "b"}, 2500)
     assert not (folder / "_D.so").exists()
     build_for.carry(other, {"sources": "b"}, 5000)
-    library.write_bytes(b"z" * 10)  # a new one in an old one's place
+    library.write_bytes(b"z" * 10)  # a new one replaces an old one
     build_for.carry(library, {"sources": "c"}, 3000)
     assert json.loads((folder / "about.json").read_text()) == {"_C.so": {"sources": "c"}, "_D.so": {"sources": "b"}}
     assert build_for.LIMIT == 60 * 2**20
@@ -165,9 +167,9 @@ def test_check_before_a_machine_is_started(tree, capsys):
     assert "no extension" in refused()
     carried(tree, CUDA)
     build_for.main(["--check"])
-    assert f"carry/{extension.NAME} is of these sources" in capsys.readouterr().out
+    assert f"carry/{extension.NAME} is built from these sources" in capsys.readouterr().out
     (tree / "csrc/cuda/grid.cu").write_text("changed")
-    assert f"carry/{extension.NAME} is not of these sources" in refused()
+    assert f"carry/{extension.NAME} is not built from these sources" in refused()
 
 
 FAKE = """#!/bin/sh
@@ -206,7 +208,7 @@ def test_the_steps_of_a_build(tree, tmp_path, monkeypatch, capsys):
     assert (copy / "csrc/cuda/grid.cu").exists() and not (copy / "csrc/old.cu").exists()
     about = json.loads((tree / "carry" / "about.json").read_text())["_C.fake.so"]
     assert about["sources"] == records.compiled_digest() and about["python"] == "3.12.1" and about["glibc"] != "unknown"
-    assert list((tree / "lstmkern").glob("_C*")) == []  # none among our own sources
+    assert list((tree / "lstmkern").glob("_C*")) == []  # none in lstmkern/ of the sources
     *_, size, line = capsys.readouterr().out.splitlines()
     assert size == "carry/_C.fake.so: 0.0 MiB"
     assert line == "on the machine with the GPU: LSTMKERN_COMMIT=abc+ make gpu-first PYTHON=python3.12"

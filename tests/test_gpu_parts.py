@@ -1,5 +1,6 @@
-"""The parts of the GPU commands, in this process and on the CPU: what they make of results that are wrong, of errors,
-of tools that are absent, refused or find something."""
+"""The parts of the GPU commands in this process and on the CPU, with wrong results, errors, and tools that are missing,
+have no permission or find errors.
+"""
 
 import json
 import os
@@ -7,6 +8,7 @@ import sys
 import time
 import types
 
+import fake_programs
 import pytest
 import torch
 from clocks import end_time_at
@@ -32,7 +34,7 @@ from benchmarks.gpu import (
 
 @pytest.fixture
 def part(tmp_path, monkeypatch):
-    """part(module, words): runs a part as a rehearsal; its exit code and its records."""
+    """part(module, words): runs a part as a rehearsal and returns its exit code and records."""
 
     def run(module, *words, device="cpu", until=None):
         told = {
@@ -105,7 +107,7 @@ def test_a_dead_context_ends_the_process(part, monkeypatch, capsys):
     monkeypatch.setattr(os, "_exit", sys.exit)
     code, found = part(smoke, "--tier", "best")
     assert code == 1 and len(of_kind(found, "failure")) == 1
-    assert "context is gone" in capsys.readouterr().out
+    assert "context has ended" in capsys.readouterr().out
 
 
 def test_time_that_is_up(part, capsys):
@@ -125,10 +127,10 @@ def test_benchmark_lines(part, monkeypatch):
     assert lines and all(sorted(r["us_per_step"]) == sorted(names) for r in lines)
     monkeypatch.setattr(bench.CompiledCell, "forward", lambda self, x: 1 / 0)
     code, found = part(bench, "--peers")
-    assert code == 0  # no compiled cell was asked for
+    assert code == 0  # without --compiled
     before = len(of_kind(found, "bench"))
     code, found = part(bench, "--peers", "--compiled")
-    assert code == 1  # what is missing is said, the others are measured
+    assert code == 1  # the missing one is reported, the others are measured
     last = of_kind(found, "bench")[before:]
     assert len(last) == len(lines) and all(sorted(r["us_per_step"]) == sorted(names[:2]) for r in last)
 
@@ -166,7 +168,7 @@ def test_a_layer_without_a_plan_is_not_run(part, monkeypatch, capsys):
 
 
 def test_rounds_of_a_measurement(capsys):
-    """As many as fill the time, at least as many as asked for, in turn."""
+    """As many rounds as fill the time, at least as many as requested, with the names in turn."""
     order, warmed = [], []
 
     def device_of(ms):
@@ -186,7 +188,7 @@ def test_rounds_of_a_measurement(capsys):
     assert rounds(500.0) == bench.ROUNDS == 7
     assert rounds(1.0) == 1e3 * bench.SECONDS / 2 == 60
     assert rounds(0.0) == bench.MOST and rounds(1.0, rehearsal=True) == 2
-    assert warmed == [0] * 4  # before all else
+    assert warmed == [0] * 4  # before everything else
     assert bench.quartiles({"a": [1.0, 2.0, 3.0, 4.0, 5.0]}, 10) == {"a": [200.0, 400.0]}
 
 
@@ -222,16 +224,9 @@ def test_variants_that_disagree(part, monkeypatch, capsys):
 
 @pytest.fixture
 def tool(tmp_path, monkeypatch):
-    """tool(name, script): the only program of that name."""
-    folder = tmp_path / "bin"
-    folder.mkdir()
-
-    def write(name, script):
-        (folder / name).write_text(f"#!/bin/sh\n{script.replace('touch mark', f'touch {tmp_path}/mark')}\n")
-        (folder / name).chmod(0o755)
-
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin")
-    return write
+    """tool(name, script): puts a program of that name on PATH. `mark` in the script is a file in tmp_path."""
+    write = fake_programs.on_path(tmp_path / "bin", monkeypatch)
+    return lambda name, script: write(name, script.replace("touch mark", f"touch {tmp_path}/mark"))
 
 
 def test_sanitizer(part, tool, monkeypatch):
@@ -261,12 +256,12 @@ def test_what_a_sanitizer_finds(part, tool, tmp_path, monkeypatch, script, expec
     until = time.time() + 600 if "sleep" in script else None
     code, found = part(sanitize, "--tool", "racecheck", "--tiers", "cluster", device="cuda", until=until)
     assert code == expected and found[-1]["status"].startswith(status)
-    assert [r["report"] for r in of_kind(found, "sanitizer report")] == found[-1]["found"]  # each as it came
+    assert [r["report"] for r in of_kind(found, "sanitizer report")] == found[-1]["found"]  # each when it was printed
     assert len(found) == script.count("=========") + 1
 
 
 def test_layers_under_a_sanitizer_end_before_it_is_ended(part, tool, monkeypatch):
-    """So that it still can print its summary."""
+    """So that the sanitizer can still print its summary."""
     tool("compute-sanitizer", f'[ "$1" = --help ] || echo "told ${records.PART}"')
     until = 1e9 + 100
     monkeypatch.setattr(time, "time", lambda: 1e9)
@@ -360,7 +355,7 @@ def test_only_the_second_step_is_profiled(monkeypatch):
 
 
 def test_facts_that_others_need_come_first(part, monkeypatch):
-    """And what one program says is kept before the next is asked."""
+    """And the answer of each program is recorded before the next program runs."""
     kept = []
 
     def ask(name):
@@ -394,7 +389,7 @@ def test_pytest_command(monkeypatch):
 
 def test_session_without_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="no GPU here"):
+    with pytest.raises(SystemExit, match="no usable GPU"):
         session.Session("smoke", session.arguments("x").parse_args([]))
 
 
@@ -434,7 +429,7 @@ REFERENCES = [
 
 @pytest.mark.parametrize("case", REFERENCES, ids=str)
 def test_batched_reference_is_the_one_by_one(case):
-    """test_cuda.py's reference, which computes all sequences of a step at once."""
+    """The reference of test_cuda.py, which computes all sequences of a step at once, equals that of simt/layers.py."""
     problem = cases.make(case, torch.float64)
     wanted, found = cases.torch_nn(problem, torch.float64), torch_nn(problem, torch.float64)
     assert wanted.keys() == found.keys()

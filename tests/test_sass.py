@@ -1,4 +1,4 @@
-"""What nvcc makes of the resident tiers' loops, and that the reader of its disassembly counts right."""
+"""The compiled loops of the resident tiers stay within their limits, and the counts in the disassembly are right."""
 
 import pytest
 
@@ -7,8 +7,8 @@ from benchmarks.common_path import CommonPath
 from benchmarks.disassembly import Instruction, parse
 from benchmarks.step_loop import StepLoop, identity, key
 
-# A small kernel, as nvdisasm prints it. Its weights: R4..R11 are loaded before the step loop and kept, R20..R23 are
-# loaded from shared memory in an inner loop.
+# A small kernel in the format of nvdisasm. Its weights: R4..R11 are loaded before the step loop and kept; R20..R23
+# are loaded from shared memory in an inner loop.
 LISTING = """\
 	.target	sm_90a
 	.section	.text.small,"ax",@progbits
@@ -74,7 +74,7 @@ def small():
 def test_loops_are_found_by_their_structure(small):
     blocks, _, outermost = small.loops()
     first = {small.instructions[blocks[loop.header][0]].address: loop for loop in outermost}
-    assert set(first) == {0x30, 0x50}  # the one after the end cannot be reached
+    assert set(first) == {0x30, 0x50}  # the loop after the end is unreachable
     inner = {small.instructions[blocks[loop.header][0]].address for loop in first[0x50].inner}
     assert inner == {0x60, 0x160}
 
@@ -105,7 +105,7 @@ def test_step_loop_is_measured(small):
         "global_stores": 2,
         "chain": 3,  # HMMAs at 0xd0, 0x110 and 0x140
         "loads_waited_for": 0,
-        "groups": 3,  # at 0xd0, at 0x110 with what LDSM put into R12, at 0x140 with what it put into R14
+        "groups": 3,  # at 0xd0, at 0x110 with R12 from LDSM, at 0x140 with R14 from LDSM
         "group_period": 3.5,
         "between_groups": 1.5,
         "per_group": 2.0,
@@ -115,7 +115,7 @@ def test_step_loop_is_measured(small):
 
 def test_common_path(small):
     path = CommonPath(StepLoop(small, fp32=False)).count()
-    # All but the loop that waits (3); with one element without the second one's three instructions.
+    # All except the loop that waits (3 instructions); with one element also without the 3 of the second element.
     assert (path["executed"], path["executed_one"]) == (31, 28)
     assert path["inner_loops"] == [
         {"kind": "wait", "instructions": 3, "multiplications": 0, "copies": 0},
@@ -129,7 +129,7 @@ def test_common_path(small):
         (("@P2 BRA `(.L_x_3)", "NOP"), {"branches_k_loop": 0, "branches": 5, "instructions_k_loop": 12}),
         (("LDS.U8", "LDS.U16"), {"LDS": {"U16": 1, "32": 1, "64": 1, "128": 1, "LDSM": 1}}),
         (("@!P3 BRA `(.L_x_3)", "@!P3 BRA `(.L_x_4)"), {"instructions_shared_loop": 0, "shared": 1}),
-        (("LDSM.16.M88.4 R12", "LDSM.16.M88.2 R14"), {"groups": 2}),  # R12 is still that of 0xc0
+        (("LDSM.16.M88.4 R12", "LDSM.16.M88.2 R14"), {"groups": 2}),  # R12 still has the value of 0xc0
         (("LDS.64 R14, [R3+0x8]", "LDS.64 R8, [R3+0x8]"), {"kept": 3, "shared": 4}),  # R8 is no longer kept
         (("CCTL.IVALL", "CCTL.IVALL.CTA"), {"L1_flush": 1}),
         (("MEMBAR.ALL.GPU", "MEMBAR.ALL.CTA"), {"MEMBAR": {"MEMBAR.ALL.CTA": 1}}),
@@ -143,7 +143,7 @@ def test_changes_show(change, what):
 
 
 def test_fp32_multiplications():
-    """FFMAs with a weight that is kept; not those of the cell, which take no factor from shared memory."""
+    """FFMAs with a kept weight count; those of the cell, which have no factor from shared memory, do not."""
     text = LISTING.replace("HMMA.16816.F32.BF16 R40, R4, R12.reuse, RZ", "FFMA R40, R4, R12.reuse, RZ")
     text = text.replace("HMMA.16816.F32.BF16 R44, R8, R12, RZ", "FFMA R44, R12, R8, R44")
     text = text.replace("MUFU.EX2 R40, R40", "FFMA R40, R41, R42, R40")
@@ -197,7 +197,7 @@ def test_kernel_names(name, expected):
 
 
 def test_results_file():
-    """The committed numbers are complete: every loop of both tiers, and the state before is there to compare with."""
+    """The committed numbers are complete: every loop of both tiers, and the numbers before for comparison."""
     results = sass.json.loads(sass.RESULTS.read_text())
     assert "before" in results
     for result in results.values():
@@ -210,8 +210,11 @@ def test_results_file():
 @pytest.mark.skipif(nvcc.missing() is not None, reason=str(nvcc.missing()))
 @pytest.mark.parametrize("tier", sass.TIERS)
 def test_loops_are_tight(tier, record_property):
-    """No spill, local memory or byte load, no branch in the k-loops; clusters: no device-wide fence, no L1 flush. And a
-    wait for what never comes ends, in a trap."""
+    """No spill, no local memory, no byte load, no branch in the k-loops; for clusters no device-wide fence and no L1
+    flush.
+
+    Every kernel has a trap, with which a wait that would not end stops.
+    """
     source = sass.ROOT / "csrc" / "cuda" / f"{tier}.cu"
     loops = sass.measure_file(source)
     record_property(f"{tier}_loop for {nvcc.ARCH}", sass.table(loops))
@@ -225,8 +228,8 @@ def test_loops_are_tight(tier, record_property):
     for name, loop in loops.items():
         steps = loop["kept"] and loop["shared"]
         assert steps, f"{name}: the k-loops were not found"
-    # What is fetched ahead is not used at once, nor copied; the loads where a sequence begins or ends are,
-    # at most 9 of 26. A plain copy in advance() (resident_forward.h) makes it 11 of 26 and more, 4 of 8 forward.
+    # Prefetched values are not used or copied at once. The loads where a sequence begins or ends are: at most 9 of 26.
+    # With plain copies in advance() (resident_forward.h) they would be 11 of 26 or more, and 4 of 8 forward.
     late = {n: (x["loads_waited_for"], x["loads_of_values"]) for n, x in loops.items()}
     assert all(5 * waited <= 2 * loads for waited, loads in late.values()), late
     found = {name: sass.violations(loop) for name, loop in loops.items()}

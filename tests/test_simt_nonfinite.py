@@ -1,11 +1,13 @@
-"""An infinite or NaN value in the CUDA kernels (on the simulator) reaches what it reaches in torch.nn and no other
-sequence: no padding, of units, of K or of a ragged batch, makes NaN of it."""
+"""An infinite or NaN value in the CUDA kernels (on the simulator) reaches the same results as in torch.nn and no other
+sequence. No padding, of units, of K or of a ragged batch, turns it into NaN.
+"""
 
 import shutil
 
 import pytest
 import torch
 from simt.layers import Case, flat, make, padding, rows_of, torch_nn
+from simt.layers import dtype_name as ids
 from simt.simulator import forward_and_backward, simulator
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the simulator")
@@ -13,7 +15,6 @@ INF, NAN = float("inf"), float("nan")
 # The resident tiers pad units and K to 8, 16 or 32 and sequences to 8.
 TIERS = {"stepwise": ["LSTM", "GRU", "RNN_TANH", "RNN_RELU"], "cluster": ["LSTM", "GRU"], "grid": ["LSTM", "GRU"]}
 KINDS = [pytest.param(tier, mode, id=f"{tier}-{mode}") for tier, modes in TIERS.items() for mode in modes]
-ids = lambda v: str(v).removeprefix("torch.")  # noqa: E731
 
 
 def run(tier, problem):
@@ -34,7 +35,7 @@ def check_padding(problem, got):
 
 
 def check_others(problem, got, usual, n):
-    """Whatever belongs to other sequences than n has the same bits."""
+    """All results of sequences other than n have the same bits."""
     keep = [j for j in range(problem.case.N) if j != n]
     for name in ("h_n", "c_n", "grad_h0", "grad_c0"):
         if got[name].numel():

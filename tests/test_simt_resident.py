@@ -1,38 +1,25 @@
-"""The resident tiers (cluster and grid) on the simulator, against torch.nn in fp64: LSTM and GRU, every dtype that they
-take, ragged layouts, odd sizes, weights partly in registers and partly in shared memory, in many orders of threads."""
+"""The resident tiers (cluster and grid) on the simulator, compared with torch.nn in fp64: LSTM and GRU, every dtype
+that they support, ragged layouts, odd sizes, weights partly in registers and partly in shared memory, in many orders
+of threads.
+"""
 
 import shutil
 
 import pytest
 import torch
-from simt.layers import (
-    CHANGES,
-    FEW_MULTIPROCESSORS,
-    SEQUENCE,
-    Case,
-    check,
-    make,
-    padding,
-    plans_in_sequence,
-    torch_nn,
-)
+from simt import layers
+from simt.layers import CHANGES, FEW_MULTIPROCESSORS, SEQUENCE, Case, make, plans_in_sequence
+from simt.layers import dtype_name as ids
 from simt.simulator import SimulationError, forward_and_backward, simulator
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the simulator")
 TIERS = ["cluster", "grid"]
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-LIMIT = 227 * 1024  # bytes of shared memory that a block can have
-ids = lambda v: str(v).removeprefix("torch.")  # noqa: E731
+LIMIT = 227 * 1024  # most bytes of shared memory in a block
 
 
 def compare(simulator, case, dtype, **options):
-    problem = make(case, dtype)
-    got = forward_and_backward(simulator, problem, **options)
-    check(problem, got, torch_nn(problem, torch.float64), torch_nn(problem, dtype))
-    if case.ragged == "lengths":
-        for name in ("output", "grad_input", *(["cells"] if case.mode == "LSTM" else [])):
-            assert padding(problem, got[name]).all_zero(), name
-    return problem, got
+    return layers.compare(lambda problem: forward_and_backward(simulator, problem, **options), case, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
@@ -44,7 +31,7 @@ def test_everything_at_once(tier, mode, ragged, dtype):
     compare(simulator(tier), case, dtype, grad_output_columns=48)
 
 
-# Units come in eights, tiles in sixteens and (fp32) in 32 lanes; a block has 1 to 4 groups of units.
+# Units are padded to 8, tiles to 16 units or (fp32) 32 lanes; a block has 1 to 4 groups of units.
 @pytest.mark.parametrize("H", [1, 8, 9, 17, 31, 72])
 @pytest.mark.parametrize("mode", ["LSTM", "GRU"])
 @pytest.mark.parametrize("tier", TIERS)
@@ -61,7 +48,7 @@ def test_hidden_sizes(tier, mode, H):
         Case("GRU", T=4, N=4, I=3, H=8, bias=False, D=2, batch_first=True),
         Case("LSTM", T=4, N=17, I=8, H=24, D=2, batch_first=True, ragged="lengths"),
         Case("GRU", T=12, N=8, I=2, H=16, ragged="lengths", resets=True),
-        Case("LSTM", T=258, N=2, I=1, H=3, ragged="packed"),  # more steps than one launch's table
+        Case("LSTM", T=258, N=2, I=1, H=3, ragged="packed"),  # more steps than a launch can upload to the tables
     ],
     ids=str,
 )
@@ -75,7 +62,7 @@ def test_shapes(tier, case):
 @pytest.mark.parametrize("mode", ["LSTM", "GRU"])
 @pytest.mark.parametrize("tier", TIERS)
 def test_sequences_without_steps(tier, mode, empty):
-    """Their state and its gradient pass through; whole teams of them, too."""
+    """Their state and its gradient pass through unchanged, also where a whole team has only such sequences."""
     for dtype in (torch.bfloat16, torch.float32):
         case = Case(mode, T=4, N=17, I=3, H=11, D=2, ragged="lengths", resets=True, empty=empty)
         problem, got = compare(simulator(tier), case, dtype)
@@ -88,7 +75,7 @@ def test_sequences_without_steps(tier, mode, empty):
     assert all((less[f"grad_{state}0"][:, :empty] == 0).all() for state in states)
 
 
-# What a small device makes of a layer: (tier, device, case, dtype, what the plan must be to test what it is to test).
+# Layers on small devices: (tier, device, case, dtype, what their plan must have for the test to be useful).
 PLANS = [
     ("cluster", {"largest_cluster": 8}, Case("LSTM", T=2, N=3, I=2, H=130), torch.float32, {"blocks": 8}),
     ("cluster", {"multiprocessors": 2}, Case("LSTM", T=3, N=20, I=2, H=24, D=2), torch.bfloat16, {"sequences": 16}),
@@ -104,9 +91,7 @@ PLANS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("tier", "device", "case", "dtype", "wanted"), PLANS, ids=lambda v: str(v).replace("torch.", "")
-)
+@pytest.mark.parametrize(("tier", "device", "case", "dtype", "wanted"), PLANS, ids=ids)
 def test_plans(tier, device, case, dtype, wanted):
     s = simulator(tier, **device)
     plans = [s.plan(case.mode, dtype, case.N, case.H, case.D, backward) for backward in (False, True)]
@@ -118,7 +103,7 @@ def test_plans(tier, device, case, dtype, wanted):
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_one_layer_after_another(tier):
-    """A tier keeps its last plan; the next layer on the same device may need another."""
+    """A tier keeps its last plan; the next layer on the same device may need another one."""
     s = simulator(tier, multiprocessors=FEW_MULTIPROCESSORS[tier], device_number=1)
     for mode, dtype, N, H, D in SEQUENCE:
         compare(s, Case(mode, T=2, N=N, I=2, H=H, D=D), dtype)
@@ -130,13 +115,13 @@ def test_plans_one_after_another(tier, backward):
     kept, wanted = plans_in_sequence(simulator, tier, backward)
     assert kept == wanted
     for i in (*range(CHANGES), -2):
-        assert wanted[i] != wanted[i + 1], f"the plan of number {i} would do for the next"
+        assert wanted[i] != wanted[i + 1], f"plan {i} equals the next one"
 
 
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("mode", ["LSTM", "GRU"])
 def test_addresses_beyond_32_bits(tier, mode):
-    """Steps, or with batch_first sequences, that are 2^32 elements apart; most of those addresses have no memory."""
+    """Steps, or with batch_first sequences, that are 2^32 elements apart; most of these addresses have no memory."""
     for batch_first in (False, True):
         case = Case(mode, T=3, N=3, I=2, H=20, D=2, batch_first=batch_first, ragged="lengths", resets=True)
         compare(simulator(tier, spread=2**32), case, torch.bfloat16)
@@ -155,7 +140,7 @@ def test_order_of_threads_changes_no_bit(tier, mode):
 
 @pytest.mark.parametrize(("H", "blocks"), [(48, 4), (72, 8)])
 def test_blocks_without_units(H, blocks):
-    """A cluster of which the last blocks have no units: nobody may run ahead of those that have, in any order."""
+    """A cluster whose last blocks have no units: in any order of threads, no block may run ahead of the others."""
     s, problem = simulator("cluster"), make(Case("LSTM", T=12, N=2, I=1, H=H), torch.bfloat16)
     plan = s.plan("LSTM", torch.bfloat16, 2, H)
     assert plan["blocks"] == blocks and (blocks - 1) * plan["units"] >= H, plan
@@ -168,7 +153,7 @@ def test_blocks_without_units(H, blocks):
 
 @pytest.mark.parametrize("tier", TIERS)
 def test_lengths_beyond_the_layer(tier):
-    """Lengths on a device are checked by nobody: larger than T is T, however large, and negative is 0."""
+    """Lengths on a device are not checked: any length above T means T, and a negative one means 0."""
     problem = make(Case("LSTM", T=4, N=6, I=2, H=9, ragged="lengths", resets=True, empty=1), torch.float32)
     wanted = forward_and_backward(simulator(tier), problem)
     longest, none = problem.lengths == 4, problem.lengths == 0
@@ -203,7 +188,7 @@ def test_forward_that_saves_nothing(tier):
 
 @pytest.mark.parametrize("mode", ["LSTM", "GRU"])
 def test_plans_stay_within_the_hardware(mode):
-    """Every H up to what the tiers are for has a plan: all units have an owner, and 227 KiB are enough."""
+    """Every H up to the tiers' limit has a plan: all units belong to a block, and 227 KiB are enough."""
     G = {"LSTM": 4, "GRU": 3}[mode]
     for tier, dtype, most in [
         ("cluster", torch.bfloat16, 640),
@@ -233,7 +218,7 @@ def test_a_plan_says_what_is_wrong():
 @pytest.mark.parametrize("tier", TIERS)
 def test_what_a_tier_does_not_take(tier):
     for case, dtype, device in [
-        # A device for which there is only older code, in which the tiers' kernels are empty.
+        # A device with only older code, in which the tiers' kernels are empty.
         (Case("LSTM", T=2, N=2, I=2, H=8), torch.bfloat16, {"code_version": 80}),
         (Case("LSTM", T=2, N=2, I=2, H=8), torch.float64, {}),
         (Case("LSTM", T=2, N=2, I=2, H=8, P=4), torch.float32, {}),
@@ -247,7 +232,8 @@ def test_what_a_tier_does_not_take(tier):
 
 
 def test_dispatch(monkeypatch):
-    """Nobody's wish: stepwise. A wish is followed from there down the table; a wrong one says what there is."""
+    """By default the stepwise tier runs. LSTMKERN_CUDA_TIER selects where to start in the table; an unknown name lists
+    the tiers."""
     monkeypatch.delenv("LSTMKERN_CUDA_TIER", raising=False)
 
     def tiers(mode, H, dtype=torch.bfloat16, **device):

@@ -1,10 +1,12 @@
-"""The simulator itself: every primitive of device.h gives its known answer in any order of threads, and every kind of
-fault that a GPU would punish is found and named."""
+"""The simulator itself: every primitive of device.h gives its known result in any order of threads, and every kind of
+fault that a GPU would punish is found and named.
+"""
 
 import re
 import shutil
 
 import pytest
+from simt import mutations
 from simt.simulator import SimulationError, simulator
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the simulator")
@@ -79,3 +81,9 @@ def test_same_seed_same_order():
             simulator().selftest("two_barriers", 5)
         messages.add(str(error.value))
     assert len(messages) == 1
+
+
+def test_every_fault_of_the_mutations_applies():
+    """A line that mutations.py replaces must be in its file; otherwise the fault would not be tested."""
+    for _, _, name, file, line, fault in mutations.WORK:
+        assert line in (mutations.ROOT / "csrc" / file).read_text() and fault != line, name

@@ -1,5 +1,6 @@
-"""The stepwise CUDA kernels, run on the simulator, against torch.nn in fp64: every cell, dtype and layout, odd sizes,
-forward and backward, in many orders of threads."""
+"""The stepwise CUDA kernels on the simulator, compared with torch.nn in fp64: every cell, dtype and layout, odd sizes,
+forward and backward, in many orders of threads.
+"""
 
 import os
 import shutil
@@ -7,13 +8,14 @@ import subprocess
 
 import pytest
 import torch
-from simt.layers import Case, check, make, padding, torch_nn
+from simt import layers
+from simt.layers import Case, check, make, torch_nn
+from simt.layers import dtype_name as ids
 from simt.simulator import build, forward_and_backward, simulator
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++ to compile the simulator")
 MODES = ["LSTM", "GRU", "RNN_TANH", "RNN_RELU"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-ids = lambda v: str(v).removeprefix("torch.")  # noqa: E731
 
 
 def ours(problem, spread=0, **options):
@@ -21,13 +23,7 @@ def ours(problem, spread=0, **options):
 
 
 def compare(case, dtype, **options):
-    problem = make(case, dtype)
-    got = ours(problem, **options)
-    check(problem, got, torch_nn(problem, torch.float64), torch_nn(problem, dtype))
-    if case.ragged == "lengths":
-        for name in ("output", "cells", "grad_input"):
-            assert name == "cells" and case.mode != "LSTM" or padding(problem, got[name]).all_zero(), name
-    return problem, got
+    return layers.compare(lambda problem: ours(problem, **options), case, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=ids)
@@ -44,7 +40,7 @@ def test_everything_at_once(mode, ragged, dtype):
     compare(case, dtype, grad_output_columns=16)
 
 
-# 16-byte pieces are 2, 4 or 8 values: sizes on, just below and just above them, and more than a block's worth.
+# 16 bytes are 2, 4 or 8 values: sizes equal to, just below and just above them, and one larger than a block.
 @pytest.mark.parametrize("H", [1, 2, 8, 9, 31, 33, 515])
 @pytest.mark.parametrize("mode", ["LSTM", "GRU", "RNN_RELU"])
 def test_hidden_sizes(mode, H):
@@ -78,14 +74,14 @@ def test_shapes(case):
 @pytest.mark.parametrize("empty", [1, 3, 5])
 @pytest.mark.parametrize("mode", MODES)
 def test_sequences_without_steps(mode, empty, dtype):
-    """Their state and its gradient pass through, whatever is reset in their padding."""
+    """Their state and its gradient pass through unchanged, whatever resets their padding has."""
     case = Case(mode, T=4, N=5, I=3, H=7, P=3 if mode == "LSTM" else 0, D=2, ragged="lengths", resets=True, empty=empty)
     problem, got = compare(case, dtype)
     states = ("h", "c") if mode == "LSTM" else ("h",)
     for state in states:
         assert torch.equal(got[f"{state}_n"][:, :empty], getattr(problem, f"{state}0")[:, :empty])
         assert torch.equal(got[f"grad_{state}0"][:, :empty], problem.grads[f"grad_{state}_n"][:, :empty])
-    problem.lengths[:empty] = -3  # on a device nobody checks them
+    problem.lengths[:empty] = -3  # lengths on a device are not checked
     for name, value in ours(problem).items():
         assert name == "gates" or torch.equal(value, got[name]), name
     problem.grads = {"grad_output": problem.grads["grad_output"]}
@@ -94,16 +90,16 @@ def test_sequences_without_steps(mode, empty, dtype):
 
 
 def test_bias_sums_over_many_rows():
-    """400 rows in 3 chunks and 900 in 7: chunks are not of the same size."""
+    """400 rows in 3 chunks and 900 in 7, so the chunks differ in size."""
     compare(Case("LSTM", T=40, N=10, I=2, H=5), torch.float32)
     compare(Case("RNN_TANH", T=90, N=10, I=1, H=2), torch.float64)
-    compare(Case("GRU", T=40, N=10, I=2, H=70), torch.bfloat16)  # several blocks of columns, too
+    compare(Case("GRU", T=40, N=10, I=2, H=70), torch.bfloat16)  # also several blocks of columns
     compare(Case("LSTM", T=99, N=5, I=2, H=3, ragged="packed", seed=2), torch.float32)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_addresses_beyond_32_bits(mode):
-    """Steps, or with batch_first sequences, that are 2^32 elements apart; most of those addresses have no memory."""
+    """Steps, or with batch_first sequences, that are 2^32 elements apart; most of these addresses have no memory."""
     for batch_first in (False, True):
         P = 3 if mode == "LSTM" else 0
         case = Case(mode, T=3, N=4, I=2, H=7, P=P, D=2, batch_first=batch_first, ragged="lengths", resets=True)
@@ -154,7 +150,7 @@ def test_forward_that_saves_nothing():
 
 
 def test_seventy_thousand_steps():
-    """More steps than a grid has rows of blocks."""
+    """More steps than the largest grid.y."""
     T = 70_000
     problem = make(Case("RNN_TANH", T=T, N=1, I=1, H=1), torch.float64)
     problem.grads["grad_h_n"].zero_()
@@ -180,8 +176,8 @@ def test_special_values_pass():
 
 @pytest.mark.slow
 def test_no_access_out_of_bounds(tmp_path):
-    """The same kernels as a program under AddressSanitizer and UndefinedBehaviorSanitizer, which see reads too."""
-    # -O0 compiles in less than half the time of -O1, and the program runs but seconds.
+    """The same kernels as a program under AddressSanitizer and UndefinedBehaviorSanitizer, which also check reads."""
+    # -O0 compiles in less than half the time of -O1, and the program runs only seconds.
     flags = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
     program = build(flags=flags, main=True)
     run = subprocess.run(

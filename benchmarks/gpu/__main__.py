@@ -1,9 +1,9 @@
-"""`python -m benchmarks.gpu first|check|bench`: what `make gpu-first`, `gpu-check` and `gpu-bench` run. Needs no torch.
+"""`python -m benchmarks.gpu first|check|bench`, for `make gpu-first`, `gpu-check` and `gpu-bench`. Does not need torch.
 
-Runs the command's parts (parts.py), each as `timeout -k` of a module in a process of its own, shows their lines as they
-come, and prints the table of what there is. Leaves gpu-COMMAND.jsonl, to which every process appends, and
-gpu-COMMAND.log, all lines, in $OUT or benchmarks/results/ (a rehearsal on the CPU: $OUT or build/gpu-rehearsal/).
-Exit code 0: every part succeeded; 1: some did not; 2: there is no GPU.
+Runs the command's parts (parts.py). Each is a module in a process of its own under `timeout -k`. Their output is shown
+as it comes, and the final tables are printed at the end. Results go to gpu-COMMAND.jsonl, to which every process
+appends, and all output to gpu-COMMAND.log; both are in $OUT or benchmarks/results/ (for a rehearsal on the CPU in $OUT
+or build/gpu-rehearsal/). Exit code 0: every part succeeded; 1: some did not; 2: there is no GPU.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import time
 
 from . import extension, parts, records, tables, tools
 
-TORCH_PATIENCE = 60  # seconds for torch to say whether there is a GPU
-DEATH = 5  # seconds that a process may take to go after the signal that it cannot refuse: a driver can keep it
-STUCK = -1000  # in place of an exit code: it did not go
-STATUS = {0: "ok", STUCK: "does not die", **dict.fromkeys((124, 137, -9), "killed at its limit")}
+TORCH_TIMEOUT = 60  # seconds for torch to say whether there is a GPU
+DEATH = 5  # seconds that a process may take to end after SIGKILL: a GPU driver can delay it
+STUCK = -1000  # in place of an exit code: the process did not end
+STATUS = {0: "ok", STUCK: "does not end", **dict.fromkeys((124, 137, -9), "killed at its limit")}
 
 
 class Command:
@@ -42,13 +42,15 @@ class Command:
                 stream.flush()
 
     def left(self) -> float:
-        """Seconds of the command's time; a rehearsal's parts have limits, but the whole has none."""
+        """The seconds that the command has left. A rehearsal has no limit as a whole, only its parts have."""
         if self.device == "cpu":
             return float("inf")
         return parts.LIMITS[self.name] - (time.monotonic() - self.start)
 
     def process(self, part: parts.Part, limit: int) -> subprocess.Popen:
-        until = time.time() + part.own_time * limit / part.limit if part.own_time and self.device == "cuda" else None
+        until = (
+            time.time() + part.start_until * limit / part.limit if part.start_until and self.device == "cuda" else None
+        )
         told = {**self.records.environment(part.name, until), "PYTHONUNBUFFERED": "1"}
         if self.device == "cpu":
             told["OMP_NUM_THREADS"] = "1"
@@ -64,15 +66,18 @@ class Command:
             self.say(f"[{name}] {line.rstrip()}")
 
     def limit(self, part: parts.Part, later: float) -> int:
-        """Seconds that a part gets: its limit, at most twice that where the parts before it have saved time, and less
-        where little is left. later: what the groups after it may take."""
+        """The seconds that a part gets.
+
+        They are the part's limit, or up to twice that if the parts before it have saved time, or less if the command
+        runs out of time. later: the seconds that the groups after it may take.
+        """
         if self.device == "cpu":
             return parts.REHEARSAL
         left = int(self.left()) - parts.GRACE
         return min(left, max(part.limit, min(2 * part.limit, left - later)))
 
-    def together(self, group: list[parts.Part], later: float = float("inf")) -> list[int | None]:
-        """Runs the parts side by side; their exit codes, None for one that there was no time for."""
+    def run_group(self, group: list[parts.Part], later: float = float("inf")) -> list[int | None]:
+        """Runs the parts side by side. Returns their exit codes; None for a part that there was no time for."""
         begun, codes = [], []
         for part in group:
             limit = self.limit(part, later)
@@ -94,7 +99,7 @@ class Command:
             except subprocess.TimeoutExpired:
                 code = STUCK
             seconds = time.monotonic() - start
-            reader.join(1)  # a process that outlived the part may hold the pipe
+            reader.join(1)  # a process that outlived the part may keep the pipe open
             self.running.remove(process)
             self.ended(part, code, seconds, limit)
             codes.append(code)
@@ -110,28 +115,28 @@ class Command:
         self.say(f"== {part.name}: {status}, {seconds:.1f} s")
 
     def extension_ready(self, group: list[parts.Part]) -> int:
-        """0 when the extension loads, after a build if need be."""
+        """Returns 0 if the extension loads; builds it first if necessary."""
         (part,) = group
-        (code,) = self.together(group)
-        # A negative code: it crashed as it was loaded.
+        (code,) = self.run_group(group)
+        # A negative code: the extension crashed while it was loaded.
         if code == extension.TO_BUILD or (code is not None and STUCK < code < 0):
             built = parts.Part("build", parts.BUILD, part.module, ("--build",))
-            (code,) = self.together([built])
+            (code,) = self.run_group([built])
             if code == 0:
-                (code,) = self.together(group)
+                (code,) = self.run_group(group)
         return 1 if code is None else code
 
     def run(self, only: list[str]) -> int:
         first, *rest = parts.groups(self.name, self.device)
         self.say(f"gpu-{self.name} on {self.device}: {self.records.path}")
         code = self.extension_ready(first)
-        if code == extension.NO_GPU:  # a GPU, but not for this torch
+        if code == extension.NO_GPU:  # there is a GPU, but this torch cannot use it
             return extension.NO_GPU
-        # Also where it did not load in its time: the next process may be faster, or say why.
+        # Also if it did not load in time: the next process may be faster, or show the reason.
         chosen = [[p for p in group if not only or any(p.name.startswith(name) for name in only)] for group in rest]
         chosen = [group for group in chosen if group]
         for i, group in enumerate(chosen):
-            self.together(group, parts.seconds(chosen[i + 1 :]))
+            self.run_group(group, parts.seconds(chosen[i + 1 :]))
         return self.end()
 
     def end(self) -> int:
@@ -144,7 +149,7 @@ class Command:
         return 1 if self.failed else 0
 
     def stop(self) -> None:
-        """Ends what runs: `timeout` passes the signal on to its whole group."""
+        """Ends all running parts. `timeout` passes the signal on to its whole process group."""
         for process in self.running:
             process.terminate()
         for process in self.running:
@@ -159,8 +164,8 @@ def torch_sees_a_gpu() -> bool:
     asked = [sys.executable, "-c", "import sys, torch; sys.exit(not torch.cuda.is_available())"]
     process = subprocess.Popen(asked, stderr=subprocess.DEVNULL)
     try:
-        return process.wait(TORCH_PATIENCE) == 0
-    except subprocess.TimeoutExpired:  # subprocess.run() would then wait for its end
+        return process.wait(TORCH_TIMEOUT) == 0
+    except subprocess.TimeoutExpired:  # unlike subprocess.run(), does not wait for its end
         process.kill()
         return False
 
@@ -172,11 +177,11 @@ def interrupted(number: int, frame: object) -> None:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("command", choices=parts.LIMITS)
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal")
-    parser.add_argument("--only", default="", help="parts, by the beginnings of their names: smoke,tests")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal without a GPU")
+    parser.add_argument("--only", default="", help="run only the parts whose names begin so, for example smoke,tests")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not (tools.gpus() or torch_sees_a_gpu()):
-        print(f"No GPU here that torch can use; `make gpu-{options.command} DEVICE=cpu` rehearses without one.")
+        print(f"torch finds no usable GPU. For a rehearsal on the CPU run `make gpu-{options.command} DEVICE=cpu`.")
         return extension.NO_GPU
     command = Command(options.command, options.device)
     signal.signal(signal.SIGTERM, interrupted)

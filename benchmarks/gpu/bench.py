@@ -1,14 +1,13 @@
 """Part: layers on one tier compared with torch.nn on cuDNN, interleaved A B A B, timed by CUDA events.
-Prints each line at once.
 
-    python -m benchmarks.gpu.bench --tier cluster             # what the table of tiers is decided by
+    python -m benchmarks.gpu.bench --tier cluster             # all shapes; the table of tiers is decided by these
     python -m benchmarks.gpu.bench --tier cluster --first     # three shapes, bf16 and fp16
     python -m benchmarks.gpu.bench --peers                    # cuDNN compared with torch.nn without it
-    python -m benchmarks.gpu.bench --peers --compiled         # and a compiled cell, which takes long to compile
+    python -m benchmarks.gpu.bench --peers --compiled         # also a compiled cell, which takes long to compile
 
-The figure is the median over rounds, its quartiles in brackets; a ratio is the median of the rounds' ratios to cuDNN.
-The floor of a layer is the larger of its bytes over the measured bandwidth and its operations over the measured rate.
-TF32 is on for everyone.
+Each line is printed at once. A time is the median over rounds, with its quartiles in brackets; a ratio is the median of
+the rounds' ratios to cuDNN. The lower bound of a layer's time is the larger of its bytes over the measured bandwidth
+and its operations over the measured rate. TF32 is on for all.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ import torch
 
 from . import layers, records, session
 
-ROUNDS, SECONDS = 7, 0.12  # at least, of one pass; seconds: of all samples together
+ROUNDS, SECONDS = 7, 0.12  # at least so many rounds; seconds of all samples together
 MOST = 1000  # rounds
-COMPILED = {(128, 256, 256, 256), layers.TINY[0]}  # compiling a cell costs many seconds for each
-FAR = {"bf16": 0.05, "fp16": 0.02, "fp32": 0.01}  # relative distance from cuDNN's output, TF32 on both sides
+COMPILED = {(128, 256, 256, 256), layers.TINY[0]}  # compiling a cell takes many seconds per shape
+FAR = {"bf16": 0.05, "fp16": 0.02, "fp32": 0.01}  # largest relative distance from cuDNN's output, both with TF32
 
 
 class CompiledCell(torch.nn.Module):
-    """What one writes without a library: a compiled step in a Python loop."""
+    """A layer without a library: a compiled time step in a Python loop."""
 
     def __init__(self, module, compiler: str):
         super().__init__()
@@ -50,7 +49,7 @@ class CompiledCell(torch.nn.Module):
 
 
 def measure(run: session.Session, functions: dict, rounds: int = ROUNDS) -> dict[str, list[float]]:
-    """{name: milliseconds of each round}, the names taking turns; as many rounds as fill SECONDS, at least `rounds`."""
+    """{name: milliseconds of each round}. The names take turns, for `rounds` rounds or more, until SECONDS are full."""
     where = run.device
     rounds, seconds = (2, 0.0) if run.rehearsal else (rounds, SECONDS)
     where.warm_up()
@@ -70,7 +69,7 @@ def measure(run: session.Session, functions: dict, rounds: int = ROUNDS) -> dict
 
 
 def quartiles(times: dict[str, list[float]], T: int) -> dict[str, list[float]]:
-    """{name: (first, third)}, microseconds per step."""
+    """{name: (first, third)}, in microseconds per step."""
     found = {name: statistics.quantiles(ms, method="inclusive") for name, ms in times.items()}
     return {name: [1e3 * low / T, 1e3 * high / T] for name, (low, _, high) in found.items()}
 
@@ -89,7 +88,7 @@ def contenders(run: session.Session, work: layers.Work) -> tuple[dict, dict, obj
     found = {peer: theirs, f"{peer} off": without_peer}
     if run.options.compiled and (work.T, work.N, work.I, work.H) in COMPILED:
         compiled = CompiledCell(theirs, run.device.compiler)
-        # A compiler may be missing, or fail: that is no reason to lose the others.
+        # A compiler may be missing or fail; the others are measured all the same.
         if run.case(f"compiled cell {work}", lambda: compiled(x)) is not None:
             found["compiled cell"] = compiled
     return found, dict.fromkeys(found, list(theirs.parameters())), x
@@ -101,7 +100,7 @@ def not_taken(run: session.Session, about: dict, work: layers.Work, why: str) ->
 
 
 def without_plan(plan: dict | None) -> str:
-    """The passes that a tier with plans does not take."""
+    """The passes that a tier with plans cannot run."""
     return ", ".join(name for name in ("forward", "backward") if not (plan or {}).get(name))
 
 
@@ -158,7 +157,7 @@ def report(run: session.Session, work: layers.Work, backward: bool, times: dict,
 
 
 def peaks_of(run: session.Session) -> dict | None:
-    """What facts.py measured in this run."""
+    """The rates that facts.py measured in this run."""
     found = [r for r in records.read(run.records.path, run.records.run) if r["kind"] == "peaks"]
     return found[-1] if found else None
 

@@ -1,14 +1,14 @@
-"""Builds the complete extension, CUDA kernels included, for another Python and torch: `make gpu-build-for`.
+"""Builds the complete extension, with CUDA kernels, for another Python and torch: `make gpu-build-for`.
 
     python -m benchmarks.gpu.build_for --python python3.12 --torch torch==2.11.0
 
-For a machine with a GPU whose time is dear. Needs the toolkit (nvcc) of that torch's CUDA version, but no GPU. The
-environment is kept under build/extension/; the stripped extension goes to carry/, with a note of the sources that it is
-from (about.json), and must be small enough to travel. `make gpu-first` uses it there if it loads.
+It saves the build on a machine whose GPU time is expensive. It needs the CUDA toolkit (nvcc) of that torch's CUDA
+version, but no GPU. The environment is kept under build/extension/. The stripped extension goes to carry/, with a note
+about its sources (about.json), and has a maximum size. `make gpu-first` uses it if it loads.
 
     python -m benchmarks.gpu.build_for --check
 
-To run before that machine is started: exit code 1 if what is in carry/ is not of the sources that are here now.
+Run this before starting that machine: exit code 1 if carry/ was not built from the current sources.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pathlib import Path
 
 from . import records
 
-LIMIT = 60 * 2**20  # bytes that carry/ may have
+LIMIT = 60 * 2**20  # most bytes in carry/
 NEEDS = ["setuptools>=70", "wheel", "ninja", "pybind11", "numpy"]
 
-# Run by the other Python, in the folder with the new extension: the CPU layers of the very file that will travel.
+# Run by the other Python, in the folder with the new extension: a test of its CPU layers.
 TRIAL = """
 import json, platform
 import torch
@@ -57,10 +57,10 @@ def fail(sentence: str) -> None:
 
 
 def interpreter(name: str) -> str:
-    """The path of a Python named as on a command line, and able to make environments."""
+    """The path of a Python that was named as on a command line and that can make environments."""
     found = shutil.which(os.path.expanduser(name))
     if found is None:
-        fail(f"no Python {name!r} here: PY is a name on PATH or the path of an interpreter.")
+        fail(f"There is no Python {name!r}; set PY to a name on PATH or the path of an interpreter.")
     asked = [found, "-c", "import sysconfig; print(sysconfig.get_paths()['include'])"]
     said = subprocess.run(asked, capture_output=True, text=True)
     if said.returncode or not Path(said.stdout.strip(), "Python.h").is_file():
@@ -81,8 +81,10 @@ def environment_for(python: str, torch: str) -> Path:
 
 
 def compile_in_copy(python: Path, archs: str) -> Path:
-    """The extension, compiled in a copy of the sources: one for another torch must not lie among our own. The copy is
-    kept, so that ninja can tell what is new."""
+    """The extension, compiled in a copy of the sources.
+
+    An extension for another torch must not be in lstmkern/. The copy is kept, so that ninja can tell what has changed.
+    """
     copy = python.parent.parent / "source"
     ignored = shutil.ignore_patterns("*.so", "__pycache__")
     for name in ("csrc", "lstmkern", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
@@ -111,13 +113,13 @@ def needed_glibc(library: Path) -> str:
 
 
 def carry(library: Path, about: dict, limit: int = LIMIT) -> Path:
-    """Puts the extension into carry/ with what is known of it, unless carry/ would become too large to travel."""
+    """Copies the extension to carry/ with a note about it, unless carry/ would become too large."""
     folder = records.ROOT / "carry"
     folder.mkdir(exist_ok=True)
     others = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file() and p.name != library.name)
     size = others + library.stat().st_size
     if size > limit:
-        fail(f"{folder.name}/ would have {size / 2**20:.1f} MiB, more than the {limit / 2**20:.0f} that may travel.")
+        fail(f"{folder.name}/ would have {size / 2**20:.1f} MiB, more than the limit of {limit / 2**20:.0f}.")
     shutil.copy2(library, folder / library.name)
     notes = {**records.carried(), library.name: about}
     (folder / "about.json").write_text(json.dumps(notes, indent=1) + "\n")
@@ -125,31 +127,31 @@ def carry(library: Path, about: dict, limit: int = LIMIT) -> Path:
 
 
 def check() -> None:
-    """Whether carry/ is of these sources; to be known before a machine is started for it."""
+    """Checks whether carry/ was built from the current sources; run it before starting a machine."""
     notes, now = records.carried(), records.compiled_digest()
     if not notes:
-        fail("carry/ has no extension: `make gpu-build-for` first.")
+        fail("carry/ has no extension; run `make gpu-build-for` first.")
     old = [name for name, about in notes.items() if about["sources"] != now]
     if old:
-        fail(f"carry/{old[0]} is not of these sources: `make gpu-build-for` again, or remove it.")
+        fail(f"carry/{old[0]} is not built from these sources; run `make gpu-build-for` again, or remove it.")
     for name, about in notes.items():
-        print(f"carry/{name} is of these sources; Python {about.get('python')}, torch {about.get('torch')}")
+        print(f"carry/{name} is built from these sources; Python {about.get('python')}, torch {about.get('torch')}")
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--python", default="", help="the other machine's Python, as found here")
-    parser.add_argument("--torch", default="", help="what pip is to install: torch==2.11.0")
+    parser.add_argument("--python", default="", help="the other machine's Python: a name on PATH or a path here")
+    parser.add_argument("--torch", default="", help="the torch that pip installs, for example torch==2.11.0")
     parser.add_argument("--archs", default=os.environ.get("TORCH_CUDA_ARCH_LIST") or "9.0a")
-    parser.add_argument("--check", action="store_true", help="only whether carry/ is of these sources")
+    parser.add_argument("--check", action="store_true", help="only check whether carry/ is built from these sources")
     options = parser.parse_args(arguments)
     if options.check:
         check()
         return
     if not re.match(r"torch\b", options.torch):
-        fail(f"TORCH is what pip installs, torch==2.11.0, say, and not {options.torch!r}.")
+        fail(f"TORCH must be what pip installs, for example torch==2.11.0, got {options.torch!r}.")
     if not shutil.which("nvcc") and not os.environ.get("CUDA_HOME"):
-        fail("no nvcc here: install the toolkit of that torch's CUDA version, or name it in CUDA_HOME.")
+        fail("There is no nvcc; install the CUDA toolkit for that torch's CUDA version, or set CUDA_HOME.")
     start = time.monotonic()
     python = environment_for(interpreter(options.python), options.torch)
     ready = time.monotonic()

@@ -1,10 +1,10 @@
-"""Part: variants in one process, in turn A B A B: the tiers, or whatever environment variables choose.
+"""Part: variants (the tiers, or settings of environment variables) compared in one process, interleaved A B A B.
 
     python -m benchmarks.gpu.compare
     VARIANTS="old:LSTMKERN_CUDA_TIER=grid new:LSTMKERN_CUDA_TIER=grid,LSTMKERN_TRIAL=1" make gpu-check ONLY=compare
 
-A variant is a name and the variables that are set while it runs; the first is what the ratios are to. A variable must
-be one that is read at each call.
+A variant is a name and the variables that are set while it runs. Ratios are relative to the first. The code must read
+the variable at every call.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WORK = [
 
 
 def variants(text: str, where) -> dict[str, dict[str, str]]:
-    """{name: {variable: value}} from "name:VARIABLE=value,VARIABLE=value name:..."; the tiers if there is no text."""
+    """{name: {variable: value}} from "name:VARIABLE=value,VARIABLE=value name:..."; the tiers if the text is empty."""
     if not text.strip():
         return {tier: {where.tier_variable: tier} for tier in where.tiers}
     found = {}
@@ -34,7 +34,7 @@ def variants(text: str, where) -> dict[str, dict[str, str]]:
         name, _, settings = word.partition(":")
         pairs = [setting.partition("=") for setting in settings.split(",") if setting]
         if not name or any(not equals for _, equals, _ in pairs):
-            raise SystemExit(f"VARIANTS: {word!r} is not name:VARIABLE=value,VARIABLE=value")
+            raise SystemExit(f"VARIANTS must consist of name:VARIABLE=value,VARIABLE=value, got {word!r}")
         found[name] = {variable: value for variable, _, value in pairs}
     return found
 

@@ -1,7 +1,8 @@
-"""What these commands and tests/test_cuda.py ask of a GPU in Python: events, graphs, streams, switches, facts.
+"""What these commands and tests/test_cuda.py need from a GPU in Python: events, graphs, streams, torch's switches,
+facts.
 
-tests/test_gpu_device.py runs every line of this file without a GPU, torch.cuda's functions replaced by stand-ins with
-the same signatures. host.py has the same names for the CPU.
+tests/test_gpu_device.py runs every line of this file without a GPU; it replaces torch.cuda's functions by stand-ins
+with the same signatures. host.py has the same names for the CPU.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ PROPERTIES = [
     "name", "major", "minor", "multi_processor_count", "total_memory", "L2_cache_size", "regs_per_multiprocessor",
     "shared_memory_per_multiprocessor", "shared_memory_per_block_optin", "max_threads_per_multi_processor",
 ]  # fmt: skip
-AHEAD = 400_000  # clocks, about 0.2 ms: the GPU waits so long while the host queues the call that is timed
+AHEAD = 400_000  # clocks, about 0.2 ms: how long the GPU waits while the host queues the timed call
 RATES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def cudnn_flags(**changed):
-    """torch's own context of cuDNN's flags, of which only these change: assignments can be forbidden in a process."""
+    """torch's context manager for cuDNN's flags, changing only the given ones. (A process may forbid assignments to the
+    flags.)"""
     names = ("enabled", "benchmark", "deterministic", "allow_tf32")
     return torch.backends.cudnn.flags(**{**{name: getattr(torch.backends.cudnn, name) for name in names}, **changed})
 
@@ -33,30 +35,30 @@ class Gpu:
     name = "cuda"
     torch_device = torch.device("cuda")
     tiers = ("cluster", "grid", "stepwise")
-    planned = ("cluster", "grid")  # the tiers of which plan() knows what they take
+    planned = ("cluster", "grid")  # the tiers that plan() knows
     tier_variable = "LSTMKERN_CUDA_TIER"
     peer = "cudnn"
-    compiler = "inductor"  # torch.compile\'s
+    compiler = "inductor"  # for torch.compile
     has_tf32 = True
     warm = False  # whether the clock has been raised in this process
 
     def missing(self) -> str | None:
-        """Why nothing runs here, or None."""
+        """A sentence that says why nothing can run, or None."""
         if not torch.cuda.is_available():
-            return "no GPU here that torch can use"
+            return "torch finds no usable GPU"
         if lstmkern._C.build_info()["cuda"] is None:
             return "lstmkern was built without CUDA"
         return None
 
     def resident_tiers(self) -> bool:
-        """Whether the chip can have tiers other than the stepwise one at all."""
+        """Whether the chip can run tiers other than the stepwise one."""
         return torch.cuda.get_device_capability() >= (9, 0)
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()
 
     def alive(self) -> bool:
-        """False after an error that ended the CUDA context: nothing more can be run in this process."""
+        """False after an error that ended the CUDA context: nothing more can run in this process."""
         try:
             torch.cuda.synchronize()
         except RuntimeError:
@@ -64,7 +66,7 @@ class Gpu:
         return True
 
     def warm_up(self, seconds: float = 0.2) -> None:
-        """Raises the clock from its idle state, once per process, by matrix products."""
+        """Raises the GPU's clock from its idle state with matrix products, once per process."""
         if self.warm:
             return
         x = torch.randn(4096, 4096, device=self.torch_device)
@@ -75,8 +77,11 @@ class Gpu:
         self.warm = True
 
     def milliseconds(self, function) -> float:
-        """Of one call on the device, by events around it, with the host ahead: the stream is kept busy before the first
-        event, so that the launches are queued by then. A call that takes the host longer stays bound by the host."""
+        """The time of one call on the device, between two events.
+
+        The stream is kept busy before the first event, so that the host has queued all launches by then. A call whose
+        launches take the host longer than its kernels stays limited by the host.
+        """
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda._sleep(AHEAD)
         start.record()
@@ -86,7 +91,7 @@ class Gpu:
         return start.elapsed_time(end)
 
     def capture(self, function, warm_up: int = 3):
-        """(what the captured call returned, replay): a CUDA graph of function(), which then writes there."""
+        """Captures function() in a CUDA graph. Returns (its result, replay); replay() writes to the same result."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -101,20 +106,20 @@ class Gpu:
 
     @contextmanager
     def side_stream(self):
-        """Inside, work goes to a stream of its own, which has finished when the block ends. Not ordered behind the
-        default stream."""
+        """A context in which work goes to a stream of its own; it has finished when the context ends. Not ordered after
+        the default stream."""
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
             yield
             stream.synchronize()
 
     def delay(self, clocks: int) -> None:
-        """Keeps the current stream busy for so many of the GPU's clocks."""
+        """Keeps the current stream busy for that many GPU clocks."""
         torch.cuda._sleep(clocks)
 
     @contextmanager
     def no_synchronization(self):
-        """Inside, a call that waits for the GPU is an error."""
+        """A context in which a call that waits for the GPU is an error."""
         torch.cuda.set_sync_debug_mode("error")
         try:
             yield
@@ -122,12 +127,13 @@ class Gpu:
             torch.cuda.set_sync_debug_mode("default")
 
     def allocations(self) -> int:
-        """Blocks of device memory that this process has asked for so far."""
+        """How many blocks of device memory this process has allocated so far."""
         return torch.cuda.memory_stats()["allocation.all.allocated"]
 
     @contextmanager
     def tf32(self, allowed: bool):
-        """torch has one switch for products and one for cuDNN, apart by default: inside, both are set."""
+        """A context that sets TF32 for matrix products and for cuDNN; torch has a switch for each, with different
+        defaults."""
         matmul = torch.backends.cuda.matmul
         before, matmul.allow_tf32 = matmul.allow_tf32, allowed
         try:
@@ -138,7 +144,7 @@ class Gpu:
 
     @contextmanager
     def peer_enabled(self, enabled: bool):
-        """Inside, torch.nn's layers run on cuDNN, or not."""
+        """A context in which torch.nn's layers run on cuDNN, or do not."""
         with cudnn_flags(enabled=enabled):
             yield
 
@@ -147,8 +153,10 @@ class Gpu:
         return {tier: tuple(counts) for tier, counts in lstmkern._C.cuda_tier_runs().items()}
 
     def ran(self, function) -> tuple[str | None, str | None]:
-        """The tiers that function() ran on, forward and backward; None: no such pass. What the tier that was asked for
-        cannot run falls to another."""
+        """The tiers that function() ran on, forward and backward; None if there was no such pass.
+
+        A layer that the selected tier cannot run falls through to another one.
+        """
         before = self.runs()
         function()
         after = self.runs()
@@ -156,14 +164,14 @@ class Gpu:
         return tuple("+".join(tiers) or None for tiers in grown)
 
     def plan(self, tier: str, mode: str, dtype: str, N: int, H: int, D: int, backward: bool) -> dict | None:
-        """How a resident tier would divide the layer among blocks; None: it does not take it, or has no plan."""
+        """How a resident tier would divide the layer among blocks; None if it cannot run it, or has no plan."""
         plan = getattr(lstmkern._C, "cuda_plan", None)
         if lstmkern._C.build_info()["cuda"] is None or plan is None or tier not in self.planned:
             return None
         return plan(tier, mode, dtype, N, H, D, backward)
 
     def facts(self) -> dict:
-        """What a result must say of the machine that it is from."""
+        """What a result must say about its machine."""
         found = torch.cuda.get_device_properties(0)
         free, total = torch.cuda.mem_get_info()
         return {
@@ -184,7 +192,8 @@ class Gpu:
         }
 
     def peaks(self, columns: int = 8192, numbers: int = 2**28) -> dict:
-        """Bytes per second of a large copy, and operations per second of a large product in each dtype (fp32: TF32)."""
+        """Bytes per second of a large copy, and operations per second of a large matrix product in each dtype (fp32:
+        TF32)."""
         values = torch.randn(2, numbers, device=self.torch_device)
 
         copied = [self.milliseconds(lambda: values[1].copy_(values[0])) for _ in range(6)][1:]
@@ -207,4 +216,4 @@ def named(name: str):
         from .host import Host
 
         return Host()
-    raise SystemExit(f"DEVICE is cuda or cpu (a rehearsal), and not {name!r}.")
+    raise SystemExit(f"DEVICE must be cuda or cpu (a rehearsal), got {name!r}.")

@@ -1,11 +1,11 @@
-"""Part: an extension that was built from these sources and loads: the local one, the carried one, or a new build.
+"""Part: finds an extension that was built from these sources and loads: the local one, the carried one, or a new build.
 
     python -m benchmarks.gpu.extension            # exit code 0: it loads; 2: no GPU; 3: it has to be built
     python -m benchmarks.gpu.extension --build
 
-Which file is tried is decided before anything is imported. One of carry/ (build_for.py) goes to lstmkern/ only if its
-name fits this Python and its note says that it is from these very sources; what it replaces is kept under build/.
-A note of what was put there, build/gpu-extension.json, tells it from an extension that somebody built here.
+The file is chosen before anything is imported. An extension in carry/ (build_for.py) is copied to lstmkern/ only if its
+name fits this Python and its note names exactly these sources; the file that it replaces is kept under build/. A note,
+build/gpu-extension.json, distinguishes a copied extension from one that was built here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from . import records, tools
 
-NAME = "_C" + sysconfig.get_config_var("EXT_SUFFIX")  # says which Python it is for
+NAME = "_C" + sysconfig.get_config_var("EXT_SUFFIX")  # the suffix names the Python version
 NO_GPU, TO_BUILD = 2, 3
 
 
@@ -41,14 +41,14 @@ def write_note(root: Path, origin: str) -> None:
 
 
 def noted(root: Path) -> dict:
-    """What the note says of the extension in lstmkern/; empty if that is not the file that it speaks of."""
+    """The note about the extension in lstmkern/; empty if the note is about another file."""
     local, note = root / "lstmkern" / NAME, note_of(root)
     about = json.loads(note.read_text()) if note.exists() and local.exists() else {}
     return about if about and about["file"] == sha256(local) else {}
 
 
 def fresh(root: Path) -> bool:
-    """Whether lstmkern/'s extension has CUDA kernels and is of these sources, as far as files can tell."""
+    """Whether lstmkern/'s extension has CUDA kernels and is built from these sources, as far as its files show."""
     local = root / "lstmkern" / NAME
     if not local.exists() or b".nv_fatbin" not in local.read_bytes():
         return False
@@ -59,29 +59,29 @@ def fresh(root: Path) -> bool:
 
 
 def place(root: Path) -> tuple[bool, str]:
-    """Sees to it that lstmkern/ has an extension worth trying; (whether it has, the reason)."""
+    """Makes sure that lstmkern/ has an extension that may load. Returns (whether it has, the reason)."""
     local, carried, about = root / "lstmkern" / NAME, root / "carry" / NAME, root / "carry" / "about.json"
     if fresh(root):
-        return True, f"lstmkern/{NAME} is of these sources"
+        return True, f"lstmkern/{NAME} is built from these sources"
     if not carried.exists():
-        return False, f"neither lstmkern/ nor carry/ has a {NAME} of these sources"
+        return False, f"neither lstmkern/ nor carry/ has a {NAME} built from these sources"
     notes = json.loads(about.read_text()) if about.exists() else {}
     if notes.get(NAME, {}).get("sources") != records.compiled_digest():
-        return False, f"carry/{NAME} is of other sources: `make gpu-build-for` again"
+        return False, f"carry/{NAME} is built from other sources; run `make gpu-build-for` again"
     if local.exists() and not noted(root):
         kept = root / "build" / "replaced" / NAME
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(local, kept)
-    # A new file under the name, not new bytes in the old file, which a running process may have mapped.
+    # A new file under the name: a running process may have mapped the old file.
     temporary = local.with_suffix(".new")
     shutil.copy2(carried, temporary)
     os.replace(temporary, local)
     write_note(root, "carry/")
-    return True, f"carry/{NAME} is of these sources"
+    return True, f"carry/{NAME} is built from these sources"
 
 
 def undo(root: Path) -> None:
-    """Takes back what place() put there, since it does not load."""
+    """Undoes what place() did, because the extension does not load."""
     local, kept = root / "lstmkern" / NAME, root / "build" / "replaced" / NAME
     if noted(root).get("from") == "carry/":
         local.unlink()
@@ -91,9 +91,9 @@ def undo(root: Path) -> None:
 
 
 def load(root: Path, device: str) -> int:
-    """The exit code of this part: imports torch, then the extension."""
+    """Imports torch, then the extension. Returns the exit code of this part."""
     there = False
-    if device == "cuda" and tools.gpus():  # at once: torch's first import from a cold disk can outlast this part
+    if device == "cuda" and tools.gpus():
         there, reason = place(root)
         print(reason, flush=True)
     try:
@@ -102,7 +102,7 @@ def load(root: Path, device: str) -> int:
         print(f"torch does not load: {error}")
         return NO_GPU
     if device == "cuda" and not torch.cuda.is_available():
-        print(f"No GPU here that torch {torch.__version__} can use; DEVICE=cpu rehearses without one.")
+        print(f"torch {torch.__version__} finds no usable GPU; with DEVICE=cpu it is a rehearsal.")
         return NO_GPU
     if device == "cuda" and not there:
         there, reason = place(root)
@@ -121,7 +121,7 @@ def load(root: Path, device: str) -> int:
 
 
 def build(root: Path, device: str) -> int:
-    """Compiles in place for the GPU that is here, with the CUDA kernels or not at all."""
+    """Compiles in place for the GPU of this machine; fails rather than build without CUDA kernels."""
     import torch
 
     told = {"LSTMKERN_CUDA": "1" if device == "cuda" else "0", "MAX_JOBS": str(len(os.sched_getaffinity(0)))}

@@ -1,17 +1,17 @@
-"""Part: what machine this is, what it can do, and how the resident tiers would divide layers on it.
+"""Part: the machine, its measured peak rates, and how the resident tiers would divide layers on it.
 
     python -m benchmarks.gpu.facts
 
-The plans depend on the individual chip (a cluster of 16 blocks needs 16 multiprocessors of one unit of it), so they
-are facts of it; so are the rates, which the floors are computed from. What later parts depend on comes first; programs
-that may keep silent come last, each with its own record.
+The plans depend on the individual chip: a cluster of 16 blocks needs 16 multiprocessors in one GPC. The rates are
+needed for lower bounds. Values that later parts need are written first. Programs that may not answer come last, each
+with its own record.
 """
 
 from __future__ import annotations
 
 from . import layers, session, tools
 
-SHOWN = ("blocks", "units", "sequences", "batches", "together")  # of a plan
+SHOWN = ("blocks", "units", "sequences", "batches", "resident_teams")  # of a plan
 SHAPES = [(64, 256), (64, 512), (16, 768), (64, 1024), (256, 256), (1, 512), (64, 1152)]  # N, H
 
 

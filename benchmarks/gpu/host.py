@@ -1,6 +1,6 @@
-"""device.py's names on the CPU: a rehearsal of everything that surrounds the CUDA kernels. It measures nothing real.
+"""The names of device.py on the CPU, for a rehearsal of everything except the CUDA kernels. Its times mean nothing.
 
-The tiers are the instruction sets of the CPU kernels: `baseline`, and `best`, whatever this machine has.
+The tiers are the instruction sets of the CPU kernels: `baseline`, and `best`, the best that this machine has.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import lstmkern
 
 
 class Host:
-    """The CPU in the GPU's place."""
+    """The CPU in place of the GPU."""
 
     name = "cpu"
     torch_device = torch.device("cpu")
     tiers = ("baseline", "best")
     planned = ()
-    tier_variable = "LSTMKERN_CPU_CAPABILITY"  # read when the library is loaded: "best" is no name of it and ignored
+    tier_variable = "LSTMKERN_CPU_CAPABILITY"  # read when lstmkern is loaded; an unknown name, "best", is ignored
     peer = "torch.nn"
-    compiler = "eager"  # torch.compile\'s
+    compiler = "eager"  # for torch.compile
     has_tf32 = False
     warm = True
 
@@ -48,7 +48,7 @@ class Host:
         return 1e3 * (time.perf_counter() - start)
 
     def capture(self, function, warm_up: int = 3):
-        """A "graph" that calls the function again and copies what it returns to where the first results are."""
+        """A "graph" that calls the function again and copies its results to where the first results are."""
         for _ in range(warm_up):
             function()
         captured = function()
@@ -82,7 +82,7 @@ class Host:
 
     @contextmanager
     def peer_enabled(self, enabled: bool):
-        """oneDNN in cuDNN's place."""
+        """Switches oneDNN, in place of cuDNN."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")
             with torch.backends.mkldnn.flags(enabled=enabled):

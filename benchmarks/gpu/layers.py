@@ -1,4 +1,6 @@
-"""The layers that are run on a GPU: their shapes, modules, inputs, floors, and what cuDNN makes of them."""
+"""The layers that are run on a GPU: shapes, modules, inputs, lower bounds of their time, and cuDNN's code path for
+them.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,14 @@ import torch
 
 import lstmkern
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # in the order of interest
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # the most important first
 GATES = {"LSTM": 4, "GRU": 3}
 
 
 @dataclass(frozen=True)
 class Work:
-    """A stack of layers over T steps of N sequences, I features, H units; packed: lengths from a quarter of T to T."""
+    """A stack of layers over T steps of N sequences, with I features and H units. packed: lengths from a quarter of T
+    to T."""
 
     cell: str
     dtype: str
@@ -53,14 +56,15 @@ class Work:
         return torch.nn.utils.rnn.pack_padded_sequence(x, torch.tensor(self.lengths())) if self.packed else x
 
     def floor(self, backward: bool) -> dict:
-        """{"bytes", "operations"}: every input read once and every result written once; the multiplications."""
+        """{"bytes", "operations"}: the bytes if every input is read once and every result written once, and the
+        operations of the matrix products."""
         rows, G, D = sum(self.lengths()), GATES[self.cell], self.directions
         moved = operations = 0
         for layer in range(self.layers):
             columns = self.I if layer == 0 else D * self.H
             weights = D * G * self.H * (columns + self.H)
             moved += rows * (columns + D * self.H) + weights
-            if backward:  # x, y and the weights again, dy; dx and the weights' gradients written
+            if backward:  # reads x, y, dy and the weights again; writes dx and the weight gradients
                 moved += rows * (2 * columns + 2 * D * self.H) + 2 * weights
             operations += 2 * rows * weights * (3 if backward else 1)
         return {"bytes": moved * DTYPES[self.dtype].itemsize, "operations": operations}
@@ -86,7 +90,7 @@ class Work:
 
 
 def step_of(function, x, parameters, backward: bool):
-    """A function that runs `function` on x once, and with `backward` the gradients of x and the parameters."""
+    """A function that calls function(x), and with `backward` also computes the gradients of x and the parameters."""
     packed = isinstance(x, torch.nn.utils.rnn.PackedSequence)
     if not backward:
 
@@ -107,7 +111,7 @@ def step_of(function, x, parameters, backward: bool):
 
 
 def values_of(output):
-    """A layer's output, or the rows of a packed one."""
+    """The output of a layer; of a packed output its rows."""
     output = output[0] if isinstance(output, tuple) and not hasattr(output, "batch_sizes") else output
     return output.data if hasattr(output, "batch_sizes") else output
 
@@ -115,7 +119,7 @@ def values_of(output):
 # --- which ---
 
 BOTH = ("LSTM", "GRU")
-MAIN = [(512, 64, 512, 512), (1024, 16, 768, 768), (256, 64, 1024, 1024)]  # T, N, I, H: the goals' shapes
+MAIN = [(512, 64, 512, 512), (1024, 16, 768, 768), (256, 64, 1024, 1024)]  # T, N, I, H: the shapes of the goals
 BATCHES = [(256, N, 512, 512) for N in (1, 8, 16, 32, 128, 256)] + [(128, N, 1024, 1024) for N in (1, 16, 256)]
 OTHERS = [(70, 64, 400, 1152), (128, 256, 256, 256), (256, 64, 128, 128)]
 SMOKE = [(2, 3, 8, 16), (5, 9, 20, 72), (6, 33, 64, 250), (20, 64, 64, 256), (50, 64, 64, 512), (300, 16, 64, 448)]
@@ -123,7 +127,7 @@ TINY = [(5, 3, 8, 16), (7, 9, 20, 40)]  # for a rehearsal
 
 
 def smoke(rehearsal: bool) -> list[Work]:
-    """16-bit first, small before large."""
+    """16-bit types first, small layers before large ones."""
     shapes = TINY if rehearsal else SMOKE
     order = [(s, dtype) for s in shapes for dtype in ("bf16", "fp16")] + [(s, "fp32") for s in shapes]
     return [Work(cell, dtype, *shape) for shape, dtype in order for cell in BOTH]
@@ -136,7 +140,7 @@ def first(rehearsal: bool) -> list[Work]:
 
 
 def every(rehearsal: bool) -> list[Work]:
-    """What the table of tiers is to be decided by, in the order in which time may run out."""
+    """The layers that decide the table of tiers. The most important come first, because the time may run out."""
     main, batches, others = (TINY[:1], TINY[1:], []) if rehearsal else (MAIN, BATCHES, OTHERS)
     found = []
 

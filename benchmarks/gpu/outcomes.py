@@ -1,5 +1,6 @@
-"""A pytest plugin (-p benchmarks.gpu.outcomes): appends each test's outcome to the records as soon as it is known, and
-lets tests that have not begun when the part's time is up be skipped."""
+"""A pytest plugin (-p benchmarks.gpu.outcomes) that appends each test's outcome to the records as soon as it is known
+and skips tests that have not begun when the part's time is up.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ KEPT = pytest.StashKey[records.Records]()
 
 
 class Outcomes:
-    """In the process that the reports come to (of pytest-xdist's processes: the first)."""
+    """Receives the reports: in pytest's main process, also with pytest-xdist."""
 
     def __init__(self, kept: records.Records):
         self.kept = kept
@@ -22,7 +23,8 @@ class Outcomes:
     def pytest_runtest_logreport(self, report):
         if report.when != "call" and report.passed:
             return
-        when = {"???": "its process, which ended"}.get(report.when, report.when)  # a crash, or pytest-timeout
+        # ???: the process crashed, or pytest-timeout ended it
+        when = {"???": "its process, which ended"}.get(report.when, report.when)
         outcome = report.outcome if report.when == "call" or report.skipped else f"failed in {when}"
         said = {}
         if report.skipped and isinstance(report.longrepr, tuple):
@@ -58,7 +60,7 @@ def pytest_runtest_setup(item):
 
 
 def pytest_sessionfinish(session, exitstatus):
-    """Tests that were not run are no success."""
+    """Makes a run with tests that were not run fail."""
     kept = session.config.stash.get(KEPT, None)
     if kept is not None and exitstatus == 0:
         mine = [r for r in records.read(kept.path, kept.run) if r["kind"] == "test" and r["part"] == kept.part]

@@ -1,7 +1,7 @@
-"""A picture of a file of results: `python -m benchmarks.gpu.plot benchmarks/results/gpu-bench.jsonl`.
+"""A plot of a result file: `python -m benchmarks.gpu.plot benchmarks/results/gpu-bench.jsonl`.
 
-Writes a PNG of the same name: microseconds per step of every implementation, LSTM, forward and backward, from the
-file's last run.
+Writes a PNG of the same name with the file's last run: microseconds per step of every implementation, LSTM, forward and
+backward.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import layers, records, tables
 
 
 def series(found: list[dict], dtype: str) -> dict[str, dict[str, float]]:
-    """{who: {shape: microseconds per step}} of single dense layers in one direction."""
+    """{implementation: {shape: microseconds per step}} of single dense layers in one direction."""
     who: dict[str, dict[str, float]] = {}
     for record in tables.of_kind(found, "bench"):
         work = record["work"]
@@ -35,7 +35,7 @@ def series(found: list[dict], dtype: str) -> dict[str, dict[str, float]]:
 
 
 def figure_of(found: list[dict]) -> Figure:
-    """A plot for each dtype that was measured; in it a column for each shape and a marker for each implementation."""
+    """A plot per dtype; in it a column per shape and a marker per implementation."""
     measured = {dtype: who for dtype in layers.DTYPES if (who := series(found, dtype))}
     names = list(dict.fromkeys(name for who in measured.values() for name in who))
     shapes = list(dict.fromkeys(shape for who in measured.values() for times in who.values() for shape in times))

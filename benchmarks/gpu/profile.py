@@ -1,9 +1,9 @@
-"""Part: ncu on the tiers' kernels, the launches of one training step each.
+"""Part: ncu on the tiers' kernels: all launches of one training step per tier.
 
     python -m benchmarks.gpu.profile --tiers cluster,grid,stepwise
 
-One process for all: torch takes seconds to load under ncu. All counters go to the records, some to a table; the file
-that ncu writes stays under build/. Needs no torch itself.
+One process for all tiers, because torch takes seconds to load under ncu. All counters go to the records, some to a
+table. The file that ncu writes stays under build/. Does not need torch itself.
 """
 
 from __future__ import annotations

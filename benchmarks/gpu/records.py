@@ -1,8 +1,8 @@
-"""The file of a command's results: one JSON object a line, written as soon as it is known, by every process.
+"""The result file of a command: one JSON object per line, written by every process as soon as it is known.
 
-Every process begins with a record of kind "header" (machine, versions, commit, extension); every record names its run,
-its part and its process, so that it can be joined with that header. A line is one write() to a file opened for
-appending: processes that run side by side do not tear each other's lines.
+Every process begins with a record of kind "header" (machine, versions, commit, extension). Every record names its run,
+part and process, so that it can be joined with that header. A line is one write() to a file opened for appending, so
+processes that run side by side cannot mix their lines.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PART = "LSTMKERN_GPU_PART"  # what __main__.py tells the processes that it starts
+PART = "LSTMKERN_GPU_PART"  # set by __main__.py for the processes that it starts
 
 
 def folder(device: str) -> Path:
-    """Where results go: $OUT, else benchmarks/results; those of a rehearsal on the CPU never among the real ones."""
+    """Where results go: $OUT, else benchmarks/results. Results of a rehearsal on the CPU have a folder of their own."""
     default = ROOT / ("benchmarks/results" if device == "cuda" else "build/gpu-rehearsal")
     return Path(os.environ.get("OUT") or default).absolute()
 
 
 def digest(*patterns: str) -> str:
-    """Of the files that match: says which sources results are from where there is no git."""
+    """A digest of the files that match. It identifies the sources of a result where there is no git."""
     found = hashlib.sha256()
     for path in sorted({path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()}):
         found.update(f"{path.relative_to(ROOT)}\0".encode())
@@ -34,13 +34,15 @@ def digest(*patterns: str) -> str:
 
 
 def compiled_digest() -> str:
-    """Of what the extension is compiled from."""
+    """A digest of the files that the extension is compiled from."""
     return digest("csrc/**/*", "setup.py")
 
 
 def commit() -> str | None:
-    """HEAD ("+" with changes), else what LSTMKERN_COMMIT says, else that of a carried extension of these sources: a
-    copy of the tree on another machine has no git."""
+    """HEAD ("+" if there are changes), else LSTMKERN_COMMIT, else the commit of a carried extension of these sources.
+
+    A copy of the tree on another machine has no git.
+    """
     git = ["git", "-C", str(ROOT)]
     try:
         if not (ROOT / ".git").exists():
@@ -53,20 +55,21 @@ def commit() -> str | None:
 
 
 def carried() -> dict:
-    """What build_for.py has noted of the extensions in carry/, by their names."""
+    """The notes that build_for.py wrote about the extensions in carry/, by file name."""
     note = ROOT / "carry" / "about.json"
     notes = json.loads(note.read_text()) if note.exists() else {}
     return {name: about for name, about in notes.items() if (note.parent / name).exists()}
 
 
 def carried_commit() -> str | None:
-    """Of the same compiled sources; the Python files may be of another commit, so it says where it is from."""
+    """The commit of a carried extension from the same compiled sources. The Python files may be of another commit, so
+    the text says that it comes from carry/."""
     same = [about for about in carried().values() if about["sources"] == compiled_digest() and about.get("commit")]
     return f"{same[0]['commit']} (of carry/about.json)" if same else None
 
 
 def rounded(value):
-    """Floats to five digits."""
+    """Rounds floats to five digits."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, dict):
@@ -75,7 +78,7 @@ def rounded(value):
 
 
 class Records:
-    """Appends to one part's lines of a run."""
+    """Appends the records of one part of a run."""
 
     def __init__(self, path: Path | str, run: str, part: str, device: str):
         self.path, self.run, self.part, self.device = Path(path), run, part, device
@@ -83,19 +86,21 @@ class Records:
 
     @classmethod
     def of_this_process(cls, part: str, device: str) -> Records:
-        """Where the command that started this process wants its results; by hand: a run of its own."""
-        told = told_by_command()
+        """The records that the command told this process to write; a process that was started by hand has a run of its
+        own."""
+        told = command_settings()
         path = told.get("path") or folder(device) / "gpu-by-hand.jsonl"
         return cls(path, told.get("run") or new_run(), told.get("part") or part, device)
 
     def environment(self, part: str, until: float | None) -> dict:
-        """For a process that is to write this run's records. until: it starts nothing new after that (time.time())."""
+        """The environment variables for a process that writes records of this run. until: a time (time.time()) after
+        which it starts nothing new."""
         return {PART: json.dumps({"path": str(self.path), "run": self.run, "part": part, "until": until})}
 
     def write(self, kind: str, **values) -> dict:
         record = {"run": self.run, "part": self.part, "process": os.getpid(), "kind": kind}
         if self.device != "cuda":
-            record["rehearsal"] = "on the CPU: nothing here was measured on a GPU"
+            record["rehearsal"] = "a rehearsal on the CPU: nothing was measured on a GPU"
         record = rounded({**record, **values})
         line = (json.dumps(record, default=str) + "\n").encode()
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -106,14 +111,14 @@ class Records:
         return record
 
 
-def told_by_command() -> dict:
-    """{"path", "run", "part", "until"}, or nothing in a process that was started by hand."""
+def command_settings() -> dict:
+    """{"path", "run", "part", "until"} from the command; empty in a process that was started by hand."""
     return json.loads(os.environ.get(PART, "{}"))
 
 
 def seconds_left() -> float:
-    """Of this process's own time."""
-    until = told_by_command().get("until")
+    """The seconds that this process has left."""
+    until = command_settings().get("until")
     return float("inf") if until is None else until - time.time()
 
 
@@ -122,7 +127,7 @@ def new_run() -> str:
 
 
 def read(path: Path | str, run: str | None = None) -> list[dict]:
-    """The records of a run (all runs if None); a line that a killed process left unfinished is passed over."""
+    """The records of a run (all runs if None). Skips a line that a killed process left incomplete."""
     found = []
     for line in Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []:
         try:

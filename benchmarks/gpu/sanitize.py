@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu.sanitize --tool memcheck --tiers cluster,grid
 
-Needs no torch itself: what it starts does. Each report becomes a record as it comes. What has not finished shortly
-before the part's limit is ended here, so that there is a record that says so. Only a finished run without any report,
-warnings included, is clean.
+Does not need torch itself; the program that it runs does. Each report becomes a record as it comes. A tool that has not
+finished shortly before the part's limit is ended, so that a record can say so. Only a finished run without any report,
+warnings included, counts as clean.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 
 from . import records, tools
 
-EARLIER = 4  # seconds before this part's own time, the layers begin nothing new
+EARLIER = 4  # seconds before the end of this part at which the layers start nothing new
 PORTS = {"memcheck": 49200, "racecheck": 49300, "synccheck": 49400, "initcheck": 49500}
 
 
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     kept = records.Records.of_this_process("sanitize", options.device)
     program = [sys.executable, "-m", "benchmarks.gpu.small", "--device", options.device, "--tiers", options.tiers]
     command = tools.sanitizer(options.tool, program, PORTS[options.tool]) if options.device == "cuda" else None
-    # The layers end themselves first, if they still can: then the tool has its summary.
+    # The layers stop a little earlier, so that the tool can print its summary.
     left = records.seconds_left()
     told = {} if left == float("inf") else kept.environment(kept.part, time.time() + left - EARLIER)
 

@@ -1,4 +1,4 @@
-"""How a part begins: its device, its records with their header, its time; and one case after the other, guarded."""
+"""A process of a part: its device, records, time limit, and cases whose errors do not end the process."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from . import device, records
 
 
 class Session:
-    """One process of a command: `say` prints a line at once, `case` runs something that may fail."""
+    """One process of a command. `say` prints a line at once, `case` runs something that may fail."""
 
     def __init__(self, part: str, options: argparse.Namespace):
         self.options, self.device = options, device.named(options.device)
         if missing := self.device.missing():
-            sys.exit(f"{missing}: `make gpu-first DEVICE=cpu` rehearses without.")
+            sys.exit(f"{missing}; for a rehearsal on the CPU run `make gpu-first DEVICE=cpu`.")
         self.rehearsal = self.device.name == "cpu"
         self.records = records.Records.of_this_process(part, self.device.name)
         self.failed = 0
@@ -32,7 +32,7 @@ class Session:
         print(*words, flush=True)
 
     def out_of_time(self, **where) -> bool:
-        """Whether nothing new is to be started; then it says so."""
+        """Whether no time is left to start anything new; if so, prints and records it."""
         if records.seconds_left() > 0:
             return False
         self.records.write("time is up", **where)
@@ -40,8 +40,10 @@ class Session:
         return True
 
     def case(self, what: str, function) -> object:
-        """function()'s result. An error is a line and a record, not the end; but an error that ended the CUDA context
-        ends the process, since everything after it would fail too."""
+        """Returns function()'s result, or None after an error, which is printed and recorded.
+
+        An error that ended the CUDA context ends the process, because everything after it would fail too.
+        """
         try:
             return function()
         except Exception as error:
@@ -50,25 +52,25 @@ class Session:
             self.say(f"FAILED {what}: {type(error).__name__}: {first}")
             self.records.write("failure", what=what, error=f"{type(error).__name__}: {error}"[:2000])
             if not self.device.alive():
-                self.say("the CUDA context is gone: this process ends here")
+                self.say("the CUDA context has ended, and with it this process")
                 self.finish()
             return None
 
     def plan(self, tier: str, work) -> dict | None:
-        """The tier's plan for both passes of a layer, for the record: {"forward": ..., "backward": ...}."""
+        """The tier's plan for both passes of a layer: {"forward": ..., "backward": ...}."""
         plans = {}
         for name, backward in (("forward", False), ("backward", True)):
             try:
                 asked = (tier, work.cell, work.dtype, work.N, work.H, work.directions, backward)
                 plans[name] = self.device.plan(*asked)
-            except Exception as error:  # a plan is worth a note, never a measurement
+            except Exception as error:  # an error in a plan must not end a measurement
                 plans[name] = f"{type(error).__name__}: {error}"
         return plans if any(plans.values()) else None
 
     def finish(self) -> None:
         sys.stdout.flush()
         if self.failed and not self.device.alive():
-            os._exit(1)  # at once: tearing down a context that has had an error can hang
+            os._exit(1)  # without cleaning up: that can hang after an error in the context
         sys.exit(1 if self.failed else 0)
 
 

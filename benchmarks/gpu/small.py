@@ -1,10 +1,10 @@
-"""A few small layers on each tier, forward and backward, and nothing else: what the sanitizers and ncu are run on.
+"""A few small layers on each tier, forward and backward: the program that the sanitizers and ncu run.
 
     python -m benchmarks.gpu.small --tiers cluster,grid
     python -m benchmarks.gpu.small --tiers grid --profile
 
-With --profile: two training steps of one layer, of a size that the tier is made for. It fails when a tier did not run
-all that it takes: other tiers would have run it, and nothing would be known of this one.
+With --profile: two training steps of one layer, of a size that suits the tier. It fails if a tier did not run all the
+layers that it can run: another tier would have run them, and nothing would be known about this one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CASES = [
     Case("RNN_RELU", T=30, N=9, I=3, H=5),
 ]
 RESIDENT = ("cluster", "grid")
-LARGER = [  # for them on a GPU: blocks without units; weights in shared memory, a larger cluster
+LARGER = [  # for resident tiers on a GPU: blocks without units; weights in shared memory, a larger cluster
     Case("LSTM", T=12, N=3, I=5, H=48),
     Case("LSTM", T=6, N=17, I=5, H=250),
 ]
@@ -53,7 +53,7 @@ def run_layer(where, case: Case, dtype: torch.dtype) -> None:
 
 
 def profile(where, tier: str) -> None:
-    """The first step warms up; ncu looks at the second."""
+    """Runs two steps: the first is a warm-up, ncu measures the second."""
     T, N, features, H = PROFILED.get(tier, (8, 4, 16, 16))
     module = lstmkern.LSTM(features, H, device=where.torch_device, dtype=torch.bfloat16)
     x = torch.randn(T, N, features, device=where.torch_device, dtype=torch.bfloat16, requires_grad=True)
@@ -70,9 +70,9 @@ def cases_of(tier: str, device: str) -> list[Case]:
 
 
 def check_runs(where, tier: str, before: dict, wanted: int) -> None:
-    """That the tier itself has run so many layers, forward and backward."""
+    """Checks that the tier itself has run so many layers, forward and backward."""
     after = where.runs()
-    if tier not in after or (tier in RESIDENT and not where.resident_tiers()):  # the CPU, an older GPU
+    if tier not in after or (tier in RESIDENT and not where.resident_tiers()):  # the CPU or an older GPU
         return
     grown = [now - old for now, old in zip(after[tier], before.get(tier, (0, 0)), strict=True)]
     if min(grown) < wanted:
@@ -80,7 +80,7 @@ def check_runs(where, tier: str, before: dict, wanted: int) -> None:
 
 
 def run_tier(run, tier: str) -> bool:
-    """False: the time was up."""
+    """Returns False if the time was up."""
     before, wanted = run.device.runs(), 0
     cases = cases_of(tier, run.device.name)
     for i, case in enumerate(cases):
@@ -88,7 +88,7 @@ def run_tier(run, tier: str) -> bool:
             return False
         for dtype in (torch.bfloat16, torch.float32):
             run.case(f"{tier} {case} {dtype}", lambda dtype=dtype, case=case: run_layer(run.device, case, dtype))
-            wanted += tier not in RESIDENT or not case.P  # resident tiers leave projections to the stepwise one
+            wanted += tier not in RESIDENT or not case.P  # resident tiers do not run projections
     run.device.synchronize()
     run.say(f"{len(cases)} layers in two dtypes on {tier}: {run.device.runs()}")
     run.case(f"runs of {tier}", lambda: check_runs(run.device, tier, before, wanted))

@@ -1,8 +1,9 @@
-"""Part: small layers on one tier, forward and backward, against fp64; each line as soon as it is known.
+"""Part: small layers on one tier, forward and backward, compared with fp64. Each line is printed at once.
 
     python -m benchmarks.gpu.smoke --tier cluster
 
-The reference is torch.nn in fp64 on the same device; torch.nn in the layer's own dtype says how far from it one may be.
+The reference is torch.nn in fp64 on the same device. The error of torch.nn in the layer's own dtype sets the allowed
+error.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def results(module, x, grad) -> list[torch.Tensor]:
 
 
 def distances(found, exact) -> list[float]:
-    """Relative, in the Euclidean norm."""
+    """Relative distances in the Euclidean norm."""
     return [float((a.double() - e).norm() / e.norm().clamp(min=1e-30)) for a, e in zip(found, exact, strict=True)]
 
 
@@ -34,7 +35,7 @@ def run_case(run: session.Session, tier: str, work: layers.Work) -> None:
     theirs, ours = work.modules(run.device)
     x = work.input(run.device)
     grad = torch.randn(work.T, work.N, work.H, device=x.device, dtype=x.dtype)
-    with run.device.peer_enabled(run.device.name == "cuda" or work.dtype != "fp16"):  # oneDNN trains no fp16
+    with run.device.peer_enabled(run.device.name == "cuda" or work.dtype != "fp16"):  # oneDNN cannot train in fp16
         exact = results(copy.deepcopy(theirs).double(), x.double(), grad)
         peer = distances(results(theirs, x, grad), exact)
     found = []

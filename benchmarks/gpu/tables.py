@@ -1,8 +1,8 @@
-"""The tables at the end of a command, from its records: what there is, also of parts that were killed.
+"""The tables at the end of a command, from its records. Records of parts that were killed are included.
 
     python -m benchmarks.gpu.tables benchmarks/results/gpu-bench.jsonl
 
-By hand: of the file's last run. Needs no torch.
+This prints the tables of the file's last run. Does not need torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from . import records
 
 COUNTERS = ("Duration", "Compute (SM) Throughput", "DRAM Throughput")
 COUNT = re.compile(r"\b(\d[\d,]*) (?:error|warning|hazard)s?\b")
-WIDTH, LINES = 120, 15  # of what is said of errors; the file has all
+WIDTH, LINES = 120, 15  # limits for printed errors; the file has all of them
 SHORT = {"ours in a graph": "graph"}
 
 
@@ -39,7 +39,7 @@ def name_of(work: dict) -> str:
 def machine(found: list[dict]) -> list[str]:
     headers = of_kind(found, "header")
     if not headers:
-        return ["no process got as far as its header"]
+        return ["no process wrote its header"]
     about = headers[0]
     facts, built = about["facts"], about["extension"]
     line = f"{facts.get('name')}; torch {about['torch']}, cuDNN {facts.get('cudnn')}, Python {about['python']}"
@@ -52,7 +52,7 @@ def smoke(found: list[dict]) -> list[str]:
     lines = []
     for tier in dict.fromkeys(r["tier"] for r in of_kind(found, "smoke")):
         mine = [r for r in of_kind(found, "smoke") if r["tier"] == tier]
-        own = sum(r["ran"] == [tier, tier] for r in mine)
+        on_tier = sum(r["ran"] == [tier, tier] for r in mine)
         wrong = [r for r in mine if r["wrong"]]
         worst = {}
         for r in mine:
@@ -60,15 +60,18 @@ def smoke(found: list[dict]) -> list[str]:
             errors = [math.inf if math.isnan(error) else error for error in r["errors"].values()]
             worst[dtype] = max(worst.get(dtype, 0.0), *errors)
         errors = ", ".join(f"{dtype} {error:.1e}" for dtype, error in worst.items())
-        counts = f"{len(mine)} layers, {own} on the tier, {len(wrong)} wrong"
+        counts = f"{len(mine)} layers, {on_tier} on the tier, {len(wrong)} wrong"
         lines.append(f"smoke {tier:8} {counts}; largest error {errors}")
         lines += few([f"  WRONG {name_of(r['work'])}: {', '.join(r['wrong'])}" for r in wrong])
     return lines
 
 
 def bench(found: list[dict]) -> list[str]:
-    """A line for each layer and pass: microseconds per step (time / the peer's time; share of the floor); what was far
-    from the peer's result has no figures. A line for each tier with what it did not take."""
+    """A line for each layer and pass: microseconds per step (time / the peer's time; share of the lower bound).
+
+    Results that differ too much from the peer's have no times. A further line for each tier lists the layers that it
+    did not run.
+    """
     rows: dict[tuple, dict[str, str]] = {}
     left: dict[str, list[str]] = {}
     for r in of_kind(found, "bench"):
@@ -116,7 +119,8 @@ def tests(found: list[dict]) -> list[str]:
 
 
 def says_something(line: str) -> bool:
-    """Of a line that compute-sanitizer wrote: not so if it counts errors, warnings and hazards, and there are none."""
+    """Whether a line of compute-sanitizer reports anything. A summary that counts zero errors, warnings and hazards
+    does not."""
     counts = COUNT.findall(line)
     return not counts or any(count.strip("0,") for count in counts)
 
@@ -150,7 +154,7 @@ NO_TABLE = "no table of"
 
 
 def everything(found: list[dict]) -> list[str]:
-    """All tables. A record that one of them cannot read costs that table alone: a line says so (NO_TABLE)."""
+    """All tables. If a table cannot read a record, a line says so (NO_TABLE) and the other tables are still printed."""
     lines = []
     for table in (bench, compare, tools, tests, smoke, failures, out_of_time, machine, parts):
         if table is machine:

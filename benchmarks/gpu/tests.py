@@ -1,10 +1,10 @@
-"""Part: tests/test_cuda.py, on several cores where pytest-xdist is there; needs no torch itself.
+"""Part: tests/test_cuda.py, on several cores if pytest-xdist is installed. Does not need torch itself.
 
     python -m benchmarks.gpu.tests --marked "cuda and not long"
 
-A test that takes longer than 30 seconds ends its process with a traceback (pytest-timeout); outcomes.py keeps every
-outcome at once, and lets what has not begun when the time is up be skipped, so that pytest's own summary is there. No
-other plugin is loaded, whatever the machine has.
+A test that takes longer than 30 seconds ends its process with a traceback (pytest-timeout). outcomes.py records every
+outcome at once and skips the tests that have not begun when the time is up, so that pytest still prints its summary.
+Other installed plugins are not loaded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def command(device: str, marked: str) -> list[str]:
     if importlib.util.find_spec("pytest_timeout"):
         seconds = 30 if device == "cuda" else 300
         words += ["-p", "pytest_timeout", "--timeout", str(seconds), "--timeout-method", "thread"]
-        words += ["-o", f"faulthandler_timeout={seconds - 5}"]  # the traceback, which the former's end keeps to itself
+        words += ["-o", f"faulthandler_timeout={seconds - 5}"]  # a traceback before pytest-timeout ends the process
     return [*words, "tests/test_cuda.py"]
 
 

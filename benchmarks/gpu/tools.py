@@ -1,7 +1,7 @@
-"""The programs that surround a GPU: nvidia-smi, nvcc, compute-sanitizer, ncu. Needs no torch.
+"""The NVIDIA programs: nvidia-smi, nvcc, compute-sanitizer, ncu. Does not need torch.
 
-tests/test_gpu_device.py runs every line with stand-ins for the programs. Nothing here changes a setting of the card:
-ncu is told to leave its clocks alone.
+tests/test_gpu_device.py runs every line with stand-ins for the programs. Nothing here changes a setting of the GPU; ncu
+is told not to change its clocks.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-REFUSALS = [  # what the tools say where the driver or the machine does not let them in
+REFUSALS = [  # what the tools print if the driver or the machine denies access
     "Device not supported", "device is not supported", "error 999", "ERR_NVGPUCTRPERM", "LibraryNotLoaded",
     "Failed to initialize the profiler", "not supported on this", "Unable to find injection library",
 ]  # fmt: skip
-REPORTS = (  # how a report of compute-sanitizer begins
+REPORTS = (  # the beginnings of compute-sanitizer's reports
     "Invalid", "Error:", "Warning:", "Barrier", "Potential", "Race", "Uninitialized", "Program hit",
     "Target application", "ERROR SUMMARY", "RACECHECK SUMMARY",
 )  # fmt: skip
-PATIENCE = 3  # seconds for a question to a program
-ERRORS = 9  # compute-sanitizer's exit code for what it found
+TIMEOUT = 3  # seconds for a program to answer
+ERRORS = 9  # compute-sanitizer's exit code if it found errors
 SECTIONS = ["SpeedOfLight", "MemoryWorkloadAnalysis", "WarpStateStats", "SchedulerStats", "LaunchStats", "Occupancy"]
-METRICS = [  # of the table; the file has all
+METRICS = [  # shown in the table; the file has all
     "Duration", "Elapsed Cycles", "SM Frequency", "Compute (SM) Throughput", "Memory Throughput", "DRAM Throughput",
     "L2 Cache Throughput", "L1/TEX Cache Throughput", "Executed Ipc Active", "Issue Slots Busy", "No Eligible",
     "Warp Cycles Per Issued Instruction", "Registers Per Thread", "Achieved Occupancy", "Grid Size", "Block Size",
@@ -38,21 +38,21 @@ METRICS = [  # of the table; the file has all
 
 
 def ask(*command: str) -> str:
-    """What a program says, or why it says nothing."""
+    """What a program prints, or why it prints nothing."""
     try:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
     except OSError as error:
         return f"not to be had ({type(error).__name__})"
     try:
-        said, complained = process.communicate(timeout=PATIENCE)
+        said, complained = process.communicate(timeout=TIMEOUT)
     except subprocess.TimeoutExpired as error:
-        process.kill()  # and no wait: one that is stuck in the driver does not go
+        process.kill()  # without waiting: a process that is stuck in the driver does not end
         return f"not to be had ({type(error).__name__})"
     return (said.strip() or complained.strip()).replace("\n", " | ")
 
 
 def gpus() -> int:
-    """How many GPUs the driver knows; 0 also where there is no driver that can be asked."""
+    """How many GPUs the driver knows; 0 if there is no driver."""
     try:
         driver, count = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(0)
         return count.value if driver.cuInit(0) == driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
@@ -73,24 +73,24 @@ FACTS = {
 
 
 def sanitizer(tool: str, program: list[str], port: int) -> list[str] | None:
-    """The command that runs `program` under compute-sanitizer, our kernels alone; None where there is none.
+    """The command that runs `program` under compute-sanitizer, for our kernels alone; None if it is not installed.
 
-    Tools that run side by side need ports of their own. launch-timeout: torch takes longer than the usual 10 seconds to
-    reach its first CUDA call. API errors are not asked for: torch tries what it may not have.
+    Tools that run side by side need different ports. launch-timeout: torch takes longer than the default of 10 seconds
+    to reach its first CUDA call. API errors are not reported, because torch makes calls that may fail.
     """
     if not shutil.which("compute-sanitizer"):
         return None
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", str(ERRORS), "--print-limit", "20"]
     command += ["--launch-timeout", "0", "--port", str(port), "--report-api-errors", "no"]
-    # The option that names kernels has had several names.
+    # The option that selects kernels has had several names.
     known = ask("compute-sanitizer", "--help")
     option = next((o for o in ("--kernel-name", "--kernel-regex", "--filter") if o in known), None)
     return command + ([option, "kernel_substring=lstmkern"] if option else []) + program
 
 
 def ncu(kernels: str, file: Path, program: list[str]) -> list[str] | None:
-    """The command that profiles the launches of kernels between cudaProfilerStart and cudaProfilerStop; None where
-    there is no ncu. Its rules would only explain the counters."""
+    """The command that profiles the kernel launches between cudaProfilerStart and cudaProfilerStop; None if ncu is not
+    installed. ncu's rules are off: they only comment on the counters."""
     if not shutil.which("ncu"):
         return None
     command = ["ncu", "--clock-control", "none", "--target-processes", "all", "--kernel-name", f"regex:{kernels}"]
@@ -100,7 +100,8 @@ def ncu(kernels: str, file: Path, program: list[str]) -> list[str] | None:
 
 
 def kill(process: int) -> None:
-    """Ends a process and those that it has started: it is of our own group, so that the group's end is its end, too."""
+    """Ends a process and those that it has started. Each such process leads a process group, so ending the group ends
+    all of them."""
     for children in Path(f"/proc/{process}/task").glob("*/children"):
         with contextlib.suppress(OSError):
             for child in children.read_text().split():
@@ -115,8 +116,8 @@ def stream(
     seconds: float = float("inf"),
     seen: Callable[[str], object] = lambda line: None,
 ) -> tuple[int | None, list[str]]:
-    """Runs a command, shows each of its lines at once and calls seen() with it; its exit code and its lines. None: it
-    was ended after so many seconds."""
+    """Runs a command, shows its lines as they come and calls seen() with each. Returns its exit code and lines; the
+    code is None if it was ended after `seconds`."""
     lines, until = [], time.monotonic() + seconds
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
     process = subprocess.Popen(command, env={**os.environ, **(environment or {})}, **options)
@@ -139,7 +140,7 @@ def stream(
 
 
 def refused(lines: list[str]) -> str | None:
-    """The line with which a tool says that it is not let in."""
+    """The line in which a tool says that it has no permission, or None."""
     return next((line for line in lines if any(words in line for words in REFUSALS)), None)
 
 
@@ -154,7 +155,7 @@ def lines_of(file: Path) -> list[str]:
 
 
 def counters(file: Path) -> Iterator[dict]:
-    """{"kernel", "metrics": {name: (value, unit)}} of each launch in what ncu wrote."""
+    """{"kernel", "metrics": {name: (value, unit)}} of each launch in the file that ncu wrote."""
     lines = lines_of(file)
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), len(lines))
     launches: dict[str, dict] = {}

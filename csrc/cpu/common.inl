@@ -1,90 +1,10 @@
-// What the forward and the backward kernel share: types, places in tensors, the division of work among threads.
-// Included once per instruction set, after simd.h and gemm.h.
-
-// For values stored as S: what sums, states and cells are computed in, and what products read.
-template <class S>
-struct Types {
-  using Sum = float;
-  using Operand = float;  // 16-bit values are only stored as such,
-};
-#if LSTMKERN_BF16
-template <>
-struct Types<bf16> {  // unless there are products of them
-  using Sum = float;
-  using Operand = bf16;
-};
-#endif
-template <>
-struct Types<double> {
-  using Sum = double;
-  using Operand = double;
-};
-
-template <class T>
-INLINE T* at(const View& view, const Layer& layer, int64_t t, int64_t j) {
-  return static_cast<T*>(view.data) + view.step * layer.place[t] + view.lane * layer.order[j];
-}
-
-// A value as it will be read back from storage type S.
-template <class S, class C>
-INLINE Vec<C> rounded(Vec<C> v) {
-  if constexpr (sizeof(S) == sizeof(C))
-    return v;
-  else
-    return widen(narrow(v, S{}), S{});
-}
-
-// Steps in the order in which a direction runs through them.
-struct Steps {
-  const Layer& layer;
-  bool reversed;
-  int64_t t(int64_t s) const { return reversed ? layer.T - 1 - s : s; }
-  int64_t active(int64_t s) const { return s < 0 || s >= layer.T ? 0 : layer.active[t(s)]; }
-  // Sequences j >= ended(s) take their last step at s; sequences j >= begun(s) take their first.
-  int64_t ended(int64_t s) const { return active(s + 1) < active(s) ? active(s + 1) : active(s); }
-  int64_t begun(int64_t s) const { return active(s - 1) < active(s) ? active(s - 1) : active(s); }
-  // How many of the sequences j0..j1 take part in step s.
-  int64_t active(int64_t s, int64_t j0, int64_t j1) const {
-    const int64_t n = active(s);
-    return n <= j0 ? 0 : (n < j1 ? n : j1) - j0;
-  }
-  // Of the sequences j0..j1, steps [s, end) make a chunk: as many as bring at most `rows` rows together, at least one.
-  int64_t chunk_end(int64_t s, int64_t rows, int64_t j0, int64_t j1) const {
-    int64_t sum = active(s, j0, j1);
-    for (++s; s < layer.T && sum + active(s, j0, j1) <= rows; ++s) sum += active(s, j0, j1);
-    return s;
-  }
-  int64_t chunk_begin(int64_t end, int64_t rows) const {
-    int64_t s = end - 1, sum = active(s);
-    for (; s > 0 && sum + active(s - 1) <= rows; --s) sum += active(s - 1);
-    return s;
-  }
-  // Rows that the sequences j0..j1 have in steps [begin, end).
-  int64_t count(int64_t begin, int64_t end, int64_t j0, int64_t j1) const {
-    int64_t rows = 0;
-    for (int64_t s = begin; s < end; ++s) rows += active(s, j0, j1);
-    return rows;
-  }
-  // f(row of the chunk, step, sequence) for rows [from, to) of the sequences j0..j1 in the steps from begin on.
-  template <class F>
-  INLINE void for_rows(int64_t begin, int64_t from, int64_t to, int64_t j0, int64_t j1, F&& f) const {
-    int64_t s = begin, base = 0;
-    for (int64_t row = from; row < to; ++row) {
-      while (row >= base + active(s, j0, j1)) base += active(s++, j0, j1);
-      f(row, s, j0 + row - base);
-    }
-  }
-};
+// How a team of threads shares a layer, and the panels of its gates. After gemm.h and pack.h.
 
 // Panels of so many bytes in all stay in a core's second-level cache from step to step: no need to ask for the next.
 constexpr int64_t kKept = 1 << 20;
 
 // Weights come from further away than anything else: to read them is worth as much as about so many rows.
 constexpr int64_t kReading = 3;
-
-// Steps of the layers that this thread has called. Each step reads the weights in the opposite order of the one before,
-// the first of a call too: what was read last is still in the cache.
-inline __thread int64_t steps_taken = 0;
 
 // Whether a team divides the rows of a batch, given the weights that a step reads and the panels that they make. With 8
 // rows a thread, yes, while the second-level cache holds the weights. From beyond it every thread would read all of
@@ -178,35 +98,33 @@ constexpr int64_t spread(int64_t columns) {
   return columns * sizeof(X) % 1024 == 0 ? columns + 64 / sizeof(X) : columns;
 }
 
-// Panels of the gate products: all gates of the same units side by side, so that the cell is finished in registers.
-// Gated cells take one register of units for each gate; the RNN, with one gate, several registers of units.
-template <Cell CELL, class X, class C>
-struct UnitPanels {
-  static constexpr int G = gates_of(CELL);
+// Panels of the gate GEMMs. They hold all gates of the same units next to each other, so that the cell is finished in
+// registers. A gated cell takes one register of units for each gate; the RNN, with one gate, several registers of
+// units.
+template <class X, class C>
+struct GatePanels {
   int64_t H;
+  int G;  // gates
   int64_t panels() const { return G > 1 ? (H + width<C> - 1) / width<C> : Columns<C, kWide>{H}.panels(); }
   int64_t packed(int64_t K) const { return (H + width<C> - 1) / width<C> * width<C> * G * depth<X>(K); }
   int64_t offset(const Panel& p, int64_t K) const { return p.offset<X>(K, G); }
   Panel panel(int64_t index) const {  // nv: G times the registers of units
-    if constexpr (G == 1)
-      return Columns<C, kWide>{H}.panel(index);
-    else
-      return {index * width<C>, G};
+    return G > 1 ? Panel{index * width<C>, G} : Columns<C, kWide>{H}.panel(index);
   }
   int64_t largest(int64_t K) const { return (G > 1 ? G : kWide) * width<C> * depth<X>(K); }  // panel
+  // Register v of a panel: its gate, and its first unit.
+  int gate(int v) const { return G > 1 ? v : 0; }
+  int64_t unit(const Panel& p, int v) const { return G > 1 ? p.first : p.first + v * width<C>; }
   // One panel [k][gate][units] of w [G*H, K].
   template <class S>
   void pack(X* to, const Panel& p, const S* w, int64_t K) const {
     constexpr int64_t lanes = width<C> * per_word<X>;
-    for (int g = 0; g < G; ++g)
-      for (int v = 0; v < p.nv / G; ++v) {
-        const int64_t unit = p.first + v * width<C>;
-        pack_transposed<X, C>(to + (g * (p.nv / G) + v) * lanes, p.nv * lanes, w + (g * H + unit) * K, K, H - unit, K);
-      }
+    for (int v = 0; v < p.nv; ++v)
+      pack_transposed<X, C>(to + v * lanes, p.nv * lanes, w + (gate(v) * H + unit(p, v)) * K, K, H - unit(p, v), K);
   }
 };
 
-// Prepares a thread for products of X while it lives.
+// Prepares a thread for GEMMs of X while it lives.
 template <class X>
 struct Products {};
 #if LSTMKERN_BF16 == 2

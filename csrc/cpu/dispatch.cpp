@@ -11,7 +11,7 @@
 #include <unistd.h>
 #endif
 
-#include "variant.h"
+#include "variants.h"
 
 namespace lstmkern {
 namespace cpu {

@@ -1,16 +1,16 @@
-// The weights of a layer's gates and the forward products with them, in one of four ways: from panels that were packed
-// before the time loop, x and h each by itself or both at once; from panels packed one by one, where each is used once;
-// and from the weights where they lie (direct.h).
+// The weights of a layer's gates and the forward GEMMs with them, in one of four ways: from panels that were packed
+// before the time loop, for x and h separately or for both at once; from panels packed one by one, where each is used
+// once; and from the unpacked weights (direct.h).
 
-template <Cell CELL, class S>
+template <class S>
 class GateWeights {
   using C = typename Types<S>::Sum;
   using X = typename Types<S>::Operand;
-  static constexpr int G = gates_of(CELL), W = width<C>;
+  static constexpr int W = width<C>;
 
   const Layer& L;
   const Weights& w;
-  const UnitPanels<CELL, X, C> units;
+  const GatePanels<X, C> units;
   const bool direct, once;
   const int64_t bytes;
   X* panels;  // of W_ih and, behind it in each, of W_hh; where once, of each rank the one at hand
@@ -21,7 +21,7 @@ class GateWeights {
   GateWeights(const Layer& layer, int direction, int64_t total)
       : L(layer),
         w(layer.weights[direction]),
-        units{layer.H},
+        units{layer.H, gates_of(layer.cell)},
         direct(few_rows_forward<X>(layer, total)),
         once(layer.T == 1),
         bytes(units.packed(layer.I + layer.P) * sizeof(X)),
@@ -41,10 +41,10 @@ class GateWeights {
 
   // Whether a team divides the rows of the batch and not the hidden units.
   bool by_rows(int size) const {
-    return L.T > 1 && divides_rows<X>(L.N, size, bytes, units.panels(), (on_tiles<X> ? 0.36 : 0.14) / G);
+    return L.T > 1 && divides_rows<X>(L.N, size, bytes, units.panels(), (on_tiles<X> ? 0.36 : 0.14) / units.G);
   }
 
-  void carve(Carver& memory) {
+  void allocate(Arena& memory) {
     panels = memory.take<X>(direct ? 0 : once ? L.threads * units.largest(K()) : units.packed(K()));
   }
 
@@ -92,12 +92,11 @@ class GateWeights {
       Tile<C> tile;
       with_rows(tall, [&](auto R) {
         auto first_row = [&](const Panel& of, int v) {  // of register v
-          return v / (of.nv / G) * L.H + of.first + v % (of.nv / G) * W;
+          return units.gate(v) * L.H + units.unit(of, v);
         };
         for (int v = 0; v < p.nv; ++v)
-          times_rows<R.value, C>(a, from + first_row(p, v) * K, K, L.H - p.first - v % (p.nv / G) * W, K,
-                                 tile.sums + v * W, p.nv * W,
-                                 from + (v + 1 < p.nv ? first_row(p, v + 1) : first_row(next, 0)) * K);
+          times_rows<R.value, C>(a, from + first_row(p, v) * K, K, L.H - units.unit(p, v), K, tile.sums + v * W,
+                                 p.nv * W, from + (v + 1 < p.nv ? first_row(p, v + 1) : first_row(next, 0)) * K);
       });
       receive(j, tall, tile.sums);
     });

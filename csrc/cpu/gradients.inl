@@ -1,20 +1,22 @@
 // The gradients of a layer's weights: a chunk's dgates, transposed, times its inputs and its states before each step.
 
-// Where the derivatives of a row's gates lie: planes of whole registers. GRU: n r z n_h, so that the input's three and
-// the recurrent three are each contiguous. Everyone else: the gates in their order. Tiles take K in steps of 16 words;
-// the input's three planes must not end with part of n_h, so what they lack of a whole step comes before them.
-template <Cell CELL, class X, class C>
+// Where the gradients of a row's gates are stored: GruPlanes, every other cell's gates in their order. Tiles take K in
+// steps of 16 words; the input's three planes must not end with part of n_h, so what they lack of a whole step comes
+// before them.
+template <class X, class C>
 struct GatePlanes {
-  static constexpr int count = CELL == Cell::gru ? 4 : gates_of(CELL);
-  static constexpr int first_hidden = CELL == Cell::gru ? 1 : 0;
-  static constexpr int of_input(int gate) { return CELL == Cell::gru ? (gate + 1) % 3 : gate; }
-  static constexpr int of_hidden(int gate) { return gate + first_hidden; }
-  static constexpr int among_hidden(int gate) { return gate; }
+  const bool split;  // GRU
+  const int count, first_hidden;
   const int64_t plane, lead, ld;  // columns of a plane, before the first plane, of a row
-  explicit GatePlanes(int64_t H)
-      : plane((H + width<C> - 1) / width<C> * width<C>),
-        lead(first_hidden ? depth<X>((count - first_hidden) * plane) - (count - first_hidden) * plane : 0),
+  explicit GatePlanes(const Layer& layer)
+      : split(splits_candidate(layer.cell)),
+        count(gates_of(layer.cell) + split),
+        first_hidden(split),
+        plane((layer.H + width<C> - 1) / width<C> * width<C>),
+        lead(split ? depth<X>((count - 1) * plane) - (count - 1) * plane : 0),
         ld(spread<X>(lead + first_hidden * plane + depth<X>((count - first_hidden) * plane))) {}
+  int of_input(int gate) const { return split ? (gate == 2 ? GruPlanes::n : gate + 1) : gate; }
+  int of_hidden(int gate) const { return gate + first_hidden; }
   int64_t column(int which) const { return lead + which * plane; }
 };
 
@@ -27,16 +29,17 @@ struct Chunk {
   X* full;        // [chunk_rows, padded H], with projection: h before it
 };
 
-template <Cell CELL, class S>
+template <class S>
 class WeightGradients {
   using C = typename Types<S>::Sum;
   using X = typename Types<S>::Operand;
-  using Planes = GatePlanes<CELL, X, C>;
-  static constexpr int G = gates_of(CELL), W = width<C>, down = kDown<X>;
+  using Planes = GatePlanes<X, C>;
+  static constexpr int W = width<C>, down = kDown<X>;
   static constexpr int kRun = 64 / down;  // tiles of gradients transposed at a time
 
+  const BackwardPass<S>& pass;
   const Backward& L;
-  const int d;
+  const int d, G;  // direction, gates
   const Steps steps;
   const Planes planes;
   const Columns<C, kAcross<X>> by_x, by_h, by_full;  // I, P and H columns
@@ -55,20 +58,22 @@ class WeightGradients {
     return layer.want_weights ? kRun * down * depth<X>(chunk_rows) : 0;
   }
 
-  WeightGradients(const Backward& layer, int direction, int64_t projected_ld, int64_t chunk_rows)
-      : L(layer),
-        d(direction),
-        steps{layer, direction == 1},
-        planes(layer.H),
-        by_x{layer.I},
-        by_h{layer.P},
-        by_full{layer.H},
-        vectors((layer.H + W - 1) / W),
+  WeightGradients(const BackwardPass<S>& pass, int64_t projected_ld, int64_t chunk_rows)
+      : pass(pass),
+        L(pass.L),
+        d(pass.d),
+        G(gates_of(L.cell)),
+        steps{L, d == 1},
+        planes(L),
+        by_x{L.I},
+        by_h{L.P},
+        by_full{L.H},
+        vectors((L.H + W - 1) / W),
         projected_ld(projected_ld),
         chunk_rows(chunk_rows),
-        project(layer.weights[direction].w_hr != nullptr) {}
+        project(pass.project) {}
 
-  void carve(Carver& memory, int halves) {
+  void allocate(Arena& memory, int halves) {
     const bool want = L.want_weights;
     for (int half = 0; half < halves; ++half) {
       packed_x[half] = memory.take<X>(want ? by_x.template packed<X>(chunk_rows) : 0);
@@ -79,10 +84,8 @@ class WeightGradients {
       sums[i] = !result(i) ? nullptr : kNarrow ? memory.take<C>(size_of(i)) : static_cast<C*>(result(i));
   }
 
-  // Packs x and h_prev of the chunk of `count` rows that begins with step `begin`: h_before(s, j) is where the latter
-  // lies, null for zeros.
-  template <class F>
-  void pack_operands(int half, int64_t begin, int64_t count, int rank, int size, F&& h_before) {
+  // Packs x and h_prev of the chunk of `count` rows that begins with step `begin`.
+  void pack_operands(int half, int64_t begin, int64_t count, int rank, int size) {
     const int64_t all = words<X>(count), w0 = part(all, rank, size), w1 = part(all, rank + 1, size);
     const S *x[per_word<X>], *h[per_word<X>];  // of the rows that make a word
     const int64_t last = w1 * per_word<X> < count ? w1 * per_word<X> : count;
@@ -95,7 +98,7 @@ class WeightGradients {
     steps.for_rows(begin, w0 * per_word<X>, last, 0, L.N, [&](int64_t row, int64_t s, int64_t j) {
       const int64_t i = row % per_word<X>;
       x[i] = at<const S>(L.input, L, steps.t(s), j);
-      h[i] = h_before(s, j);
+      h[i] = pass.before(L.output, L.h0, L.P, s, j);
       if (i + 1 == per_word<X> || row + 1 == count) pack(row - i);
     });
     while (word < w1) pack(word * per_word<X>);  // zeros
@@ -112,8 +115,8 @@ class WeightGradients {
       tiles = (gate + 1) * tall < last ? (gate + 1) * tall - tile : last - tile;
       if (tiles > kRun) tiles = kRun;
       const int64_t unit = (tile - gate * tall) * down;
-      const X* x_part = chunk.dgates + planes.column(Planes::of_input(gate)) + unit;
-      const X* h_part = chunk.dgates + planes.column(Planes::of_hidden(gate)) + unit;
+      const X* x_part = chunk.dgates + planes.column(planes.of_input(gate)) + unit;
+      const X* h_part = chunk.dgates + planes.column(planes.of_hidden(gate)) + unit;
       pack_down<X, C>(packed, x_part, planes.ld, tiles, count);
       add_product(packed, tiles, unit, L.H, by_x, packed_x[half], count, sums[0] + gate * L.H * L.I, first);
       if (x_part != h_part) pack_down<X, C>(packed, h_part, planes.ld, tiles, count);
@@ -121,8 +124,8 @@ class WeightGradients {
     }
     for (int64_t v = part(G * vectors, rank, size); sums[2] && v < part(G * vectors, rank + 1, size); ++v) {
       const int gate = static_cast<int>(v / vectors);
-      const int64_t unit = v % vectors * W, x_column = planes.column(Planes::of_input(gate)) + unit,
-                    h_column = planes.column(Planes::of_hidden(gate)) + unit;
+      const int64_t unit = v % vectors * W, x_column = planes.column(planes.of_input(gate)) + unit,
+                    h_column = planes.column(planes.of_hidden(gate)) + unit;
       Vec<C> sum = add_rows(chunk.dgates + x_column, count, sums[2] + gate * L.H + unit, L.H - unit, first);
       if (x_column == h_column)
         store(sums[3] + gate * L.H + unit, sum, L.H - unit);

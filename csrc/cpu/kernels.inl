@@ -1,56 +1,44 @@
-// All kernels of one instruction set: included by baseline.cpp, avx2.cpp, avx512.cpp, ... inside their own namespaces.
+// The kernels of one instruction set for every cell: included by <instruction set>/kernels.cpp.
+namespace lstmkern {
+namespace cpu {
+namespace LSTMKERN_VARIANT {
 // clang-format off: each builds on those before it
 #include "simd.h"
-#include "../cells.h"
+#include "steps.h"
 #include "gemm.h"
 #include "pack.h"
 #include "common.inl"
 #include "direct.h"
 #include "gates.h"
+#include "cell_kernels.h"
 #include "forward.inl"
 #include "gradients.inl"
 #include "backward.inl"
+#include "product.inl"
 // clang-format on
 
-template <class S>
-void forward_typed(const Forward& layer) {
-  switch (layer.cell) {
-    case Cell::rnn_tanh: return forward_cell<Cell::rnn_tanh, S>(layer);
-    case Cell::rnn_relu: return forward_cell<Cell::rnn_relu, S>(layer);
-    case Cell::lstm: return forward_cell<Cell::lstm, S>(layer);
-    case Cell::gru: return forward_cell<Cell::gru, S>(layer);
-  }
-}
-
-template <class S>
-void backward_typed(const Backward& layer) {
-  switch (layer.cell) {
-    case Cell::rnn_tanh: return backward_cell<Cell::rnn_tanh, S>(layer);
-    case Cell::rnn_relu: return backward_cell<Cell::rnn_relu, S>(layer);
-    case Cell::lstm: return backward_cell<Cell::lstm, S>(layer);
-    case Cell::gru: return backward_cell<Cell::gru, S>(layer);
-  }
-}
-
-#if LSTMKERN_BF16  // a variant for bf16 alone: everything else is as fast in its plain sibling
-void forward(const Forward& layer) { forward_typed<bf16>(layer); }
-void backward(const Backward& layer) { backward_typed<bf16>(layer); }
+// f(value of the type that the layer's values are stored as).
+template <class F>
+void with_type(DType dtype, F&& f) {
+#if LSTMKERN_BF16  // a variant for bf16 only: everything else is as fast in its plain sibling
+  f(bf16{});
 #else
-void forward(const Forward& layer) {
-  switch (layer.dtype) {
-    case DType::f32: return forward_typed<float>(layer);
-    case DType::f64: return forward_typed<double>(layer);
-    case DType::bf16: return forward_typed<bf16>(layer);
-    case DType::f16: return forward_typed<f16>(layer);
+  switch (dtype) {
+    case DType::f32: return f(float{});
+    case DType::f64: return f(double{});
+    case DType::bf16: return f(bf16{});
+    case DType::f16: return f(f16{});
   }
+#endif
 }
 
-void backward(const Backward& layer) {
-  switch (layer.dtype) {
-    case DType::f32: return backward_typed<float>(layer);
-    case DType::f64: return backward_typed<double>(layer);
-    case DType::bf16: return backward_typed<bf16>(layer);
-    case DType::f16: return backward_typed<f16>(layer);
-  }
+void forward(const Forward& layer) {
+  with_type(layer.dtype, [&](auto s) { run_forward<decltype(s)>(layer); });
 }
-#endif
+void backward(const Backward& layer) {
+  with_type(layer.dtype, [&](auto s) { run_backward<decltype(s)>(layer); });
+}
+
+}  // namespace LSTMKERN_VARIANT
+}  // namespace cpu
+}  // namespace lstmkern

@@ -35,9 +35,9 @@ class Workspace {
 };
 
 // Hands out parts of a workspace. First run over a null base to learn the size, then over the real one.
-class Carver {
+class Arena {
  public:
-  explicit Carver(char* base) : base_(base) {}
+  explicit Arena(char* base) : base_(base) {}
   template <class T>
   T* take(int64_t count) {
     const size_t at = used_, bytes = sizeof(T) * static_cast<size_t>(count > 0 ? count : 0);

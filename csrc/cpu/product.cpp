@@ -8,20 +8,25 @@
 #include <stdexcept>
 #include <string>
 
-#include "variant.h"
+#include "memory.h"
+#include "team.h"
+#include "variants.h"
 
 namespace lstmkern {
 namespace cpu {
 namespace {
 
-// One thread's part of a product.
-struct ProductPart {
-  const Product& product;
-  const void *panels, *rows;
-  int rank, size;
-};
 // Does it `rounds` times, by the kernels in use.
-void multiply_part(const ProductPart& part, int64_t rounds);
+void multiply_part(const ProductPart& part, int64_t rounds) {
+#if defined(__x86_64__)
+  const std::string used = capability(part.product.dtype);
+  if (used == "amx") return amx::multiply_part(part, rounds);
+  if (used == "avx512_bf16") return avx512_bf16::multiply_part(part, rounds);
+  if (used == "avx512") return avx512::multiply_part(part, rounds);
+  if (used == "avx2") return avx2::multiply_part(part, rounds);
+#endif
+  baseline::multiply_part(part, rounds);
+}
 
 using Clock = std::chrono::steady_clock;
 
@@ -103,69 +108,6 @@ double product_seconds(const Product& p, int threads, double seconds) {
   run_team(threads, run, &race);
   return *std::max_element(race.took.get(), race.took.get() + threads);
 }
-
-// After everything else: nothing from outside may be compiled for these targets.
-#define LSTMKERN_BF16 0
-namespace baseline {
-#define LSTMKERN_VECTOR_BYTES 16
-#include "product.inl"
-#undef LSTMKERN_VECTOR_BYTES
-}  // namespace baseline
-
-#if defined(__x86_64__)
-namespace avx2 {
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,f16c")
-#define LSTMKERN_VECTOR_BYTES 32
-#include "product.inl"
-#undef LSTMKERN_VECTOR_BYTES
-#pragma GCC pop_options
-}  // namespace avx2
-
-namespace avx512 {
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
-#define LSTMKERN_VECTOR_BYTES 64
-#include "product.inl"
-#undef LSTMKERN_VECTOR_BYTES
-#pragma GCC pop_options
-}  // namespace avx512
-#undef LSTMKERN_BF16
-
-#define LSTMKERN_BF16 1
-namespace avx512_bf16 {
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c,avx512bf16")
-#define LSTMKERN_VECTOR_BYTES 64
-#include "product.inl"
-#undef LSTMKERN_VECTOR_BYTES
-#pragma GCC pop_options
-}  // namespace avx512_bf16
-#undef LSTMKERN_BF16
-
-#define LSTMKERN_BF16 2
-namespace amx {
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c,avx512bf16,amx-tile,amx-bf16")
-#define LSTMKERN_VECTOR_BYTES 64
-#include "product.inl"
-#undef LSTMKERN_VECTOR_BYTES
-#pragma GCC pop_options
-}  // namespace amx
-#endif
-
-namespace {
-void multiply_part(const ProductPart& part, int64_t rounds) {
-#if defined(__x86_64__)
-  const std::string used = capability(part.product.dtype);
-  if (used == "amx") return amx::multiply_part(part, rounds);
-  if (used == "avx512_bf16") return avx512_bf16::multiply_part(part, rounds);
-  if (used == "avx512") return avx512::multiply_part(part, rounds);
-  if (used == "avx2") return avx2::multiply_part(part, rounds);
-#endif
-  baseline::multiply_part(part, rounds);
-}
-}  // namespace
 
 }  // namespace cpu
 }  // namespace lstmkern

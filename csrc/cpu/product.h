@@ -18,6 +18,13 @@ struct Product {
   bool down;
 };
 
+// One thread's part of a product.
+struct ProductPart {
+  const Product& product;
+  const void *panels, *rows;
+  int rank, size;
+};
+
 // Seconds that a team of `threads` needs for the product, measured for about `seconds` (at least twice): rows shared
 // as a layer shares them, the sums left where the microkernel puts them. std::invalid_argument if there is no such
 // product.

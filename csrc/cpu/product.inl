@@ -1,21 +1,14 @@
-// Products on rows and panels that lie as a layer's do, with nothing done to their sums. Included by product.cpp once
-// per instruction set, in the layers' own namespace: the linker keeps one copy of each microkernel, the layers' own.
-// clang-format off: each builds on those before it
-#include "simd.h"
-#include "../cells.h"
-#include "gemm.h"
-#include "pack.h"
-#include "common.inl"
-// clang-format on
+// GEMMs on rows and panels in a layer's layout, with nothing done to their sums: the layers' own microkernels. See
+// product.h.
 
 // As a step of the forward kernel (gates > 1) or of the backward kernel multiplies.
-template <Cell CELL, class S>
+template <class S>
 void multiply_part_rows(const ProductPart& part_of, int64_t rounds) {
   using C = typename Types<S>::Sum;
   using X = typename Types<S>::Operand;
   const Product& p = part_of.product;
   const X *panels = static_cast<const X*>(part_of.panels), *rows = static_cast<const X*>(part_of.rows);
-  const UnitPanels<CELL, X, C> units{p.columns};
+  const GatePanels<X, C> units{p.columns, p.gates};
   const int64_t ld = spread<X>(depth<X>(p.K));
   const int rank = part_of.rank, size = part_of.size;
   const bool by_rows = divides_rows<X>(p.rows, size, units.packed(p.K) * sizeof(X), units.panels(), 0);
@@ -67,11 +60,7 @@ template <class S>
 void multiply_part_typed(const ProductPart& part_of, int64_t rounds) {
   [[maybe_unused]] Products<typename Types<S>::Operand> scope;
   if (part_of.product.down) return multiply_part_down<S>(part_of, rounds);
-  switch (part_of.product.gates) {
-    case 4: return multiply_part_rows<Cell::lstm, S>(part_of, rounds);
-    case 3: return multiply_part_rows<Cell::gru, S>(part_of, rounds);
-    default: return multiply_part_rows<Cell::rnn_tanh, S>(part_of, rounds);
-  }
+  multiply_part_rows<S>(part_of, rounds);
 }
 
 #if LSTMKERN_BF16

@@ -1,7 +1,7 @@
-// The cluster tier: a team is a cluster of up to 16 blocks, the state travels through remote shared memory. Two buffers
-// of the state in every block, and a barrier for each that counts the bytes which arrive: a step reads one buffer, once
-// all of it has come, while its results fill the other, everywhere. Whoever sends the next state has received this one
-// from everybody who reads it, so they are done with what it overwrites. Blocks without units take no part. Design and
+// The cluster tier: a team is a cluster of up to 16 blocks, and the state is sent through remote shared memory. Every
+// block has two buffers of the state, each with a barrier that counts arriving bytes. A step reads one buffer once it
+// is complete, while its results go to the other buffer of every block. A block that sends the next state has received
+// this one from every block, so no block still reads what it overwrites. Blocks without units take no part. Design and
 // arithmetic: resident.h.
 #include "resident_backward.h"
 #include "resident_forward.h"
@@ -13,18 +13,18 @@ namespace {
 
 #if LSTMKERN_HOPPER
 template <class S>
-struct ClusterWire {
-  // All lanes of a piece have it; each sends it to some of the blocks.
-  static constexpr int kPeers = 16 / kTogether<S>;
+struct ClusterExchange {
+  // All lanes that built a 16-byte piece have it. Each lane sends it to some of the blocks.
+  static constexpr int kPeers = 16 / kPer16<S>;
 
   const Plan& p;
   S* const state;
   MBarrier* const barriers;
   const unsigned bytes;  // of the team's state
   const int owners;      // blocks of the team that have units
-  Remote peers[kPeers];  // the state there
+  Remote peers[kPeers];  // the state in the other blocks
 
-  LSTMKERN_DEVICE ClusterWire(const Plan& p, unsigned char* shared, int sequences)
+  LSTMKERN_DEVICE ClusterExchange(const Plan& p, unsigned char* shared, int sequences)
       : p(p),
         state(reinterpret_cast<S*>(shared + p.state_at)),
         barriers(reinterpret_cast<MBarrier*>(shared + p.barriers_at)),
@@ -33,7 +33,7 @@ struct ClusterWire {
 #pragma unroll
     for (int i = 0; i < kPeers; ++i) peers[i] = remote(state, static_cast<unsigned>(peer(i) < owners ? peer(i) : 0));
   }
-  static LSTMKERN_DEVICE int peer(int i) { return static_cast<int>(lane_index()) % kTogether<S> + i * kTogether<S>; }
+  static LSTMKERN_DEVICE int peer(int i) { return static_cast<int>(lane_index()) % kPer16<S> + i * kPer16<S>; }
   static LSTMKERN_DEVICE int buffer(int step) { return step & 1; }
 
   LSTMKERN_DEVICE void begin() const {
@@ -42,22 +42,22 @@ struct ClusterWire {
         mbarrier_init(barriers + i);
         mbarrier_expect(barriers + i, bytes);
       }
-    sync_cluster();  // everyone is there to be written to
+    sync_cluster();  // all blocks have started and may be written to
   }
   LSTMKERN_DEVICE const S* receive(int step) const {
     if (step > 0) {
       mbarrier_wait(barriers + buffer(step), static_cast<unsigned>(step - 1) / 2 & 1);
-      if (thread_rank() == 0) mbarrier_expect(barriers + buffer(step), bytes);  // of the step after the next
+      if (thread_rank() == 0) mbarrier_expect(barriers + buffer(step), bytes);  // for the step after the next
     }
     return state + buffer(step) * p.sequences * p.stride;
   }
-  LSTMKERN_DEVICE void send(bool mine, int step, int place, const Bytes16& piece) const {
+  LSTMKERN_DEVICE void send(bool sent, int step, int place, const Bytes16& piece) const {
     const int to = (buffer(step) * p.sequences * p.stride + place) * static_cast<int>(sizeof(S));
     const int barrier = p.barriers_at - p.state_at + buffer(step) * static_cast<int>(sizeof(MBarrier));
 #pragma unroll
-    for (int i = 0; i < kPeers; ++i) store_async16(mine && peer(i) < owners, peers[i] + to, piece, peers[i] + barrier);
+    for (int i = 0; i < kPeers; ++i) store_async16(sent && peer(i) < owners, peers[i] + to, piece, peers[i] + barrier);
   }
-  LSTMKERN_DEVICE void publish(int) const {}  // what is sent announces itself
+  LSTMKERN_DEVICE void publish(int) const {}  // the arrival of the bytes is the signal
 };
 #endif
 
@@ -67,13 +67,13 @@ cluster_loop(typename Pass::Arguments a) {
 #if LSTMKERN_HOPPER
   LSTMKERN_DYNAMIC_SHARED(unsigned char, shared);
   const int team = static_cast<int>(block_index().x) / a.plan.blocks;
-  Pass pass(a, seat_of(a.plan, team, static_cast<int>(cluster_rank()), a.times.N));
-  const ClusterWire<typename Pass::Value> wire(a.plan, shared, pass.seat.sequences);
-  if (pass.seat.rank >= wire.owners) {  // no block sends to it or waits for it
+  Pass pass(a, role_of(a.plan, team, static_cast<int>(cluster_rank()), a.times.N));
+  const ClusterExchange<typename Pass::Value> exchange(a.plan, shared, pass.role.sequences);
+  if (pass.role.rank >= exchange.owners) {  // no other block sends to it or waits for it
     sync_cluster();
     return;
   }
-  recur<TILES, KEPT>(a.plan, shared, pass, wire, static_cast<int>(a.times.T) + Pass::kMoreSteps);
+  recur<TILES, KEPT>(a, shared, pass, exchange);
 #endif
 }
 
@@ -82,39 +82,32 @@ class Cluster {
   const Layer& L;
   const Plan plan;
 
-  static constexpr int kMostTiles = sizeof(typename Pass::Value) == 2 ? 2 : 1;
+  static constexpr int kMaxTiles = sizeof(typename Pass::Value) == 2 ? 2 : 1;
 
-  struct Kernels {
-    template <int TILES, int KEPT>
-    auto kernel() const {
-      return cluster_loop<Pass, TILES, KEPT>;
-    }
-  };
-  static auto kernel(const Plan& plan) { return for_plan<Pass, kMostTiles>(plan, Kernels{}); }
+  static auto kernel(const Plan& plan) {
+    return for_plan<Pass, kMaxTiles>(plan, [](auto tiles, auto kept) { return cluster_loop<Pass, tiles, kept>; });
+  }
 
-  static Launch how(const Layer& layer, const Plan& plan) {
-    Launch l;
-    l.grid.x = static_cast<unsigned>(plan.blocks * plan.batches * layer.D);
-    l.block.x = static_cast<unsigned>(plan.warps() * 32);
-    l.shared = static_cast<size_t>(plan.bytes);
+  static Launch launch_config(const Layer& layer, const Plan& plan) {
+    Launch l = resident_launch(plan, plan.batches * layer.D);
     l.cluster = static_cast<unsigned>(plan.blocks);
     return l;
   }
 
  public:
-  Cluster(const Layer& layer, const Plan& plan, Carver&) : L(layer), plan(plan) {}
+  Cluster(const Layer& layer, const Plan& plan, Workspace&) : L(layer), plan(plan) {}
 
-  // The plan with the fewest rounds of clusters; among those the largest cluster and the smallest batch.
+  // Chooses the plan with the fewest rounds of clusters; among those the largest cluster and the smallest batch.
   static bool choose(const Layer& layer, const Chip& chip, Plan& best) {
     int64_t fewest = 0;
     for (int blocks = 16; blocks > 0; blocks /= 2)
-      for (int tiles = 1; tiles <= kMostTiles; ++tiles) {
+      for (int tiles = 1; tiles <= kMaxTiles; ++tiles) {
         Plan p = make_plan<Pass>(layer, blocks, tiles, 2);
         if (!possible<Pass>(p, chip) || (p.units == 8 && (blocks - 1) * 8 >= p.row))
           continue;  // blocks without units: a smaller cluster does as well
-        p.together = resident_blocks("cluster_loop", kernel(p), how(layer, p)) / blocks;
-        if (p.together == 0) continue;  // not granted by this device
-        const int64_t rounds = (p.batches * layer.D + p.together - 1) / p.together;
+        p.resident_teams = resident_blocks("cluster_loop", kernel(p), launch_config(layer, p)) / blocks;
+        if (p.resident_teams == 0) continue;  // the device does not allow this cluster
+        const int64_t rounds = (p.batches * layer.D + p.resident_teams - 1) / p.resident_teams;
         if (fewest && fewest <= rounds) continue;
         fewest = rounds;
         best = p;
@@ -123,26 +116,16 @@ class Cluster {
   }
 
   void loop(const typename Pass::Arguments& a, void* stream) const {
-    Launch l = how(L, plan);
+    Launch l = launch_config(L, plan);
     l.stream = stream;
     launch("cluster_loop", kernel(plan), l, a);
   }
 };
 
-using ForwardTier = ResidentTier<Cluster, ForwardPass>;
-using BackwardTier = ResidentTier<Cluster, BackwardPass>;
-
 }  // namespace
 
-namespace cluster {
+const TierPass<Forward> cluster_forward = ResidentTier<Cluster, ForwardPass, Forward>::functions;
+const TierPass<Backward> cluster_backward = ResidentTier<Cluster, BackwardPass, Backward>::functions;
 
-size_t forward_workspace(const Forward& layer) { return ForwardTier::workspace(layer); }
-void forward(const Forward& layer, const Call& call) { ForwardTier::run(layer, call); }
-size_t backward_workspace(const Backward& layer) { return BackwardTier::workspace(layer); }
-void backward(const Backward& layer, const Call& call) { BackwardTier::run(layer, call); }
-bool plan(const Forward& layer, Plan& plan) { return ForwardTier::plan(layer, plan); }
-bool plan(const Backward& layer, Plan& plan) { return BackwardTier::plan(layer, plan); }
-
-}  // namespace cluster
 }  // namespace cuda
 }  // namespace lstmkern

@@ -1,9 +1,9 @@
-// Every CUDA primitive that a kernel of this library may use, and nothing else may. The same names have a second
-// meaning on a CPU (tests/simt/simt.h), so that the kernels that ship can be run, in disorder, where there is no GPU.
+// The CUDA primitives that the kernels of this library use; they use no others. tests/simt/simt.h defines the same
+// names for a CPU, so that the kernels can be run without a GPU, with their threads in random order.
 //
-// Vocabulary: a grid of blocks, blocks of warps of 32 lanes; blocks may form clusters, which can reach each other's
-// shared memory. Functions named sync_*, shuffle*, ballot, mma_* and load_matrices are collective: all threads of the
-// group call them.
+// Terms: a grid has blocks, a block has warps of 32 lanes. Blocks may form clusters, whose blocks can access each
+// other's shared memory. Functions named sync_*, shuffle*, ballot, mma_* and load_matrices are collective: all threads
+// of the group must call them.
 #pragma once
 
 #include <cstddef>
@@ -23,13 +23,13 @@
 #define LSTMKERN_KERNEL(...) __global__ void __launch_bounds__(__VA_ARGS__)
 #define LSTMKERN_DEVICE __device__ __forceinline__
 #define LSTMKERN_BOTH __host__ __device__ __forceinline__
-// Shared memory of a block: a fixed number of elements, or what the launch asked for.
+// Shared memory of a block: a fixed number of elements, or as many as the launch requests.
 #define LSTMKERN_SHARED(type, name, count) __shared__ __align__(16) type name[count]
 #define LSTMKERN_DYNAMIC_SHARED(type, name)                                \
   extern __shared__ __align__(16) unsigned char lstmkern_dynamic_shared[]; \
   type* name = reinterpret_cast<type*>(lstmkern_dynamic_shared)
 
-// Kernels that need compute capability 9.0 are empty in the code for earlier chips.
+// Kernels that need compute capability 9.0 have an empty body in code for earlier devices.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 #define LSTMKERN_HOPPER 1
 #else
@@ -73,7 +73,7 @@ LSTMKERN_DEVICE void narrow(double v, double& to) { to = v; }
 LSTMKERN_DEVICE void narrow(float v, bf16& to) { to.bits = __bfloat16_as_ushort(__float2bfloat16_rn(v)); }
 LSTMKERN_DEVICE void narrow(float v, f16& to) { to.bits = __half_as_ushort(__float2half_rn(v)); }
 
-// Two neighbours in memory.
+// Two values that are next to each other in memory, in one register.
 LSTMKERN_DEVICE unsigned narrow_two(float low, float high, bf16) {
   const __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
   unsigned bits;
@@ -87,8 +87,7 @@ LSTMKERN_DEVICE unsigned narrow_two(float low, float high, f16) {
   return bits;
 }
 
-// On both sides, since the cells (cells.h) that call them are.
-// 1 / x to one unit in the last place, without the slow path that correct rounding needs.
+// Host and device functions, because cells.h, which calls them, is compiled for both.
 LSTMKERN_BOTH float reciprocal(float x) {
 #if defined(__CUDA_ARCH__)
   float y;
@@ -117,8 +116,8 @@ LSTMKERN_DEVICE void store16(void* p, const Bytes16& v) {
   *static_cast<uint4*>(p) = make_uint4(v.word[0], v.word[1], v.word[2], v.word[3]);
 }
 
-// A value as it is stored, in a register of 32 bits: unlike one of 16, it can wait there for its first use without a
-// conversion that would have to wait for the load.
+// Loads a value without converting it, into a 32-bit register. A 16-bit register would have to be widened at once, and
+// that conversion would wait for the load.
 LSTMKERN_DEVICE float load_raw(const float* p) { return *p; }
 template <class S>
 LSTMKERN_DEVICE unsigned load_raw(const S* p) {
@@ -131,15 +130,16 @@ LSTMKERN_DEVICE unsigned load_raw(const S* p) {
   return v;
 }
 
-// To global memory, in one piece also where the compiler would rather take the values one by one.
+// Stores to global memory with one instruction. The compiler may split a store16() into four.
 LSTMKERN_DEVICE void store_global16(void* p, const Bytes16& v) {
   asm volatile("st.global.v4.b32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(v.word[0]), "r"(v.word[1]), "r"(v.word[2]),
                "r"(v.word[3])
                : "memory");
 }
 
-// Global to shared memory without registers. A thread's copies since its last commit form a group; async_wait<N>
-// returns when all of the calling thread's groups but the newest N have landed. A barrier shows them to the others.
+// Copies from global to shared memory without registers. A thread's copies since its last commit form a group.
+// async_wait<N> returns when all groups of the calling thread except the newest N are complete. The other threads of
+// the block see the data after a barrier.
 LSTMKERN_DEVICE void async_copy16(void* shared, const void* global) {
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
@@ -163,7 +163,7 @@ LSTMKERN_DEVICE T shuffle(T v, unsigned from) {
   return __shfl_sync(kFullWarp, v, static_cast<int>(from));
 }
 template <class T>
-LSTMKERN_DEVICE T shuffle_down(T v, unsigned by) {  // lanes past the end keep their own
+LSTMKERN_DEVICE T shuffle_down(T v, unsigned by) {  // lanes past the end keep their own value
   return __shfl_down_sync(kFullWarp, v, by);
 }
 template <class T>
@@ -176,8 +176,8 @@ LSTMKERN_DEVICE T shuffle_xor(T v, unsigned mask) {
 }
 LSTMKERN_DEVICE unsigned ballot(bool predicate) { return __ballot_sync(kFullWarp, predicate); }
 
-// Four 8 x 8 matrices of 16-bit values from shared memory. Lanes 8 m to 8 m + 7 give the addresses of the rows of
-// matrix m, 16 bytes each (aligned); r[m] is its row lane / 4, columns 2 (lane % 4) and the next.
+// Loads four 8 x 8 matrices of 16-bit values from shared memory. Lanes 8 m to 8 m + 7 give the addresses of the rows of
+// matrix m, 16 bytes each (aligned). r[m] receives row lane / 4, columns 2 (lane % 4) and the next.
 LSTMKERN_DEVICE void load_matrices(unsigned (&r)[4], const void* row) {
   const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(row));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -203,7 +203,7 @@ LSTMKERN_DEVICE void mma_16816(float (&d)[4], const unsigned (&a)[4], const unsi
 
 // --- between blocks ---
 
-// Integers only: their sums do not depend on the order.
+// Only for integers, whose sums do not depend on the order.
 LSTMKERN_DEVICE unsigned atomic_add(unsigned* p, unsigned v) { return atomicAdd(p, v); }
 LSTMKERN_DEVICE unsigned atomic_max(unsigned* p, unsigned v) { return atomicMax(p, v); }
 LSTMKERN_DEVICE unsigned atomic_exchange(unsigned* p, unsigned v) { return atomicExch(p, v); }
@@ -211,10 +211,10 @@ LSTMKERN_DEVICE unsigned atomic_compare_exchange(unsigned* p, unsigned expected,
   return atomicCAS(p, expected, v);
 }
 
-constexpr long long kPatience = 1ll << 33;  // clocks, some seconds
+constexpr long long kMaxWaitClocks = 1ll << 33;  // clocks, some seconds
 
-// Flags in global memory. What a thread wrote before a release is seen by whoever acquires the released value; the
-// other threads of its block are included if a sync_block lies between their writes and the release.
+// Flags in global memory. A thread that acquires a released value sees what the releasing thread wrote before the
+// release. It also sees the writes of that thread's block if a sync_block separates them from the release.
 LSTMKERN_DEVICE void store_release(unsigned* flag, unsigned v) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(flag), "r"(v) : "memory");
 }
@@ -226,19 +226,20 @@ LSTMKERN_DEVICE unsigned load_acquire(const unsigned* flag) {
   asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(flag) : "memory");
   return v;
 }
-// Until the flag has reached `value`, also across the wrap from 2^32 - 1 to 0. The blocks must be resident together. A
-// flag that nobody sets would hang the GPU: after kMostPolls, some seconds, the kernel traps and its launch fails.
-constexpr unsigned kMostPolls = 1u << 23;
+// Waits until the flag has reached `value`, also across the wrap from 2^32 - 1 to 0. All blocks must be resident at the
+// same time. If the flag is never set, the kernel traps after kMaxPolls polls (some seconds) and the launch fails;
+// without that limit the GPU would hang.
+constexpr unsigned kMaxPolls = 1u << 23;
 LSTMKERN_DEVICE void wait_flag(const unsigned* flag, unsigned value) {
   for (unsigned polls = 0; static_cast<int>(load_acquire(flag) - value) < 0;)
-    if (++polls == kMostPolls) __trap();
+    if (++polls == kMaxPolls) __trap();
 }
 
 // --- within a cluster (compute capability 9.0 and later) ---
 
-// A barrier in shared memory that counts the bytes which arrive there. Each phase takes one mbarrier_expect, which says
-// how many bytes are awaited, and as many bytes; either may come first. Phases alternate between parity 0, the first,
-// and 1; mbarrier_wait returns when the phase of that parity is over, at once if it has been.
+// A barrier in shared memory that counts arriving bytes. A phase ends when mbarrier_expect has announced a number of
+// bytes and that many bytes have arrived, in either order. Phases alternate between parity 0 (the first) and 1.
+// mbarrier_wait returns when the phase of the given parity has ended, at once if it already has.
 struct MBarrier {
   uint64_t state;
 };
@@ -254,7 +255,7 @@ LSTMKERN_DEVICE unsigned cluster_size() {
   asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(v));
   return v;
 }
-// Not .aligned: a warp's lanes may come one by one.
+// Without .aligned: the lanes of a warp may arrive at different times.
 LSTMKERN_DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release;" ::: "memory"); }
 LSTMKERN_DEVICE void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
 LSTMKERN_DEVICE void sync_cluster() {
@@ -275,7 +276,7 @@ LSTMKERN_DEVICE Remote remote(const void* shared, unsigned rank) {
   return r;
 }
 
-// Makes a barrier; then a sync_cluster, before anyone uses it.
+// Initializes a barrier. A sync_cluster must follow before any thread uses it.
 LSTMKERN_DEVICE void mbarrier_init(MBarrier* barrier) {
   const unsigned at = static_cast<unsigned>(__cvta_generic_to_shared(barrier));
   asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(at) : "memory");
@@ -294,17 +295,16 @@ LSTMKERN_DEVICE bool mbarrier_try(const MBarrier* barrier, unsigned parity) {
       : "memory");
   return over != 0;
 }
-// Ends in a trap if nothing comes for some seconds: a fault must not hang the device. The wait acquires for the block
-// alone: for the cluster it would be the same instruction and a flush of the first-level cache, in which there is
-// nothing of what the bytes are about, shared memory.
+// Traps if the phase does not end within some seconds, so that a fault does not hang the device. The wait acquires at
+// block scope. Cluster scope would add a flush of the L1 cache, which is not needed: the bytes are in shared memory.
 LSTMKERN_DEVICE void mbarrier_wait(const MBarrier* barrier, unsigned parity) {
   if (mbarrier_try(barrier, parity)) return;
   const long long start = clock64();
   while (!mbarrier_try(barrier, parity))
-    if (clock64() - start > kPatience) __trap();
+    if (clock64() - start > kMaxWaitClocks) __trap();
 }
-// If `condition` holds, writes 16 bytes to a block of the cluster and counts them there: whoever then sees `barrier`, a
-// barrier of that block, pass sees them.
+// If `condition` holds, writes 16 bytes to a block of the cluster and counts them at `barrier`, a barrier of the same
+// block. A thread sees the bytes after it has waited for that barrier.
 LSTMKERN_DEVICE void store_async16(bool condition, Remote to, const Bytes16& v, Remote barrier) {
   asm volatile(
       "{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %6, 0;\n\t"

@@ -1,6 +1,6 @@
-// The tiers and the choice among them: a plain table. A resident tier becomes the automatic choice for a class of
-// shapes only when a result file of real hardware (benchmarks/results) says that it wins there; none does yet, so
-// without LSTMKERN_CUDA_TIER the last tier runs everything.
+// The table of tiers, and which of them runs a layer. A resident tier becomes the automatic choice for a class of
+// shapes only when a result file from real hardware (benchmarks/results) shows that it is faster there. There is none
+// yet: unless LSTMKERN_CUDA_TIER is set, the last tier runs everything.
 #include "dispatch.h"
 
 #include <atomic>
@@ -13,28 +13,26 @@ namespace cuda {
 namespace {
 
 const Tier kTiers[] = {
-    {"cluster", cluster::forward_workspace, cluster::forward, cluster::backward_workspace, cluster::backward},
-    {"grid", grid::forward_workspace, grid::forward, grid::backward_workspace, grid::backward},
-    {"stepwise", stepwise::forward_workspace, stepwise::forward, stepwise::backward_workspace, stepwise::backward},
+    {"cluster", &cluster_forward, &cluster_backward},
+    {"grid", &grid_forward, &grid_backward},
+    {"stepwise", &stepwise_forward, &stepwise_backward},
 };
 constexpr int kCount = 3, kAutomatic = kCount - 1;
 std::atomic<long> runs[kCount][2];
 
 int first_tier() {
-  const char* wish = std::getenv("LSTMKERN_CUDA_TIER");
-  if (!wish || !*wish) return kAutomatic;
+  const char* requested = std::getenv("LSTMKERN_CUDA_TIER");
+  if (!requested || !*requested) return kAutomatic;
+  if (const Tier* tier = find_tier(requested)) return static_cast<int>(tier - kTiers);
   std::string names;
-  for (int i = 0; i < kCount; ++i) {
-    if (std::string(wish) == kTiers[i].name) return i;
-    names += std::string(i ? ", " : "") + kTiers[i].name;
-  }
-  throw std::runtime_error(std::string("LSTMKERN_CUDA_TIER is \"") + wish + "\", but the tiers are: " + names);
+  for (const Tier& tier : kTiers) names += std::string(names.empty() ? "" : ", ") + tier.name;
+  throw std::runtime_error(std::string("LSTMKERN_CUDA_TIER is \"") + requested + "\", but the tiers are: " + names);
 }
 
 template <class L>
-Choice choose(const L& layer, size_t (*Tier::*workspace)(const L&), int pass) {
+Choice choose(const L& layer, int pass) {
   for (int i = first_tier();; ++i) {
-    const size_t bytes = (kTiers[i].*workspace)(layer);
+    const size_t bytes = kTiers[i].pass(layer).workspace(layer);
     if (bytes == 0 && i + 1 < kCount) continue;
     ++runs[i][pass];
     return {&kTiers[i], bytes};
@@ -43,8 +41,14 @@ Choice choose(const L& layer, size_t (*Tier::*workspace)(const L&), int pass) {
 
 }  // namespace
 
-Choice tier_for(const Forward& layer) { return choose(layer, &Tier::forward_workspace, 0); }
-Choice tier_for(const Backward& layer) { return choose(layer, &Tier::backward_workspace, 1); }
+const Tier* find_tier(const std::string& name) {
+  for (const Tier& tier : kTiers)
+    if (name == tier.name) return &tier;
+  return nullptr;
+}
+
+Choice tier_for(const Forward& layer) { return choose(layer, 0); }
+Choice tier_for(const Backward& layer) { return choose(layer, 1); }
 
 std::vector<TierRuns> tier_runs() {
   std::vector<TierRuns> all;

@@ -11,14 +11,17 @@ namespace cuda {
 
 struct Tier {
   const char* name;
-  size_t (*forward_workspace)(const Forward&);  // bytes; 0: this tier cannot run the layer on this device
-  void (*forward)(const Forward&, const Call&);
-  size_t (*backward_workspace)(const Backward&);
-  void (*backward)(const Backward&, const Call&);
-};
+  const TierPass<Forward>* forward;
+  const TierPass<Backward>* backward;
 
-// A tier for the layer and the workspace that it takes. LSTMKERN_CUDA_TIER names the tier to begin with; a name that is
-// none of ours throws. What it cannot run falls to the next one of the table; the last one runs everything.
+  const TierPass<Forward>& pass(const Forward&) const { return *forward; }
+  const TierPass<Backward>& pass(const Backward&) const { return *backward; }
+};
+const Tier* find_tier(const std::string& name);  // null if there is none of that name
+
+// The tier that runs a layer, and the size of its workspace. The environment variable LSTMKERN_CUDA_TIER names the
+// first tier to try; a name that is not in the table throws. If a tier cannot run the layer, the next one in the table
+// is tried; the last one runs everything.
 struct Choice {
   const Tier* tier;
   size_t workspace;
@@ -26,15 +29,16 @@ struct Choice {
 Choice tier_for(const Forward& layer);
 Choice tier_for(const Backward& layer);
 
-// How often each tier has run a pass in this process: what a test or a benchmark asks to know whose work it saw.
+// How often each tier has run a pass in this process. Tests and benchmarks use it to find out which tier ran.
 struct TierRuns {
   const char* name;
   long forward, backward;
 };
 std::vector<TierRuns> tier_runs();
 
-// How the tier "cluster" or "grid" would run a layer of these sizes on the current device: fields of resident.h's Plan
-// by name; empty where it does not take the layer. Another tier or impossible sizes: std::invalid_argument.
+// The plan of the tier "cluster" or "grid" for a layer of these sizes on the current device: the fields of resident.h's
+// Plan by name. Empty if the tier cannot run the layer. Throws std::invalid_argument for another tier or for impossible
+// sizes.
 struct PlanValue {
   const char* name;
   int64_t value;

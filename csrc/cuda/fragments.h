@@ -1,14 +1,13 @@
-// What the tensor cores (16-bit types) or the FMA units (fp32) multiply in the resident tiers: fragments of the weights
-// and their products with the state.
+// Matrix multiplication in the resident tiers: tensor cores for 16-bit types, FMA for fp32. The weights are stored as
+// fragments, which are multiplied with the state.
 //
 // A *fragment* is 16 bytes per lane of a [kUnits, depth] matrix. A *step of depth* is what a warp multiplies at once:
 // kDepth columns of the matrix, kPieces fragments for each product.
-//   16-bit types   two mma.m16n8k16, 16 units of one gate on the M side, 8 sequences on the N side; one ldmatrix brings
-//                  the state's part of both
-//   fp32           a lane is a unit, and plain FMA: exact fp32, as torch's recurrent layers are outside of TF32. Three
-//                  TF32 products instead would need every weight split in two (twice the registers and shared memory,
-//                  of which there is too little already) or be split anew at each step, though each is used for 8
-//                  sequences only.
+//   16-bit types   two mma.m16n8k16 with 16 units of one gate as M and 8 sequences as N; one ldmatrix loads the part of
+//                  the state that both need
+//   fp32           one unit per lane, with FMA: exact fp32, like torch's recurrent layers without TF32. Three TF32
+//                  products would need every weight split in two. Storing both parts doubles the registers and shared
+//                  memory, which are already scarce; splitting at every step costs too much for 8 sequences.
 #pragma once
 
 #include "steps.h"
@@ -16,8 +15,8 @@
 namespace lstmkern {
 namespace cuda {
 
-// kSums: sums per lane for 8 sequences; kClocks: of a multiprocessor for a step of depth and 8 sequences, about;
-// kFromShared: how many times as long a step of depth takes whose fragments are in shared memory.
+// kSums: sums per lane for 8 sequences. kClocks: about how many clocks a multiprocessor needs for a step of depth and 8
+// sequences. kFromShared: how many times as long a step of depth takes if its fragments are in shared memory.
 template <class S>
 struct Tile {
   static constexpr int kUnits = 16, kDepth = 32, kPieces = 2, kSums = 4, kClocks = 4, kFromShared = 2;
@@ -34,14 +33,14 @@ struct Tile {
       }
   }
 
-  // A lane's address in the state [sequences, stride] for multiply().
+  // The address in the state [sequences, stride] that a lane passes to multiply().
   static LSTMKERN_DEVICE const S* operand(const S* state, int stride) {
     const int lane = static_cast<int>(lane_index());
     return state + lane % 8 * stride + lane / 8 * 8;
   }
 
-  // Adds a step's products; `from` points to the step's columns. The pieces of a step go to different chains of sums
-  // where there are two: a tensor core's sum can only be added to when it is there.
+  // Adds the products of a step; `from` points to the step's columns. With two chains of sums, the pieces of a step go
+  // to different chains, because a tensor core must finish a sum before it can add to it again.
   template <int CHAINS, int M, int TILES>
   static LSTMKERN_DEVICE void multiply(float (&sums)[CHAINS][M][TILES][kSums], const unsigned (&a)[M][kPieces][4],
                                        const S* from, int stride) {
@@ -58,9 +57,9 @@ struct Tile {
     }
   }
 
-  // f(unit, sequence, tile, index of the sum) for each sum that this lane has.
+  // Calls f(unit, sequence, tile, index of the sum) for each sum of this lane.
   template <int TILES, class F>
-  static LSTMKERN_DEVICE void each(const F& f) {
+  static LSTMKERN_DEVICE void for_each_sum(const F& f) {
     const int group = static_cast<int>(lane_index()) / 4, member = static_cast<int>(lane_index()) % 4;
 #pragma unroll
     for (int t = 0; t < TILES; ++t)
@@ -104,23 +103,21 @@ struct Tile<float> {
   }
 
   template <int TILES, class F>
-  static LSTMKERN_DEVICE void each(const F& f) {
+  static LSTMKERN_DEVICE void for_each_sum(const F& f) {
 #pragma unroll
     for (int n = 0; n < TILES * 8; ++n) f(static_cast<int>(lane_index()), n, n / 8, n % 8);
   }
 };
 
-// Chains of sums: two where a step would otherwise add to the same sums twice in a row.
+// Chains of sums: two if a step would otherwise add to the same sums twice in a row.
 template <class S, int M, int TILES>
 constexpr int kChains = sizeof(S) == 2 && M * TILES == 1 ? 2 : 1;
 
-// --- the state's way out of the cell ---
+// --- packing new states ---
 
-template <class S>
-constexpr int kTogether = 16 / static_cast<int>(sizeof(S));  // lanes, and values
-
-// 16 bytes of neighbouring lanes' values; each of the lanes that gave them has them. For all lanes of a warp.
-LSTMKERN_DEVICE Bytes16 together(float value, float) {
+// Collects 16 bytes from neighbouring lanes, one value from each; all of these lanes get the 16 bytes. All lanes of the
+// warp must call it.
+LSTMKERN_DEVICE Bytes16 gather16(float value, float) {
   unsigned v;
   memcpy(&v, &value, 4);
   const unsigned lane = lane_index(), w = shuffle_xor(v, 1);
@@ -129,7 +126,7 @@ LSTMKERN_DEVICE Bytes16 together(float value, float) {
   return lane & 2 ? Bytes16{{c, d, a, b}} : Bytes16{{a, b, c, d}};
 }
 template <class S>
-LSTMKERN_DEVICE Bytes16 together(float value, S) {
+LSTMKERN_DEVICE Bytes16 gather16(float value, S) {
   const unsigned lane = lane_index();
   const float other = shuffle_xor(value, 1);
   const unsigned pair = narrow_two(lane & 1 ? other : value, lane & 1 ? value : other, S{});

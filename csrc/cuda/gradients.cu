@@ -1,4 +1,4 @@
-// dx, dW and db from what backward's time loop left (gradients.h).
+// dx, dW and db from the results of backward's time loop (gradients.h).
 #include "gradients.h"
 
 namespace lstmkern {
@@ -11,7 +11,7 @@ namespace {
 template <class S>
 LSTMKERN_KERNEL(kThreads)
 copy_rows(S* to, const S* from, int64_t rows, int64_t columns) {
-  constexpr int V = kAtOnce<S>;
+  constexpr int V = kPer16<S>;
   for_pieces<V>(rows, columns, [&](int64_t row, int64_t column, int n) {
     Compute<S> v[V];
     load(v, from + row * columns + column, n);
@@ -19,36 +19,36 @@ copy_rows(S* to, const S* from, int64_t rows, int64_t columns) {
   });
 }
 
-// The input with zeros for padding: what lies there may be anything, and zero times NaN is NaN.
+// Copies the input with zeros for padding. Padding may hold any value, and zero times NaN is NaN.
 template <class S>
 LSTMKERN_KERNEL(kThreads)
 without_padding(Rows<S> to, Rows<const S> from, int64_t T, int64_t N, int64_t columns, Mask mask) {
-  constexpr int V = kAtOnce<S>;
+  constexpr int V = kPer16<S>;
   for_pieces<V>(T * N, columns, [&](int64_t row, int64_t column, int n) {
     const int64_t t = row / N, j = row % N;
     Compute<S> v[V] = {};
-    if (mask.real({t, t, N}, j)) load(v, from.at(t, j) + column, n);
+    if (mask.takes({t, t, N}, j)) load(v, from.at(t, j) + column, n);
     store(to.at(t, j) + column, v, n);
   });
 }
 
-// dx of padding, zero even where its product was one of zeros with an infinite weight.
+// Sets dx of padding to zero. The matrix product gives NaN there if a weight is infinite.
 template <class S>
 LSTMKERN_KERNEL(kThreads)
 clear_padding(Rows<S> rows, int64_t T, int64_t N, int64_t columns, Mask mask) {
-  constexpr int V = kAtOnce<S>;
+  constexpr int V = kPer16<S>;
   for_pieces<V>(T * N, columns, [&](int64_t row, int64_t column, int n) {
     const int64_t t = row / N, j = row % N;
     const Compute<S> zeros[V] = {};
-    if (!mask.real({t, t, N}, j)) store(rows.at(t, j) + column, zeros, n);
+    if (!mask.takes({t, t, N}, j)) store(rows.at(t, j) + column, zeros, n);
   });
 }
 
-// to = sums, or to += sums, rounded once to 16 bits.
+// to = sums, or with `more` to += sums, rounded once to 16 bits.
 template <class S>
 LSTMKERN_KERNEL(kThreads)
 narrow_sums(S* to, const Compute<S>* sums, int64_t count, bool more) {
-  constexpr int V = kAtOnce<S>;
+  constexpr int V = kPer16<S>;
   for_pieces<V>(1, count, [&](int64_t, int64_t at, int n) {
     Compute<S> v[V];
     load(v, sums + at, n);
@@ -57,15 +57,15 @@ narrow_sums(S* to, const Compute<S>* sums, int64_t count, bool more) {
   });
 }
 
-// Column sums in an order that depends on the sizes alone. First the sums of `chunks` runs of rows, [chunks, columns]:
-// a block takes 32 pieces of columns, its 8 warps take turns at the rows.
+// Column sums in an order that depends on the sizes alone. Step 1: sums of `chunks` runs of rows, [chunks, columns]. A
+// block sums 32 pieces of columns; its 8 warps take the rows in turn.
 constexpr int kSumWarps = 8;
 
 template <class S>
 LSTMKERN_KERNEL(32 * kSumWarps)
 sum_rows(Compute<S>* sums, const S* from, int64_t rows, int64_t columns, int64_t chunks) {
   using C = Compute<S>;
-  constexpr int V = kAtOnce<S>, kAcross = 32 * V;
+  constexpr int V = kPer16<S>, kAcross = 32 * V;
   LSTMKERN_SHARED(C, shared, kSumWarps * kAcross);
   const int lane = static_cast<int>(lane_index()), warp = static_cast<int>(warp_index());
   const int64_t column = (static_cast<int64_t>(block_index().x) * 32 + lane) * V, chunk = block_index().y;
@@ -84,7 +84,7 @@ sum_rows(Compute<S>* sums, const S* from, int64_t rows, int64_t columns, int64_t
   }
 }
 
-// Then their sum, to both biases' gradients.
+// Step 2: the sum of the chunks, stored in the gradients of both biases.
 template <Cell CELL, class S>
 LSTMKERN_KERNEL(kThreads)
 bias_gradients(S* b_ih, S* b_hh, const Compute<S>* sums, int64_t H, int64_t chunks) {
@@ -105,7 +105,7 @@ bias_gradients(S* b_ih, S* b_hh, const Compute<S>* sums, int64_t H, int64_t chun
 template <class S>
 constexpr bool kNarrow = sizeof(S) < sizeof(Compute<S>);
 
-// Rows of a result whose sums fit Scratch::product.
+// How many rows of a result have sums that fit into Scratch::product.
 inline int64_t rows_at_once(int64_t rows, int64_t columns) {
   const int64_t fit = larger(kProductBytes / 4 / columns / 8, 1) * 8;  // whole 16-byte pieces, also where transposed
   return rows < fit ? rows : fit;
@@ -132,7 +132,7 @@ class Gradients {
   Gradients(const Backward& layer, const Trace<S>& trace, const Scratch& scratch)
       : L(layer), trace(trace), scratch(scratch), all(layer) {}
 
-  // to [a.rows, b.columns], contiguous, = a b; with `more` to += a b.
+  // to [a.rows, b.columns], contiguous: to = a b, or with `more` to += a b.
   void multiply(const Call& call, void* to, const Matrix& a, const Matrix& b, bool more) {
     const int64_t columns = b.columns;
     S* const out = static_cast<S*>(to);
@@ -142,7 +142,7 @@ class Gradients {
       for (int64_t first = 0; first < a.rows; first += rows) {
         const int64_t n = a.rows - first < rows ? a.rows - first : rows;
         call.products->multiply(matrix(sums, n, columns, columns), rows_from(a, first, n, sizeof(S)), b, false);
-        launch("narrow_sums", narrow_sums<S>, cover(1, n * columns, kAtOnce<S>, call.stream), out + first * columns,
+        launch("narrow_sums", narrow_sums<S>, cover(1, n * columns, kPer16<S>, call.stream), out + first * columns,
                static_cast<const C*>(sums), n * columns, more);
       }
     } else {
@@ -156,18 +156,18 @@ class Gradients {
     const S* weights = static_cast<const S*>(L.weights[d].w_ih);
     if (CELL == Cell::gru) {  // in the planes' order
       S* w_ih = static_cast<S*>(scratch.w_ih);
-      launch("copy_rows", copy_rows<S>, cover(H, I, kAtOnce<S>, call.stream), w_ih, weights + 2 * H * I, H, I);
-      launch("copy_rows", copy_rows<S>, cover(2 * H, I, kAtOnce<S>, call.stream), w_ih + H * I, weights, 2 * H, I);
+      launch("copy_rows", copy_rows<S>, cover(H, I, kPer16<S>, call.stream), w_ih, weights + 2 * H * I, H, I);
+      launch("copy_rows", copy_rows<S>, cover(2 * H, I, kPer16<S>, call.stream), w_ih + H * I, weights, 2 * H, I);
       weights = w_ih;
     }
     multiply(call, L.grad_input.data, matrix(trace.dgates, all.count, G * H, planes * H), matrix(weights, G * H, I, I),
              d > 0);
     if (L.lengths && d + 1 == L.D)
-      launch("clear_padding", clear_padding<S>, cover(all.count, I, kAtOnce<S>, call.stream),
+      launch("clear_padding", clear_padding<S>, cover(all.count, I, kPer16<S>, call.stream),
              all.rows(static_cast<S*>(L.grad_input.data), I), L.T, L.N, I, mask_of(L));
   }
 
-  // to [rows, columns] = a^T b over all rows, a [count, rows] in memory `a_stride` apart.
+  // to [rows, columns] = a^T b over all rows. a is [count, rows], its rows `a_stride` elements apart.
   void over_rows(const Call& call, void* to, const S* a, int64_t rows, int64_t a_stride, const S* b, int64_t columns) {
     multiply(call, to, transpose(matrix(a, all.count, rows, a_stride)), matrix(b, all.count, columns, columns), false);
   }
@@ -181,7 +181,7 @@ class Gradients {
     const S* x = static_cast<const S*>(L.input.data);
     if (L.lengths) {
       if (d == 0)
-        launch("without_padding", without_padding<S>, cover(all.count, I, kAtOnce<S>, call.stream),
+        launch("without_padding", without_padding<S>, cover(all.count, I, kPer16<S>, call.stream),
                all.rows(static_cast<S*>(scratch.input), I), rows_of<const S>(L.input), L.T, L.N, I, mask_of(L));
       x = input;
     }
@@ -194,12 +194,12 @@ class Gradients {
     over_rows(call, w.w_hh, dgates + kHiddenPlane<CELL> * H, G * H, ld, trace.h_before, P);
     if (w.w_hr) over_rows(call, w.w_hr, trace.d_output, P, P, trace.full, H);
     if (!w.b_ih) return;
-    Launch how;
-    how.block = {32, kSumWarps, 1};
-    const int64_t across = 32 * kAtOnce<S>;
-    how.grid = {static_cast<unsigned>((ld + across - 1) / across), static_cast<unsigned>(chunks), 1};
-    how.stream = call.stream;
-    launch("sum_rows", sum_rows<S>, how, sums, dgates, all.count, ld, chunks);
+    Launch config;
+    config.block = {32, kSumWarps, 1};
+    const int64_t across = 32 * kPer16<S>;
+    config.grid = {static_cast<unsigned>((ld + across - 1) / across), static_cast<unsigned>(chunks), 1};
+    config.stream = call.stream;
+    launch("sum_rows", sum_rows<S>, config, sums, dgates, all.count, ld, chunks);
     launch("bias_gradients", bias_gradients<CELL, S>, cover(planes, H, 1, call.stream), static_cast<S*>(w.b_ih),
            static_cast<S*>(w.b_hh), static_cast<const C*>(sums), H, chunks);
   }
@@ -207,7 +207,7 @@ class Gradients {
 
 struct Measure {
   const Backward& layer;
-  Carver& memory;
+  Workspace& memory;
   Scratch scratch;
   template <Cell CELL, class S>
   void run() {
@@ -215,20 +215,20 @@ struct Measure {
     const int64_t rows = rows_of_steps(layer);
     const bool want = layer.want_weights;
     scratch.chunks = rows < 128 ? 1 : rows < 64 * 128 ? rows / 128 : 64;
-    scratch.input = memory.take<S>(want && layer.lengths ? rows * layer.I : 0);
-    scratch.w_ih = memory.take<S>(CELL == Cell::gru && layer.grad_input.data ? G * layer.H * layer.I : 0);
+    scratch.input = memory.allocate<S>(want && layer.lengths ? rows * layer.I : 0);
+    scratch.w_ih = memory.allocate<S>(CELL == Cell::gru && layer.grad_input.data ? G * layer.H * layer.I : 0);
     const bool bias = want && layer.grad_weights[0].b_ih;
-    scratch.sums = memory.take<Compute<S>>(bias ? scratch.chunks * kPlanes<CELL> * layer.H : 0);
+    scratch.sums = memory.allocate<Compute<S>>(bias ? scratch.chunks * kPlanes<CELL> * layer.H : 0);
     if (!kNarrow<S>) return;
     int64_t product = 0;
-    const auto of = [&](bool needed, int64_t rows, int64_t columns) {
+    const auto reserve = [&](bool needed, int64_t rows, int64_t columns) {
       if (needed) product = larger(product, rows_at_once(rows, columns) * columns);
     };
-    of(layer.grad_input.data, rows, layer.I);
-    of(want, G * layer.H, layer.I);
-    of(want, G * layer.H, layer.P);
-    of(want && layer.weights[0].w_hr, layer.P, layer.H);
-    scratch.product = memory.take<float>(product);
+    reserve(layer.grad_input.data, rows, layer.I);
+    reserve(want, G * layer.H, layer.I);
+    reserve(want, G * layer.H, layer.P);
+    reserve(want && layer.weights[0].w_hr, layer.P, layer.H);
+    scratch.product = memory.allocate<float>(product);
   }
 };
 
@@ -248,7 +248,7 @@ struct Run {
 
 }  // namespace
 
-Scratch take_scratch(const Backward& layer, Carver& memory) {
+Scratch allocate_scratch(const Backward& layer, Workspace& memory) {
   Measure measure{layer, memory, {}};
   for_kind(layer, measure);
   return measure.scratch;

@@ -1,5 +1,5 @@
-// What follows backward's time loop, whichever tier ran it: dx and the weights' gradients, each one product over all
-// rows, and the biases' by sums in a fixed order.
+// What follows the time loop of backward in every tier: dx and the weight gradients, each one matrix product over all
+// rows, and the bias gradients, which are sums in a fixed order.
 #pragma once
 
 #include "steps.h"
@@ -7,14 +7,14 @@
 namespace lstmkern {
 namespace cuda {
 
-// A row of gates' derivatives lies in planes of H. GRU: n r z n_h, so that the input's three (n r z) and the recurrent
-// three (r z n_h) are each contiguous. Everyone else: the gates in their order.
+// A row of gate gradients has planes of H values. GRU: n r z n_h, so that the three for W_ih (n r z) and the three for
+// W_hh (r z n_h) are each contiguous. Other cells: the gates in their order.
 template <Cell CELL>
 constexpr int kPlanes = CELL == Cell::gru ? 4 : kGates<CELL>;
 template <Cell CELL>
-constexpr int kHiddenPlane = CELL == Cell::gru ? 1 : 0;  // the first of those that W_hh takes
+constexpr int kHiddenPlane = CELL == Cell::gru ? 1 : 0;  // the first plane that is multiplied with W_hh
 
-// What the time loop writes for one direction, in the numbering of Numbering; null where nobody wants it.
+// What the time loop writes for one direction, numbered as in Numbering. Null if it is not needed.
 template <class S>
 struct Trace {
   S* dgates;    // [rows, planes, H]
@@ -24,13 +24,13 @@ struct Trace {
 };
 
 template <Cell CELL, class S>
-Trace<S> take_trace(const Backward& layer, int64_t rows, Carver& memory) {
+Trace<S> allocate_trace(const Backward& layer, int64_t rows, Workspace& memory) {
   const bool project = layer.weights[0].w_hr != nullptr, want = layer.want_weights;
   Trace<S> t;
-  t.dgates = memory.take<S>(rows * kPlanes<CELL> * layer.H);
-  t.h_before = memory.take<S>(want ? rows * layer.P : 0);
-  t.d_output = memory.take<S>(project ? rows * layer.P : 0);
-  t.full = memory.take<S>(project && want ? rows * layer.H : 0);
+  t.dgates = memory.allocate<S>(rows * kPlanes<CELL> * layer.H);
+  t.h_before = memory.allocate<S>(want ? rows * layer.P : 0);
+  t.d_output = memory.allocate<S>(project ? rows * layer.P : 0);
+  t.full = memory.allocate<S>(project && want ? rows * layer.H : 0);
   return t;
 }
 
@@ -38,11 +38,12 @@ Trace<S> take_trace(const Backward& layer, int64_t rows, Carver& memory) {
 struct Scratch {
   int64_t chunks;  // of rows, in sums
   void *input, *w_ih, *sums;
-  void* product;  // fp32, kProductBytes or 8 rows: of a result that is 16 bits wide
+  void* product;  // fp32 sums of a 16-bit result: kProductBytes, or 8 rows if that is more
 };
-Scratch take_scratch(const Backward& layer, Carver& memory);
+Scratch allocate_scratch(const Backward& layer, Workspace& memory);
 
-// grad_input (the second direction adds to the first) and grad_weights of direction d. `trace` is its Trace<S>.
+// Computes grad_input (the second direction adds to the first) and grad_weights of direction d. `trace` is the
+// direction's Trace<S>.
 void gradients(const Backward& layer, int d, const void* trace, const Scratch& scratch, const Call& call);
 
 }  // namespace cuda

@@ -1,4 +1,4 @@
-// What precedes the time loop (inputs.h).
+// The input product, the biases and the tables of steps (inputs.h).
 #include "inputs.h"
 
 namespace lstmkern {
@@ -33,14 +33,14 @@ LSTMKERN_KERNEL(kChunk) write_numbers(int64_t* to, Numbers numbers, int count) {
 }
 
 void upload(int64_t* to, const int64_t* from, int64_t count, void* stream) {
-  Launch how;
-  how.block = {kChunk, 1, 1};
-  how.stream = stream;
+  Launch config;
+  config.block = {kChunk, 1, 1};
+  config.stream = stream;
   for (int64_t at = 0; at < count; at += kChunk) {
     const int n = static_cast<int>(count - at < kChunk ? count - at : kChunk);
     Numbers numbers = {};
     for (int i = 0; i < n; ++i) numbers.value[i] = from[at + i];
-    launch("write_numbers", write_numbers, how, to + at, numbers, n);
+    launch("write_numbers", write_numbers, config, to + at, numbers, n);
   }
 }
 
@@ -74,10 +74,10 @@ void input_products(const Forward& layer, int d, void* x_gates, void* bias, cons
   for_kind(layer, RunInputs{layer, d, x_gates, bias, call});
 }
 
-Tables::Tables(const Layer& layer, Carver& memory) : layer_(layer) {
+Tables::Tables(const Layer& layer, Workspace& memory) : layer_(layer) {
   if (dense(layer)) return;
-  active_ = memory.take<int64_t>(layer.T);
-  place_ = memory.take<int64_t>(layer.T);
+  active_ = memory.allocate<int64_t>(layer.T);
+  place_ = memory.allocate<int64_t>(layer.T);
 }
 
 Times Tables::fill(void* stream) const {

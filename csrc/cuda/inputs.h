@@ -1,5 +1,5 @@
-// What precedes the time loop, whichever tier runs it: the input product for all steps, the biases, and for kernels
-// that run the loop themselves the tables of steps.
+// What precedes the time loop in every tier: the input product for all steps, the biases, and, for kernels that run the
+// loop themselves, the tables of steps.
 #pragma once
 
 #include "steps.h"
@@ -7,11 +7,11 @@
 namespace lstmkern {
 namespace cuda {
 
-// x_gates [rows, G, H] = x W_ih^T for all rows, and bias [4, H], what the cell adds: b_ih + b_hh, for a GRU r and z so,
-// then n of b_ih and n of b_hh each alone. Both in the compute type.
+// Computes x_gates [rows, G, H] = x W_ih^T for all rows, and bias [4, H], which the cell adds: b_ih + b_hh per gate.
+// For a GRU: b_ih + b_hh of r and z, then n of b_ih and n of b_hh separately. Both results have the compute type.
 void input_products(const Forward& layer, int d, void* x_gates, void* bias, const Call& call);
 
-// moment() for kernels: the tables lie on the device, or are absent where every step has all sequences.
+// moment() for kernels. The tables are on the device; they are null if every step has all sequences.
 struct Times {
   int64_t T, N;
   const int64_t *active, *place;
@@ -22,11 +22,11 @@ struct Times {
   }
 };
 
-// Layer::active and place for Times. They travel as kernel arguments: no copy from memory that would have to be pinned,
-// nothing to wait for, and a graph keeps them. Dense layers need none.
+// Copies Layer::active and place to the device, for Times. The values are passed as kernel arguments: this needs no
+// pinned memory and no synchronization, and a CUDA graph records them. Dense layers need no tables.
 class Tables {
  public:
-  Tables(const Layer& layer, Carver& memory);
+  Tables(const Layer& layer, Workspace& memory);
   Times fill(void* stream) const;
 
  private:

@@ -13,8 +13,8 @@ namespace cuda {
 
 // --- launching ---
 
-constexpr int64_t kMostBlocksDown = 65535;   // of grid.y; kernels loop over what is more
-constexpr int64_t kProductBytes = 16 << 20;  // of fp32 sums on their way to 16 bits: they stay in L2
+constexpr int64_t kMaxGridY = 65535;         // grid.y; kernels loop over the remaining rows
+constexpr int64_t kProductBytes = 16 << 20;  // fp32 sums before they are rounded to 16 bits; small enough for L2
 
 inline void check(cudaError_t error, const char* what) {
   if (error != cudaSuccess)
@@ -26,44 +26,46 @@ struct Launch {
   Stream stream = nullptr;
   size_t shared = 0;         // bytes of dynamic shared memory
   unsigned cluster = 1;      // blocks along x that form a cluster
-  bool cooperative = false;  // all blocks resident at once, or refused
+  bool cooperative = false;  // all blocks must be resident together, or the launch fails
 };
 
-// What a launch needs allowed first, and its description in CUDA's terms.
+// Sets the attributes that the kernel needs for this launch and describes the launch in CUDA's terms.
 template <class... P>
 struct Prepared {
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = {};
 
-  Prepared(const char* name, void (*kernel)(P...), const Launch& how) {
-    if (how.shared > 48 * 1024)
-      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(how.shared)),
-            name);
-    if (how.cluster > 8) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
+  Prepared(const char* name, void (*kernel)(P...), const Launch& requested) {
+    if (requested.shared > 48 * 1024)
+      check(
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(requested.shared)),
+          name);
+    if (requested.cluster > 8)
+      check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name);
     unsigned count = 0;
-    if (how.cluster > 1) {
+    if (requested.cluster > 1) {
       attributes[count].id = cudaLaunchAttributeClusterDimension;
-      attributes[count].val.clusterDim.x = how.cluster;
+      attributes[count].val.clusterDim.x = requested.cluster;
       attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
       ++count;
     }
-    if (how.cooperative) {
+    if (requested.cooperative) {
       attributes[count].id = cudaLaunchAttributeCooperative;
       attributes[count].val.cooperative = 1;
       ++count;
     }
-    config.gridDim = dim3(how.grid.x, how.grid.y, how.grid.z);
-    config.blockDim = dim3(how.block.x, how.block.y, how.block.z);
-    config.dynamicSmemBytes = how.shared;
-    config.stream = static_cast<cudaStream_t>(how.stream);
+    config.gridDim = dim3(requested.grid.x, requested.grid.y, requested.grid.z);
+    config.blockDim = dim3(requested.block.x, requested.block.y, requested.block.z);
+    config.dynamicSmemBytes = requested.shared;
+    config.stream = static_cast<cudaStream_t>(requested.stream);
     config.attrs = attributes;
     config.numAttrs = count;
   }
 };
 
 template <class... P, class... A>
-void launch(const char* name, void (*kernel)(P...), const Launch& how, const A&... arguments) {
-  const Prepared<P...> prepared(name, kernel, how);
+void launch(const char* name, void (*kernel)(P...), const Launch& requested, const A&... arguments) {
+  const Prepared<P...> prepared(name, kernel, requested);
   check(cudaLaunchKernelEx(&prepared.config, kernel, static_cast<P>(arguments)...), name);
 }
 
@@ -77,43 +79,44 @@ struct Chip {
 inline Chip chip() {
   int device;
   check(cudaGetDevice(&device), "device");
-  auto ask = [device](cudaDeviceAttr what) {
+  auto attribute = [device](cudaDeviceAttr what) {
     int value;
     check(cudaDeviceGetAttribute(&value, what, device), "device attribute");
     return value;
   };
-  return {device, ask(cudaDevAttrMultiProcessorCount),
-          static_cast<size_t>(ask(cudaDevAttrMaxSharedMemoryPerBlockOptin))};
+  return {device, attribute(cudaDevAttrMultiProcessorCount),
+          static_cast<size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))};
 }
 
-// The version (90: compute capability 9.0) of the code that was loaded for a kernel, compiled by nvcc or from PTX by
-// the driver; 0: there is none for this device. A kernel for 9.0 is empty in older code, whatever the device can do.
+// The version (90 for compute capability 9.0) of the code that was loaded for a kernel, compiled by nvcc or from PTX by
+// the driver; 0 if there is none for this device. A kernel that needs 9.0 has an empty body in older code, even on a
+// newer device.
 template <class... P>
 int code_version(void (*kernel)(P...)) {
   cudaFuncAttributes attributes;
   if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) return attributes.ptxVersion;
-  cudaGetLastError();  // not to be found by the next call
+  cudaGetLastError();  // clears the error, so that the next call does not return it
   return 0;
 }
 
-// Blocks of this launch, of a kernel for 9.0, that can be resident together: whole clusters where it has clusters. 0
-// where it cannot run.
+// How many blocks of this launch can be resident together; with clusters, whole clusters. For kernels that need compute
+// capability 9.0; 0 if the kernel cannot run.
 template <class... P>
-int resident_blocks(const char* name, void (*kernel)(P...), const Launch& how) {
+int resident_blocks(const char* name, void (*kernel)(P...), const Launch& requested) {
   if (code_version(kernel) < 90) return 0;
   int count = 0;
   cudaError_t error;
-  const Prepared<P...> prepared(name, kernel, how);
-  if (how.cluster > 1) {
+  const Prepared<P...> prepared(name, kernel, requested);
+  if (requested.cluster > 1) {
     error = cudaOccupancyMaxActiveClusters(&count, kernel, &prepared.config);
-    count *= static_cast<int>(how.cluster);
+    count *= static_cast<int>(requested.cluster);
   } else {
-    const int threads = static_cast<int>(how.block.x * how.block.y * how.block.z);
-    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, threads, how.shared);
+    const int threads = static_cast<int>(requested.block.x * requested.block.y * requested.block.z);
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, threads, requested.shared);
     count *= chip().multiprocessors;
   }
   if (error == cudaSuccess) return count;
-  cudaGetLastError();  // not to be found by the next call
+  cudaGetLastError();  // clears the error, so that the next call does not return it
   return 0;
 }
 

@@ -1,7 +1,11 @@
-// The operators on CUDA: device guard, the caller's stream, workspace, and the products through ATen (cuBLAS). The one
-// file of this folder that sees torch. Guard and stream are c10's: ATen/cuda would want more of the toolkit's headers.
+// The CUDA operators: device guard, current stream, workspace, and matrix products through ATen (cuBLAS). The only file
+// in this folder that includes torch. Guard and stream come from c10, because ATen/cuda would need more headers of the
+// CUDA toolkit.
 #include "../ops.h"
 
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm.h>
 #include <c10/cuda/CUDAGraphsC10Utils.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
@@ -23,10 +27,10 @@ at::ScalarType scalar_type(DType dtype) {
   TORCH_INTERNAL_ASSERT(false);
 }
 
-// Products through ATen's out-variants, so that torch's own setting of TF32 holds here too. Its settings for sums of 16
-// bits (allow_{bf16,fp16}_reduced_precision_reduction, allow_fp16_accumulation) do not: they are about results of 16
-// bits, and there are none. In the time loop most operands are the same at every step; a tensor around memory is made
-// only when it changes.
+// Matrix products through ATen's out-variants, so that torch's TF32 setting applies. torch's settings for 16-bit sums
+// (allow_{bf16,fp16}_reduced_precision_reduction, allow_fp16_accumulation) have no effect: they concern results of 16
+// bits, and all results here are fp32. In the time loop most operands are the same at every step, so a tensor for an
+// operand is kept until the operand changes.
 class AtenProducts final : public Products {
  public:
   explicit AtenProducts(c10::Device device) : device_(device) {}
@@ -38,7 +42,7 @@ class AtenProducts final : public Products {
     else if (out.dtype == a.dtype)
       at::mm_out(to, left, right);
     else if (a.dtype == DType::f16 && at::globalContext().allowFP16AccumulationCuBLAS())
-      at::mm_out(to, left.to(at::kFloat), right.to(at::kFloat));  // which torch then refuses without
+      at::mm_out(to, left.to(at::kFloat), right.to(at::kFloat));  // torch then refuses 16-bit operands
     else
       at::mm_out(to, left, right, at::kFloat);
   }
@@ -68,29 +72,25 @@ class AtenProducts final : public Products {
 
 struct CudaBackEnd {
   static constexpr bool on_device = true;
-  static bool capturing() {  // on the current stream, which is the guarded device's
+  static bool capturing() {  // on the current stream of the guarded device
     return c10::cuda::currentStreamCaptureStatusMayInitCtx() != c10::cuda::CaptureStatus::None;
   }
-  struct Guard {  // the tensors' device; the products inside are below autograd
+  struct Guard {  // selects the tensors' device and switches autograd off
     explicit Guard(const Tensor& tensor) : device(tensor.device()) {}
     c10::cuda::CUDAGuard device;
     at::AutoDispatchBelowADInplaceOrView below;
   };
 
   template <class L>
-  static void run(const L& layer, const Tensor& like, const Choice& choice, void (*body)(const L&, const Call&)) {
+  static void run(const L& layer, const Tensor& like) {
+    const Choice choice = tier_for(layer);
     const Tensor workspace = at::empty({static_cast<int64_t>(choice.workspace)}, like.options().dtype(at::kByte));
     AtenProducts products(like.device());
-    body(layer, {workspace.data_ptr(), &products, c10::cuda::getCurrentCUDAStream(like.device().index()).stream()});
+    const Call call{workspace.data_ptr(), &products, c10::cuda::getCurrentCUDAStream(like.device().index()).stream()};
+    choice.tier->pass(layer).run(layer, call);
   }
-  static void forward(const Forward& layer, const Tensor& like) {
-    const Choice choice = tier_for(layer);
-    run(layer, like, choice, choice.tier->forward);
-  }
-  static void backward(const Backward& layer, const Tensor& like) {
-    const Choice choice = tier_for(layer);
-    run(layer, like, choice, choice.tier->backward);
-  }
+  static void forward(const Forward& layer, const Tensor& like) { run(layer, like); }
+  static void backward(const Backward& layer, const Tensor& like) { run(layer, like); }
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The resident tiers' plans in numbers (dispatch.h): what tests and benchmarks ask to say whose work they saw.
+// The plans of the resident tiers as numbers (dispatch.h), for tests and benchmarks.
 #include <stdexcept>
 
 #include "dispatch.h"
@@ -8,7 +8,7 @@ namespace lstmkern {
 namespace cuda {
 namespace {
 
-// As much of a layer as a plan looks at: no steps, no memory.
+// A layer with only what a plan depends on: its sizes, no steps and no memory.
 template <class L>
 L of_sizes(Cell cell, DType dtype, int64_t N, int64_t H, int D) {
   L layer{};
@@ -23,10 +23,10 @@ L of_sizes(Cell cell, DType dtype, int64_t N, int64_t H, int D) {
 }
 
 template <class L>
-bool plan_for(const std::string& tier, const L& layer, Plan& p) {
-  if (tier == "cluster") return cluster::plan(layer, p);
-  if (tier == "grid") return grid::plan(layer, p);
-  throw std::invalid_argument("the tiers with a plan are cluster and grid, got \"" + tier + '"');
+bool plan_for(const std::string& name, const L& layer, Plan& p) {
+  const Tier* tier = find_tier(name);
+  if (tier && tier->pass(layer).plan) return tier->pass(layer).plan(layer, p);
+  throw std::invalid_argument("the tiers with a plan are cluster and grid, got \"" + name + '"');
 }
 
 }  // namespace
@@ -38,9 +38,17 @@ std::vector<PlanValue> plan_values(const std::string& tier, Cell cell, DType dty
   const bool possible = backward ? plan_for(tier, of_sizes<Backward>(cell, dtype, N, H, D), p)
                                  : plan_for(tier, of_sizes<Forward>(cell, dtype, N, H, D), p);
   if (!possible) return {};
-  return {{"blocks", p.blocks},       {"units", p.units},     {"groups", p.groups},    {"slices", p.slices},
-          {"sequences", p.sequences}, {"steps", p.steps},     {"kept", p.kept},        {"in_shared", p.in_shared},
-          {"bytes", p.bytes},         {"batches", p.batches}, {"together", p.together}};
+  return {{"blocks", p.blocks},
+          {"units", p.units},
+          {"groups", p.groups},
+          {"slices", p.slices},
+          {"sequences", p.sequences},
+          {"steps", p.steps},
+          {"kept", p.kept},
+          {"in_shared", p.in_shared},
+          {"bytes", p.bytes},
+          {"batches", p.batches},
+          {"resident_teams", p.resident_teams}};
 }
 
 }  // namespace cuda

@@ -1,41 +1,42 @@
-// Recurrent weights that stay on the chip: what the cluster tier (cluster.cu) and the grid tier (grid.cu) share.
+// Resident tiers: the recurrent weights stay on the chip. This file has the design and the plan that the cluster tier
+// (cluster.cu) and the grid tier (grid.cu) share.
 //
-// One design carries both tiers and both passes. A *team* of blocks holds one copy of the recurrent weights, loaded
-// once, and runs the whole time loop for a few sequences (8 * tiles). Per step every block multiplies the team's
-// *state* by its slice of the weights, puts its units through the cell, and shares the units' new values:
-//   forward   state h,      [H] per sequence;             a unit's rows: W_hh[gate, unit, :], one product per gate
-//   backward  state dgates, [gates, H] per sequence;      a unit's row:  W_hh[:, :, unit], one product: dh
-// Only the wire differs: remote shared memory and a barrier that counts bytes, or L2 and flags. Teams never wait for
-// each other, so more sequences and the second direction are more teams.
+// Both tiers and both passes have the same design. A *team* of blocks holds one copy of the recurrent weights, loaded
+// once, and runs the whole time loop for a few sequences (8 * tiles). In each step every block multiplies the team's
+// *state* by its slice of the weights, runs the cell for its units and sends the new values of its units to the other
+// blocks:
+//   forward   state h,      [H] per sequence;         a unit has the rows W_hh[gate, unit, :], one product per gate
+//   backward  state dgates, [gates, H] per sequence;  a unit has the row W_hh[:, :, unit], one product: dh
+// Only the exchange of the state differs: remote shared memory and a barrier that counts bytes (cluster), or L2 and
+// flags (grid). Teams never wait for each other, so more sequences, or a second direction, simply need more teams.
 //
-// Backward gathers the gates' derivatives instead of reducing partial sums of dh over the blocks. The reduction would
-// move 4 H bytes per sequence and step and block (fp32), the gathering 2 G H (16 bits): twice as much for an LSTM. But
-// it sums in one place and order, makes backward the same loop as forward, and its sums are as exact as the products
-// that the weight gradients use.
+// Backward sends the gate gradients to all blocks instead of reducing partial sums of dh over the blocks. Per sequence,
+// step and block, the reduction would move 4 H bytes (fp32) and this moves 2 G H (16 bits): twice as much for an LSTM.
+// But sums are then made in one place and one order, backward has the same loop as forward, and the sums are as exact
+// as those of the weight gradients.
 //
-// Within a block, warp = (group of units, slice of the sum). A warp multiplies fragments (fragments.h) of one unit
-// group; it keeps its first ones in registers and the rest in shared memory, where a warp reads them without bank
-// conflicts. The number of steps of depth in registers is known to the compiler, so the depth is padded with weights
-// and a state of zeros: no branch, and loads run ahead. The slices' partial sums meet in shared memory in a fixed
-// order; one thread adds them for a (unit, sequence) and keeps its c, h (forward) or what is carried to the step before
-// (backward) in registers for the whole sequence.
+// Within a block, a warp has a group of units and a slice of the sum. It multiplies fragments (fragments.h) of its
+// group. Its first fragments are in registers, the others in shared memory, where a warp reads them without bank
+// conflicts. The number of steps of depth in registers is a compile-time constant: the depth is padded with zero
+// weights and a zero state, so the loop has no branch and loads can be issued early. The partial sums of the slices are
+// added in shared memory in a fixed order. One thread adds them for a (unit, sequence) pair and keeps its c and h
+// (forward), or what it passes on to the step before (backward), in registers for the whole sequence.
 #pragma once
 
 #include "fragments.h"
-#include "inputs.h"
 
 namespace lstmkern {
 namespace cuda {
 
-constexpr int kResidentThreads = 256;  // at most: 8 warps, so that a thread may have 255 registers
-// (unit, sequence) pairs per thread, at most. In fp32, where a pair's values take twice the registers and FMA is what
-// bounds a step, a second pair would cost more in weights than it gains in sequences.
+constexpr int kResidentThreads = 256;  // the maximum: with 8 warps a thread may have 255 registers
+// At most how many (unit, sequence) pairs a thread has. In fp32 a pair's values take twice the registers and FMA
+// throughput limits a step: a second pair would cost more in weights than it gains in sequences.
 template <class S>
 constexpr int kElements = sizeof(S) == 2 ? 2 : 1;
-constexpr int64_t kMostResidentUnits = 4096;  // no chip holds more; keeps the plan within int
-constexpr int64_t kMostRows = 1 << 30;        // keeps steps, sequences and rows within int
+constexpr int64_t kMaxResidentUnits = 4096;  // larger layers fit on no chip; keeps the plan within int
+constexpr int64_t kMaxRows = 1 << 30;        // keeps steps, sequences and rows within int
 
-// --- how a team's work lies on its blocks ---
+// --- the plan: how a team's work is divided among its blocks ---
 
 struct Plan {
   int blocks;          // of a team
@@ -52,13 +53,13 @@ struct Plan {
   int state_at, partial_at, bias_at, barriers_at, bytes;  // of shared memory
   int partial_stride;                                     // of a sequence's partial sums, in vectors
   int batches;                                            // teams per direction
-  int together;                                           // teams that are resident together
+  int resident_teams;                                     // teams that are resident together
 
   LSTMKERN_BOTH int warps() const { return groups * slices; }
   LSTMKERN_BOTH int elements() const { return (units * sequences + warps() * 32 - 1) / (warps() * 32); }
 };
 
-// Steps of depth in registers come in three sizes, each a kernel of its own. Sums for many sequences need registers
+// A kernel is compiled for three numbers of steps of depth in registers. With many sequences the sums need registers
 // too.
 constexpr int kSizes = 3;
 template <class Pass>
@@ -66,13 +67,14 @@ constexpr int kept_size(int tiles, int size) {
   return ((tiles < 4 ? Pass::kKept : Pass::kKept * 3 / 4) + (1 << size) - 1) >> size;
 }
 
-// A unit's partial sums of all products are stored together: one, or a vector of four.
+// The partial sums of a unit's products are stored together: one value, or a vector of four.
 template <class Pass>
 constexpr int kVector = Pass::kProducts == 1 ? 1 : 4;
 
-// What the plan depends on in a pass: kProducts, matrices that a unit has a row in; kParts of the state; kKept, steps
-// of depth whose fragments are in registers, at most; kBias, values per unit that its sums start from. `buffers`: of
-// the state in shared memory.
+// The plan for a pass with so many blocks per team, tiles of 8 sequences and buffers of the state in shared memory. The
+// plan depends on these constants of the pass: kProducts, how many matrices have a row for a unit; kParts of the state;
+// kKept, at most how many steps of depth have their fragments in registers; kBias, how many values per unit its sums
+// start from.
 template <class Pass>
 Plan make_plan(const Layer& layer, int blocks, int tiles, int buffers) {
   using S = typename Pass::Value;
@@ -89,7 +91,7 @@ Plan make_plan(const Layer& layer, int blocks, int tiles, int buffers) {
   if (p.slices == 0) return p;
   const int steps = (p.width + T::kDepth * p.slices - 1) / (T::kDepth * p.slices);
   int least = 0;
-  for (int size = 0; size < kSizes; ++size) {  // more registers are more steps, or fewer in shared memory
+  for (int size = 0; size < kSizes; ++size) {  // a larger size has more steps in all, or fewer in shared memory
     const int kept = kept_size<Pass>(tiles, size), beyond = larger(steps - kept, 0);
     const int cost = kept + beyond * T::kFromShared;
     if (size && least <= cost) continue;
@@ -115,153 +117,29 @@ bool possible(const Plan& p, const Chip& chip) {
          static_cast<size_t>(p.bytes) <= chip.shared_per_block;
 }
 
-// f.template operator()<TILES, KEPT>() for a plan's kernel, of tiles 1, 2, 4 up to MOST.
-template <class Pass, int MOST, class F>
+// Calls f(TILES, KEPT), both std::integral_constant, for the kernel of a plan: with 1, 2 or 4 tiles, at most MAX_TILES.
+template <class Pass, int MAX_TILES, class F>
 auto for_plan(const Plan& p, const F& f) {
-  constexpr int two = MOST > 1 ? 2 : 1;
+  constexpr int two = MAX_TILES > 1 ? 2 : 1;
   const auto with = [&](auto tiles) {
-    constexpr int TILES = decltype(tiles)::value;
-    constexpr int sizes[] = {kept_size<Pass>(TILES, 0), kept_size<Pass>(TILES, 1), kept_size<Pass>(TILES, 2)};
-    return p.kept == sizes[0]   ? f.template kernel<TILES, sizes[0]>()
-           : p.kept == sizes[1] ? f.template kernel<TILES, sizes[1]>()
-                                : f.template kernel<TILES, sizes[2]>();
+    constexpr int a = kept_size<Pass>(tiles, 0), b = kept_size<Pass>(tiles, 1), c = kept_size<Pass>(tiles, 2);
+    return p.kept == a   ? f(tiles, std::integral_constant<int, a>{})
+           : p.kept == b ? f(tiles, std::integral_constant<int, b>{})
+                         : f(tiles, std::integral_constant<int, c>{});
   };
   return p.sequences == 8    ? with(std::integral_constant<int, 1>{})
          : p.sequences == 16 ? with(std::integral_constant<int, two>{})
-                             : with(std::integral_constant<int, MOST>{});
+                             : with(std::integral_constant<int, MAX_TILES>{});
 }
 
-// --- where a thread's work is ---
-
-// Which team and which of its blocks this is.
-struct Seat {
-  int d, rank;           // direction, block of the team
-  int first, sequences;  // of the layer's; only those that exist: the state of the others is zero and stays where it is
-};
-
-LSTMKERN_DEVICE Seat seat_of(const Plan& p, int team, int rank, int64_t N) {
-  const int first = team % p.batches * p.sequences, left = static_cast<int>(N) - first;
-  return {team / p.batches, rank, first, left < p.sequences ? left : p.sequences};
+// The launch of a time loop for `teams` teams.
+inline Launch resident_launch(const Plan& plan, int teams) {
+  Launch config;
+  config.grid.x = static_cast<unsigned>(plan.blocks * teams);
+  config.block.x = static_cast<unsigned>(plan.warps() * 32);
+  config.shared = static_cast<size_t>(plan.bytes);
+  return config;
 }
-
-// One of a thread's (unit, sequence) pairs: two numbers are kept, all else is computed from them where it is needed.
-struct Element {
-  int n, unit;  // within the team, within the layer
-
-  LSTMKERN_DEVICE int sequence(const Seat& seat) const { return seat.first + n; }
-  LSTMKERN_DEVICE int at(const Plan& p, const Seat& seat) const { return unit - seat.rank * p.units; }  // in the block
-  // Its state is sent; it exists in the layer.
-  LSTMKERN_DEVICE bool mine(const Plan& p, const Seat& seat) const { return n < seat.sequences && unit < p.row; }
-  LSTMKERN_DEVICE bool real(const Seat& seat, int64_t H) const {
-    return n < seat.sequences && unit < static_cast<int>(H);
-  }
-};
-
-LSTMKERN_DEVICE Element element_of(const Plan& p, const Seat& seat, int e) {
-  const int i = e * p.warps() * 32 + static_cast<int>(thread_rank());
-  return {i / p.units, seat.rank * p.units + i % p.units};
-}
-
-// Steps of a sequence, within what the layer has: the host does not see lengths on the device, so kernels clamp them.
-LSTMKERN_DEVICE int steps_of(const Mask& mask, bool exists, int sequence, int64_t T) {
-  if (mask.lengths == nullptr || !exists) return static_cast<int>(T);
-  const int64_t length = mask.lengths[sequence];
-  return static_cast<int>(length < 0 ? 0 : length < T ? length : T);
-}
-
-// What a step is to a sequence, as far as that depends on its length alone.
-enum Kind : unsigned { kOutside, kPadding, kReal };
-
-LSTMKERN_DEVICE Kind kind_of(bool exists, int sequence, const Moment& m, int length) {
-  return !exists || sequence >= static_cast<int>(m.active) ? kOutside
-         : static_cast<int>(m.t) < length                  ? kReal
-                                                           : kPadding;
-}
-
-// That of a thread's pairs, in one register.
-struct Kinds {
-  unsigned bits = 0;
-  LSTMKERN_DEVICE Kind of(int e) const { return static_cast<Kind>(bits >> 2 * e & 3); }
-  LSTMKERN_DEVICE void add(int e, Kind kind) { bits |= kind << 2 * e; }
-};
-
-// --- what is fetched for a step to come ---
-
-// A value as it is stored (device.h's load_raw).
-template <class S>
-using Raw = std::conditional_t<sizeof(S) == 2, unsigned, float>;
-template <class S>
-LSTMKERN_DEVICE float widen_raw(Raw<S> v) {
-  if constexpr (sizeof(S) == 2)
-    return widen(S{static_cast<uint16_t>(v)});
-  else
-    return v;
-}
-
-// Moves what was fetched a step ago out of the registers into which the next loads go. A plain copy would not do: the
-// compiler makes it where the loop begins again, and there it has to wait for loads that were just issued. `zero` is a
-// zero that only the host knows to be one.
-LSTMKERN_DEVICE unsigned moved(unsigned v, unsigned zero) { return v ^ zero; }
-LSTMKERN_DEVICE float moved(float v, unsigned zero) {
-  unsigned bits;
-  memcpy(&bits, &v, 4);
-  bits ^= zero;
-  memcpy(&v, &bits, 4);
-  return v;
-}
-LSTMKERN_DEVICE unsigned unknown_zero(const Plan& p) { return static_cast<unsigned>(p.batches) >> 31; }
-
-// What both passes fetch of a step.
-template <class S>
-struct StepAhead {
-  unsigned place = 0;
-  Kinds kind;
-  unsigned reset[kElements<S>] = {};  // the step begins with zeros
-
-  // For pair e of a thread, once `place` is known. Whether the sequence takes the step.
-  LSTMKERN_DEVICE bool fetch(int e, Kind is, const Mask& mask, int sequence) {
-    kind.add(e, is);
-    if (is == kReal && mask.resets.data) reset[e] = load_raw(mask.resets.at(place, sequence));
-    return is == kReal;
-  }
-  LSTMKERN_DEVICE void take(const StepAhead& next, unsigned zero) {
-    place = moved(next.place, zero);
-    kind.bits = moved(next.kind.bits, zero);
-#pragma unroll
-    for (int e = 0; e < kElements<S>; ++e) reset[e] = moved(next.reset[e], zero);
-  }
-};
-
-// The vector that starts at `from`, in shared memory.
-template <int V>
-LSTMKERN_DEVICE void load_vector(float (&to)[V], const float* from) {
-  if constexpr (V == 4) {
-    const Bytes16 four = load16(from);
-    memcpy(to, &four, 16);
-  } else {
-    to[0] = from[0];
-  }
-}
-template <int V>
-LSTMKERN_DEVICE void store_vector(float* to, const float (&from)[V]) {
-  if constexpr (V == 4) {
-    Bytes16 four;
-    memcpy(&four, from, 16);
-    store16(to, four);
-  } else {
-    to[0] = from[0];
-  }
-}
-
-// How a tier would run a layer; false: it cannot.
-namespace cluster {
-bool plan(const Forward& layer, Plan& plan);
-bool plan(const Backward& layer, Plan& plan);
-}  // namespace cluster
-namespace grid {
-bool plan(const Forward& layer, Plan& plan);
-bool plan(const Backward& layer, Plan& plan);
-}  // namespace grid
 
 }  // namespace cuda
 }  // namespace lstmkern

@@ -1,116 +1,93 @@
-// Forward for the resident tiers: a thread's part of each step, and the host's part around the loop.
+// Forward for the resident tiers: the work of a thread in each step, and the work of the host before the loop.
 #pragma once
 
-#include "resident.h"
+#include "resident_pass.h"
 
 namespace lstmkern {
 namespace cuda {
 
 template <class S>
-struct ResidentForward {
-  Plan plan;
-  Times times;
-  Mask mask;
-  int64_t H, Hp;
-  struct Side {  // a direction
-    const S* w_hh;
-    const Bytes16* packed;      // see pack_weights
-    Rows<const float> x_gates;  // [G, H]: x W_ih^T
-    const float* bias;          // [saved planes, H], see sum_biases
-    const S *h0, *c0;           // [N, H]
-    S *h_n, *c_n;               // [N, H]
-    Rows<S> output, cells, gates;
-  } side[2];
+struct ForwardSide : ResidentSide<S, S> {
+  Rows<const float> x_gates;  // [G, H]: x W_ih^T
+  const float* bias;          // [saved planes, H], see sum_biases
+  S *h_n, *c_n;               // [N, H]
+};
+template <class S>
+using ResidentForward = ResidentArguments<ForwardSide<S>>;
+
+// What is prefetched of a step. Nothing is computed from it until the step needs it, because a load is waited for where
+// its value is first used.
+template <Cell CELL, class S>
+struct ForwardFetched : StepAhead<S> {
+  float x[kElements<S>][kGates<CELL>];
 };
 
 template <Cell CELL, class S>
 class ResidentForwardLayer;
 
 template <Cell CELL, class S>
-struct ForwardPass {
+struct ForwardPass : ResidentPass<S, ResidentForward<S>, ForwardFetched<CELL, S>> {
   using Value = S;
   using Arguments = ResidentForward<S>;
   using Host = ResidentForwardLayer<CELL, S>;
-  static constexpr int kProducts = kGates<CELL>, kParts = 1, kMoreSteps = 0, kBias = 4;
+  static constexpr int kProducts = kGates<CELL>, kParts = 1, kExtraSteps = 0, kBias = 4;
   static constexpr int kKept = (sizeof(S) == 2 ? 16 : 28) / kProducts;
 
-  // What is fetched of a step. Nothing is computed from it until the step needs it: a load is waited for where its
-  // value is first used.
-  struct Fetched : StepAhead<S> {
-    float x[kElements<S>][kProducts];
-  };
+  using Base = typename ForwardPass::ResidentPass;
+  using Base::a, Base::side, Base::role, Base::at, Base::now, Base::next;
+  using Base::Base, Base::exists, Base::sequence, Base::state_index;
 
-  const ResidentForward<S>& a;
-  const typename ResidentForward<S>::Side& side;
-  const Seat seat;
-  Element at[kElements<S>];
-  int length[kElements<S>];
-  Fetched now, next;
-  float h[kElements<S>], c[kElements<S>], gates[kElements<S>][4];  // the state; the gates of the current step
+  float h[kElements<S>], c[kElements<S>], gates[kElements<S>][4];  // the state, and the gates of the current step
 
-  LSTMKERN_DEVICE ForwardPass(const ResidentForward<S>& a, const Seat& seat) : a(a), side(a.side[seat.d]), seat(seat) {
-#pragma unroll
-    for (int e = 0; e < kElements<S>; ++e) {
-      at[e] = element_of(a.plan, seat, e);
-      length[e] = steps_of(a.mask, real(e), sequence(e), a.times.T);
-    }
-  }
-
-  LSTMKERN_DEVICE int sequence(int e) const { return at[e].sequence(seat); }
-  LSTMKERN_DEVICE bool real(int e) const { return at[e].real(seat, a.H); }
-
-  // Of the matrix of a product (a gate): row `unit`, column of the state.
+  // The weight in row `unit` of a product's matrix (a gate) that is multiplied with column `column` of the state.
   static LSTMKERN_DEVICE S weight(const Arguments& a, int d, int product, int64_t unit, int64_t column) {
     if (unit >= a.H || column >= a.H) return S{};
     return a.side[d].w_hh[(product * a.H + unit) * a.H + column];
   }
 
-  // The state that the first step starts from: all of the team's, and this thread's own. `bias`: of the block's units,
-  // what the sums start from; a GRU's n_x is added to nothing else and comes last.
+  // Sets the state that the first step starts from: the whole team's in shared memory, and this thread's own in
+  // registers. `bias` receives what the sums of the block's units start from. A GRU's n_x is not added to a sum of
+  // products and comes last.
   LSTMKERN_DEVICE void begin(S* state, float* bias) {
-    const Moment first = a.times.at(seat.d, 0);
+    const Moment first = a.times.at(role.d, 0);
     for (int i = static_cast<int>(thread_rank()); i < a.plan.sequences * a.plan.row; i += a.plan.warps() * 32) {
       const int n = i / a.plan.row, unit = i % a.plan.row;
-      const int64_t j = seat.first + n;
-      const bool there = n < seat.sequences && unit < a.H && !a.mask.anew(first, j);
-      state[n * a.plan.stride + unit] = there ? side.h0[j * a.H + unit] : S{};
+      const int64_t j = role.first + n;
+      const bool nonzero = n < role.sequences && unit < a.H && !a.mask.is_reset(first, j);
+      state[n * a.plan.stride + unit] = nonzero ? side.h0[j * a.H + unit] : S{};
     }
     for (int i = static_cast<int>(thread_rank()); i < a.plan.units * 4; i += a.plan.warps() * 32) {
       const int g = CELL == Cell::gru && i % 4 >= 2 ? 5 - i % 4 : i % 4;
-      const int64_t unit = seat.rank * a.plan.units + i / 4;
+      const int64_t unit = role.rank * a.plan.units + i / 4;
       bias[i] = unit < a.H ? side.bias[g * a.H + unit] : 0;
     }
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
-      const int64_t own = sequence(e) * a.H + at[e].unit;
-      h[e] = real(e) ? widen(side.h0[own]) : 0;
-      c[e] = CELL == Cell::lstm && real(e) ? widen(side.c0[own]) : 0;
+      const int64_t index = state_index(e);
+      h[e] = exists(e) ? widen(side.h0[index]) : 0;
+      c[e] = CELL == Cell::lstm && exists(e) ? widen(side.c0[index]) : 0;
     }
   }
 
   LSTMKERN_DEVICE void fetch(int s) {
-    const Moment m = a.times.at(seat.d, s);
-    next = {};  // not what it was: that would be one more value to move once the loads are there
-    next.place = static_cast<unsigned>(m.place);
-#pragma unroll
-    for (int e = 0; e < kElements<S>; ++e) {
-      if (!next.fetch(e, kind_of(real(e), sequence(e), m, length[e]), a.mask, sequence(e))) continue;
+    this->fetch_step(a.times.at(role.d, s), [&](int e) {
       const float* const from = side.x_gates.at(next.place, sequence(e)) + at[e].unit;
 #pragma unroll
       for (int g = 0; g < kProducts; ++g) next.x[e][g] = from[g * a.H];
-    }
+    });
   }
   LSTMKERN_DEVICE void advance() {
-    const unsigned zero = unknown_zero(a.plan);
-    now.take(next, zero);
+    const unsigned zero = opaque_zero(a.plan);
+    now.move_from(next, zero);
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
 #pragma unroll
-      for (int g = 0; g < kProducts; ++g) now.x[e][g] = moved(next.x[e][g], zero);
+      for (int g = 0; g < kProducts; ++g) now.x[e][g] = opaque_copy(next.x[e][g], zero);
     }
   }
 
-  // The step's gates and state from the sums, biases included; out: what the next step starts from.
+  // Computes the step's gates and state from the sums, which include the biases. `out`: the state that the next step
+  // starts from.
   LSTMKERN_DEVICE void compute(int e, const float (&sums)[4], float (&out)[kParts]) {
     if (now.kind.of(e) == kReal) {
       if (now.reset[e]) h[e] = c[e] = 0;
@@ -130,14 +107,14 @@ struct ForwardPass {
         g[3] = sums[2];
         cells::gru_forward(g[0], g[1], g[2], g[3], before, h[e]);
       }
-      S stored;  // h is what the output says, as everywhere else
+      S stored;  // continue with the rounded h, which is the output, as in all tiers
       narrow(h[e], stored);
       h[e] = widen(stored);
     }
     out[0] = next.kind.of(e) == kReal && next.reset[e] ? 0 : h[e];
   }
 
-  // The step's results.
+  // Stores the step's results.
   LSTMKERN_DEVICE void store(int e) {
     if (now.kind.of(e) == kOutside) return;
     const unsigned j = sequence(e), unit = at[e].unit;
@@ -153,15 +130,15 @@ struct ForwardPass {
   LSTMKERN_DEVICE void end() {
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e) {
-      if (!real(e)) continue;
-      const int64_t own = sequence(e) * a.H + at[e].unit;
-      narrow(h[e], side.h_n[own]);
-      if (CELL == Cell::lstm) narrow(c[e], side.c_n[own]);
+      if (!exists(e)) continue;
+      const int64_t index = state_index(e);
+      narrow(h[e], side.h_n[index]);
+      if (CELL == Cell::lstm) narrow(c[e], side.c_n[index]);
     }
   }
 };
 
-// The host's part: products and biases before the loop.
+// The work of the host: input products and biases before the loop.
 template <Cell CELL, class S>
 class ResidentForwardLayer {
   static constexpr int G = kGates<CELL>;
@@ -171,35 +148,22 @@ class ResidentForwardLayer {
   Tables tables;
 
  public:
-  ResidentForwardLayer(const Forward& layer, Carver& memory) : L(layer), all(layer), tables(layer, memory) {
+  ResidentForwardLayer(const Forward& layer, Workspace& memory) : L(layer), all(layer), tables(layer, memory) {
     for (int d = 0; d < L.D; ++d) {
-      x_gates[d] = memory.take<float>(all.count * G * L.H);
-      bias[d] = memory.take<float>(4 * L.H);
+      x_gates[d] = memory.allocate<float>(all.count * G * L.H);
+      bias[d] = memory.allocate<float>(4 * L.H);
     }
   }
 
   ResidentForward<S> prepare(const Plan& plan, const Call& call) {
-    const int64_t H = L.H, N = L.N;
-    ResidentForward<S> a = {};
-    a.plan = plan;
-    a.times = tables.fill(call.stream);
-    a.mask = mask_of(L);
-    a.H = H;
-    a.Hp = padded(H);
+    auto a = resident_arguments<ResidentForward<S>, S, S>(L, plan, tables.fill(call.stream));
     for (int d = 0; d < L.D; ++d) {
-      const Weights& w = L.weights[d];
       input_products(L, d, x_gates[d], bias[d], call);
-      auto& side = a.side[d];
-      side.w_hh = static_cast<const S*>(w.w_hh);
-      side.x_gates = all.template rows<const float>(x_gates[d], G * H);
+      ForwardSide<S>& side = a.side[d];
+      side.x_gates = all.template rows<const float>(x_gates[d], G * L.H);
       side.bias = bias[d];
-      side.h0 = offset<S>(L.h0, d * N * H);
-      side.c0 = offset<S>(L.c0, d * N * H);
-      side.h_n = offset<S>(L.h_n, d * N * H);
-      side.c_n = offset<S>(L.c_n, d * N * H);
-      side.output = rows_of<S>(L.output, d * H);
-      side.cells = rows_of<S>(L.cells, d * H);
-      side.gates = rows_of<S>(L.gates, d * L.gates_direction);
+      side.h_n = offset<S>(L.h_n, d * L.N * L.H);
+      side.c_n = offset<S>(L.c_n, d * L.N * L.H);
     }
     return a;
   }

@@ -1,23 +1,23 @@
-// The time loop of the resident tiers, the weights' way onto the chip, and a tier's way through a layer. See
+// The time loop of the resident tiers, packing of the weights, and the functions of a resident tier. Design:
 // resident.h.
 #pragma once
 
 #include <stdexcept>
 
-#include "resident.h"
+#include "resident_pass.h"
 
 namespace lstmkern {
 namespace cuda {
 
-LSTMKERN_DEVICE void words(unsigned (&to)[4], const Bytes16& from) {
+LSTMKERN_DEVICE void unpack(unsigned (&to)[4], const Bytes16& from) {
 #pragma unroll
   for (int r = 0; r < 4; ++r) to[r] = from.word[r];
 }
 
-// --- the weights, packed ---
+// --- packing the weights ---
 
-// A direction's weights as fragments in the order in which the loop takes them, [blocks, warps, steps, products,
-// pieces, lanes]: every team reads them from there in whole lines.
+// Stores a direction's weights as fragments in the order in which the loop reads them, [blocks, warps, steps, products,
+// pieces, lanes]. Every team reads them from there in whole cache lines.
 constexpr int kPackThreads = 128;
 
 template <class Pass>
@@ -50,22 +50,47 @@ int64_t packed_pieces(const Plan& p) {
 
 // --- the loop ---
 
-// Pass: what a step does with the sums (resident_forward.h, resident_backward.h). Wire: how the state travels. `shared`
-// is the block's dynamic shared memory, as `plan` divides it; KEPT is plan.kept, which the compiler has to know.
+// Loads the vector of V values at `from` in shared memory.
+template <int V>
+LSTMKERN_DEVICE void load_vector(float (&to)[V], const float* from) {
+  if constexpr (V == 4) {
+    const Bytes16 four = load16(from);
+    memcpy(to, &four, 16);
+  } else {
+    to[0] = from[0];
+  }
+}
+template <int V>
+LSTMKERN_DEVICE void store_vector(float* to, const float (&from)[V]) {
+  if constexpr (V == 4) {
+    Bytes16 four;
+    memcpy(&four, from, 16);
+    store16(to, four);
+  } else {
+    to[0] = from[0];
+  }
+}
+
+// Pass: what a step does with the sums (resident_forward.h, resident_backward.h). Exchange: how the state is sent to
+// the other blocks. `shared` is the block's dynamic shared memory, divided as the plan says. KEPT is plan.kept as a
+// compile-time constant. `a` is pass.a, passed again: when the plan is read through `pass`, nvcc splits the 16-byte
+// stores of the sums (it shows in the SASS).
 //
-// What others wait for comes first: a step's state is published before its results are stored. What a step needs from
-// device memory is fetched two steps ahead (where a step of a packed batch is stored is looked up at that moment).
-template <int TILES, int KEPT, class Pass, class Wire>
-LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wire& wire, int steps) {
+// Other blocks wait for a step's state, so it is published before the step's results are stored. Values from device
+// memory are loaded two steps ahead. (In a packed batch, the place of a step is looked up at that time.)
+template <int TILES, int KEPT, class Pass, class Exchange>
+LSTMKERN_DEVICE void recur(const typename Pass::Arguments& a, unsigned char* shared, Pass& pass, Exchange& exchange) {
   using S = typename Pass::Value;
   using T = Tile<S>;
   constexpr int M = Pass::kProducts, PIECES = T::kPieces, V = kVector<Pass>, CHAINS = kChains<S, M, TILES>;
+  const Plan& p = a.plan;
+  const int steps = static_cast<int>(a.times.T) + Pass::kExtraSteps;
   const int warp = static_cast<int>(warp_index()), group = warp % p.groups, slice = warp / p.groups;
   const int threads = p.warps() * 32, elements = p.elements();
 
-  // The weights, once.
+  // Load the weights, once.
   const Bytes16* const packed = pass.side.packed +
-                                (static_cast<int64_t>(pass.seat.rank) * p.warps() + warp) * p.steps * M * PIECES * 32 +
+                                (static_cast<int64_t>(pass.role.rank) * p.warps() + warp) * p.steps * M * PIECES * 32 +
                                 lane_index();
   unsigned kept[KEPT][M][PIECES][4];
 #pragma unroll
@@ -74,21 +99,22 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
     for (int m = 0; m < M; ++m)
 #pragma unroll
       for (int piece = 0; piece < PIECES; ++piece)
-        words(kept[i][m][piece], load16(packed + ((i * M + m) * PIECES + piece) * 32));
-  unsigned char* const fragments = shared + warp * 512 + lane_index() * 16;  // this lane's, one of each warp in turn
+        unpack(kept[i][m][piece], load16(packed + ((i * M + m) * PIECES + piece) * 32));
+  unsigned char* const fragments =
+      shared + warp * 512 + lane_index() * 16;  // this lane's; those of all warps alternate
   for (int i = 0; i < p.in_shared * M * PIECES; ++i)
     store16(fragments + i * p.warps() * 512, load16(packed + (KEPT * M * PIECES + i) * 32));
 
-  // The state, with zeros around it, and what the sums start from.
+  // Clear the state, including its padding, and set the values that the sums start from.
   S* const all = reinterpret_cast<S*>(shared + p.state_at);
   float* const partial = reinterpret_cast<float*>(shared + p.partial_at);
   float* const bias = reinterpret_cast<float*>(shared + p.bias_at);
   const int pieces = (p.partial_at - p.state_at) / 16;
   for (int i = static_cast<int>(thread_rank()); i < pieces; i += threads)
-    store16(all + i * kTogether<S>, Bytes16{{0, 0, 0, 0}});
+    store16(all + i * kPer16<S>, Bytes16{{0, 0, 0, 0}});
   sync_block();
   pass.begin(all, bias);
-  wire.begin();
+  exchange.begin();
   pass.fetch(0);
   pass.advance();
   pass.fetch(1);
@@ -97,8 +123,8 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
   const int slice_stride = p.sequences * p.partial_stride * V;
   float* const sums_of_warp = partial + slice * slice_stride + group * T::kUnits * V;
   for (int step = 0; step < steps; ++step) {
-    const S* const state = T::operand(wire.receive(step), p.stride) + column;
-    sync_warp();  // for the tile products: what came before may have parted the lanes
+    const S* const state = T::operand(exchange.receive(step), p.stride) + column;
+    sync_warp();  // the lanes may have diverged, but mma needs all of them
     float sums[CHAINS][M][TILES][T::kSums] = {};
 #pragma unroll
     for (int i = 0; i < KEPT; ++i) T::multiply(sums, kept[i], state + i * T::kDepth, p.stride);
@@ -109,10 +135,10 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
       for (int m = 0; m < M; ++m)
 #pragma unroll
         for (int piece = 0; piece < PIECES; ++piece)
-          words(a[m][piece], load16(fragments + ((i * M + m) * PIECES + piece) * p.warps() * 512));
+          unpack(a[m][piece], load16(fragments + ((i * M + m) * PIECES + piece) * p.warps() * 512));
       T::multiply(sums, a, state + (KEPT + i) * T::kDepth, p.stride);
     }
-    T::template each<TILES>([&](int unit, int n, int t, int k) {
+    T::template for_each_sum<TILES>([&](int unit, int n, int t, int k) {
       float* const to = sums_of_warp + (n * p.partial_stride + unit) * V;
       float vector[V] = {};
 #pragma unroll
@@ -130,12 +156,12 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
       if (e >= elements) break;
       const Element& x = pass.at[e];
       float out[Pass::kParts] = {};
-      if (pass.real(e)) {
+      if (pass.exists(e)) {
         float total[V] = {}, more[V];
-        if (Pass::kBias) load_vector(total, bias + x.at(p, pass.seat) * V);
-        const float* from = partial + (x.n * p.partial_stride + x.at(p, pass.seat)) * V;
+        if (Pass::kBias) load_vector(total, bias + x.at(p, pass.role) * V);
+        const float* from = partial + (x.n * p.partial_stride + x.at(p, pass.role)) * V;
 #pragma unroll 1
-        for (int i = 0; i < p.slices; i += 2) {  // an even number
+        for (int i = 0; i < p.slices; i += 2) {  // slices is even
 #pragma unroll
           for (int k = 0; k < 2; ++k, from += slice_stride) {
             load_vector(more, from);
@@ -146,18 +172,18 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
         pass.compute(e, total, out);
       }
       if (last) continue;
-      const int place = x.n * p.stride + x.unit / kTogether<S> * kTogether<S>;
-      Bytes16 pieces[Pass::kParts];  // all, then they go: shuffles do not wait for stores
+      const int place = x.n * p.stride + x.unit / kPer16<S> * kPer16<S>;
+      Bytes16 pieces[Pass::kParts];  // all before the first is sent, so that no shuffle waits for a store
 #pragma unroll
-      for (int part = 0; part < Pass::kParts; ++part) pieces[part] = together(out[part], S{});
+      for (int part = 0; part < Pass::kParts; ++part) pieces[part] = gather16(out[part], S{});
 #pragma unroll
       for (int part = 0; part < Pass::kParts; ++part)
-        wire.send(x.mine(p, pass.seat), step + 1, place + part * p.row, pieces[part]);
+        exchange.send(x.is_sent(p, pass.role), step + 1, place + part * p.row, pieces[part]);
     }
-    if (!last) wire.publish(step + 1);
+    if (!last) exchange.publish(step + 1);
 #pragma unroll
     for (int e = 0; e < kElements<S>; ++e)
-      if (e < elements && pass.real(e)) pass.store(e);
+      if (e < elements && pass.exists(e)) pass.store(e);
     if (last) break;
     pass.advance();
     pass.fetch(step + 2);
@@ -165,35 +191,27 @@ LSTMKERN_DEVICE void recur(const Plan& p, unsigned char* shared, Pass& pass, Wir
   pass.end();
 }
 
-// f.template run<CELL, S>() for the layers that the resident tiers know; false for others: fp64, projections, and RNN
-// (which would fall out of the same templates, for twice the time to compile them).
+// Calls f.template run<CELL, S>() for the layers that the resident tiers support; returns false for others: fp64,
+// projections and RNN. (RNN would need no new code, but twice the compile time.)
 template <class F>
 bool for_resident_kind(const Layer& layer, F&& f) {
-  if (layer.weights[0].w_hr || layer.H > kMostResidentUnits || layer.N > kMostRows || rows_of_steps(layer) > kMostRows)
+  if (layer.weights[0].w_hr || layer.H > kMaxResidentUnits || layer.N > kMaxRows || rows_of_steps(layer) > kMaxRows)
     return false;
-  auto with = [&](auto tag) {
+  return for_dtype(layer.dtype, [&](auto tag) {
     using S = decltype(tag);
-    if (layer.cell == Cell::lstm) return f.template run<Cell::lstm, S>();
-    if (layer.cell == Cell::gru) return f.template run<Cell::gru, S>();
+    if constexpr (!std::is_same_v<S, double>) {
+      if (layer.cell == Cell::lstm) return f.template run<Cell::lstm, S>();
+      if (layer.cell == Cell::gru) return f.template run<Cell::gru, S>();
+    }
     return false;
-  };
-  switch (layer.dtype) {
-    case DType::f32: return with(float{});
-#if LSTMKERN_TYPES > 1
-    case DType::bf16: return with(bf16{});
-#endif
-#if LSTMKERN_TYPES > 2
-    case DType::f16: return with(f16{});
-#endif
-    default: return false;
-  }
+  });
 }
 
-// A tier of resident weights for Pass<CELL, S>: Body<Pass>::choose(layer, chip, plan) says whether and how the layer
-// can run there, Body(layer, plan, memory) takes its part of the workspace, loop(arguments, stream) launches.
-template <template <class> class Body, template <Cell, class> class Pass>
+// A resident tier for Pass<CELL, S>. Body<Pass>::choose(layer, chip, plan) says whether and how the layer can run,
+// Body(layer, plan, memory) allocates its part of the workspace, and loop(arguments, stream) launches the time loop.
+template <template <class> class Body, template <Cell, class> class Pass, class L>
 struct ResidentTier {
-  // choose(), which asks the device about a dozen kernels, or what it said the last time.
+  // The answer of Body::choose(), which queries the device about a dozen kernels. The last answer is kept.
   template <Cell CELL, class S>
   static bool choose(const Layer& layer, Plan& plan) {
     struct Answer {
@@ -213,7 +231,6 @@ struct ResidentTier {
     return last.possible;
   }
 
-  template <class L>
   struct Measure {
     const L& layer;
     Plan plan = {};
@@ -221,16 +238,15 @@ struct ResidentTier {
     template <Cell CELL, class S>
     bool run() {
       if (!choose<CELL, S>(layer, plan)) return false;
-      Carver memory(nullptr);
+      Workspace memory(nullptr);
       typename Pass<CELL, S>::Host host(layer, memory);
       Body<Pass<CELL, S>> body(layer, plan, memory);
-      memory.take<Bytes16>(layer.D * packed_pieces<Pass<CELL, S>>(plan));
+      memory.allocate<Bytes16>(layer.D * packed_pieces<Pass<CELL, S>>(plan));
       bytes = memory.used();
       return true;
     }
   };
 
-  template <class L>
   struct Run {
     const L& layer;
     const Call& call;
@@ -238,19 +254,19 @@ struct ResidentTier {
     bool run() {
       Plan plan;
       if (!choose<CELL, S>(layer, plan)) return false;
-      Carver memory(call.workspace);
+      Workspace memory(call.workspace);
       typename Pass<CELL, S>::Host host(layer, memory);
       Body<Pass<CELL, S>> body(layer, plan, memory);
       typename Pass<CELL, S>::Arguments a = host.prepare(plan, call);
       const int64_t pieces = packed_pieces<Pass<CELL, S>>(plan);
-      Bytes16* packed = memory.take<Bytes16>(layer.D * pieces);
+      Bytes16* packed = memory.allocate<Bytes16>(layer.D * pieces);
       for (int d = 0; d < layer.D; ++d, packed += pieces) {
-        Launch how;
-        how.grid = {static_cast<unsigned>((plan.blocks * plan.warps() * 32 + kPackThreads - 1) / kPackThreads),
-                    static_cast<unsigned>(plan.steps), 1};
-        how.block.x = kPackThreads;
-        how.stream = call.stream;
-        launch("pack_weights", pack_weights<Pass<CELL, S>>, how, a, d, packed);
+        Launch config;
+        config.grid = {static_cast<unsigned>((plan.blocks * plan.warps() * 32 + kPackThreads - 1) / kPackThreads),
+                       static_cast<unsigned>(plan.steps), 1};
+        config.block.x = kPackThreads;
+        config.stream = call.stream;
+        launch("pack_weights", pack_weights<Pass<CELL, S>>, config, a, d, packed);
         a.side[d].packed = packed;
       }
       body.loop(a, call.stream);
@@ -259,25 +275,24 @@ struct ResidentTier {
     }
   };
 
-  template <class L>
   static size_t workspace(const L& layer) {
-    Measure<L> measure{layer};
+    Measure measure{layer};
     return for_resident_kind(layer, measure) ? measure.bytes : 0;
   }
 
-  template <class L>
   static bool plan(const L& layer, Plan& plan) {
-    Measure<L> measure{layer};
+    Measure measure{layer};
     const bool possible = for_resident_kind(layer, measure);
     plan = measure.plan;
     return possible;
   }
 
-  template <class L>
   static void run(const L& layer, const Call& call) {
-    if (!for_resident_kind(layer, Run<L>{layer, call}))
+    if (!for_resident_kind(layer, Run{layer, call}))
       throw std::runtime_error("lstmkern: the device cannot hold the layer's recurrent weights");
   }
+
+  static constexpr TierPass<L> functions = {workspace, run, plan};
 };
 
 }  // namespace cuda

@@ -1,4 +1,4 @@
-// What all kernels share: values and their 16-byte accesses, steps and what is real in them, launches.
+// What all kernels share: types, 16-byte loads and stores, time steps and masks, matrices, launches.
 #pragma once
 
 #include "device.h"
@@ -7,12 +7,12 @@
 namespace lstmkern {
 namespace cuda {
 
-// The cells on scalars; `sigmoid` and `tanh` are device.h's.
+// The cells' arithmetic for scalars. It calls the `sigmoid` and `tanh` of device.h.
 #include "../cells.h"
 
 template <class S>
 struct ComputeOf {
-  using type = float;  // 16-bit values are only stored as such
+  using type = float;  // 16-bit types are for storage only
 };
 template <>
 struct ComputeOf<double> {
@@ -22,39 +22,28 @@ template <class S>
 using Compute = typename ComputeOf<S>::type;
 
 template <class S>
-constexpr DType dtype_of();
-template <>
-constexpr DType dtype_of<float>() {
-  return DType::f32;
-}
-template <>
-constexpr DType dtype_of<double>() {
-  return DType::f64;
-}
-template <>
-constexpr DType dtype_of<bf16>() {
-  return DType::bf16;
-}
-template <>
-constexpr DType dtype_of<f16>() {
-  return DType::f16;
+constexpr DType dtype_of() {
+  return std::is_same_v<S, float>    ? DType::f32
+         : std::is_same_v<S, double> ? DType::f64
+         : std::is_same_v<S, bf16>   ? DType::bf16
+                                     : DType::f16;
 }
 
-// gates_of as device code may use it.
+// gates_of() for device code.
 template <Cell CELL>
 constexpr int kGates = gates_of(CELL);
 
-// Values that one thread handles: 16 bytes of storage.
+// Values of type S in 16 bytes: what a thread of a pointwise kernel handles.
 template <class S>
-constexpr int kAtOnce = 16 / static_cast<int>(sizeof(S));
+constexpr int kPer16 = 16 / static_cast<int>(sizeof(S));
 constexpr int kThreads = 128;
 
 // --- values ---
 
-// The first n of V consecutive values, the others 0. In 16-byte pieces where the address allows.
+// Loads the first n of V consecutive values; the others are 0. Loads 16 bytes at once if the address is aligned.
 template <int V, class S, class C>
 LSTMKERN_DEVICE void load(C (&to)[V], const S* from, int n) {
-  constexpr int per = 16 / static_cast<int>(sizeof(S));
+  constexpr int per = kPer16<S>;
   if (n >= V && V % per == 0 && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
 #pragma unroll
     for (int i = 0; i < V / per; ++i) {
@@ -62,7 +51,8 @@ LSTMKERN_DEVICE void load(C (&to)[V], const S* from, int n) {
       S values[per];
       memcpy(values, &piece, 16);
 #pragma unroll
-      for (int k = 0; k < per; ++k) to[(i * per + k) % V] = widen(values[k]);  // % V: for the case that never runs
+      for (int k = 0; k < per; ++k)
+        to[(i * per + k) % V] = widen(values[k]);  // % V: keeps the branch valid where it never runs
     }
   } else {
 #pragma unroll
@@ -72,7 +62,7 @@ LSTMKERN_DEVICE void load(C (&to)[V], const S* from, int n) {
 
 template <int V, class S, class C>
 LSTMKERN_DEVICE void store(S* to, const C (&from)[V], int n) {
-  constexpr int per = 16 / static_cast<int>(sizeof(S));
+  constexpr int per = kPer16<S>;
   if (n >= V && V % per == 0 && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
 #pragma unroll
     for (int i = 0; i < V / per; ++i) {
@@ -104,7 +94,7 @@ LSTMKERN_DEVICE void clear_if(bool condition, C (&values)[V]) {
   for (int k = 0; k < V; ++k) values[k] = condition ? C(0) : values[k];
 }
 
-// A View with its type: rows of a tensor by place and sequence. Absent if data is null.
+// A View with a type: rows of a tensor by place and sequence. `data` is null for an absent tensor.
 template <class S>
 struct Rows {
   S* data;
@@ -132,24 +122,24 @@ struct Moment {
   int64_t t, place, active;  // active: 0 before the first and after the last step
 };
 
-// A step and its neighbours in the order in which the direction runs.
+// A step, the one before it and the one after it, in the order in which the direction runs.
 struct Step {
   Moment before, now, after;
 };
 
-// What tells a sequence's steps apart from its padding.
+// Which steps belong to a sequence, and which of them start from a zero state.
 struct Mask {
   const int64_t* lengths;
   Rows<const bool> resets;
-  // Sequence j takes this step.
-  LSTMKERN_DEVICE bool real(const Moment& m, int64_t j) const {
+  // Whether sequence j takes this step; otherwise the step is padding or not in the batch.
+  LSTMKERN_DEVICE bool takes(const Moment& m, int64_t j) const {
     return j < m.active && (lengths == nullptr || m.t < lengths[j]);
   }
-  // Sequence j has no steps: its state, and the gradient of that, pass through.
+  // Whether sequence j has no steps. Its state and the gradient of its state then pass through unchanged.
   LSTMKERN_DEVICE bool empty(int64_t j) const { return lengths != nullptr && lengths[j] <= 0; }
-  // It takes it from a state of zeros.
-  LSTMKERN_DEVICE bool anew(const Moment& m, int64_t j) const {
-    return resets.data != nullptr && real(m, j) && *resets.at(m.place, j);
+  // Whether sequence j takes this step from a zero state.
+  LSTMKERN_DEVICE bool is_reset(const Moment& m, int64_t j) const {
+    return resets.data != nullptr && takes(m, j) && *resets.at(m.place, j);
   }
 };
 
@@ -171,7 +161,7 @@ inline int64_t rows_of_steps(const Layer& layer) {
   return rows;
 }
 
-// The numbering of all (step, sequence) pairs as rows of one matrix, the one that the input has in memory.
+// Numbers all (step, sequence) pairs as the rows of one matrix, in the order in which the input has them in memory.
 struct Numbering {
   int64_t count, step, lane;  // row of (place, j): place * step + j * lane
   explicit Numbering(const Layer& layer) : count(rows_of_steps(layer)) {
@@ -183,7 +173,7 @@ struct Numbering {
   Rows<S> rows(S* data, int64_t columns) const {
     return {data, step * columns, lane * columns};
   }
-  // The rows of one step, [active, columns], of a matrix with `stride` columns in memory.
+  // The rows of one step, [active, columns], of a matrix whose rows are `stride` elements apart in memory.
   template <class S>
   Matrix of(S* data, const Moment& m, int64_t columns, int64_t stride) const {
     return {data + m.place * step * stride, dtype_of<S>(), m.active, columns, lane * stride, false};
@@ -199,22 +189,23 @@ Matrix matrix(const S* data, int64_t rows, int64_t columns, int64_t stride) {
 
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Threads for rows x columns values, V columns each.
+// A launch with a thread for every V columns of rows x columns values.
 inline Launch cover(int64_t rows, int64_t columns, int V, void* stream) {
   const int64_t groups = (columns + V - 1) / V;
   unsigned across = 1;
   while (across < groups && across < kThreads) across *= 2;
   const unsigned down = kThreads / across;
   const int64_t tall = (rows + down - 1) / down;
-  Launch how;
-  how.block = {across, down, 1};
-  how.grid.x = static_cast<unsigned>((groups + across - 1) / across);
-  how.grid.y = static_cast<unsigned>(tall < kMostBlocksDown ? tall : kMostBlocksDown);
-  how.stream = stream;
-  return how;
+  Launch config;
+  config.block = {across, down, 1};
+  config.grid.x = static_cast<unsigned>((groups + across - 1) / across);
+  config.grid.y = static_cast<unsigned>(tall < kMaxGridY ? tall : kMaxGridY);
+  config.stream = stream;
+  return config;
 }
 
-// f(row, first column, columns from there on, at most V) for every piece of rows x columns, under a launch by cover().
+// Calls f(row, column, n) for every piece of rows x columns values: n columns (at most V) from `column` on. For kernels
+// that are launched with cover().
 template <int V, class F>
 LSTMKERN_DEVICE void for_pieces(int64_t rows, int64_t columns, const F& f) {
   const Index block = block_index(), thread = thread_index(), size = block_size();
@@ -225,12 +216,12 @@ LSTMKERN_DEVICE void for_pieces(int64_t rows, int64_t columns, const F& f) {
   for (int64_t row = static_cast<int64_t>(block.y) * size.y + thread.y; row < rows; row += stride) f(row, column, n);
 }
 
-// Hands out parts of a workspace. First run over a null base to learn the size, then over the real one.
-class Carver {
+// Divides a workspace into arrays. It runs twice: with a null base to learn the size, then with the real one.
+class Workspace {
  public:
-  explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
+  explicit Workspace(void* base) : base_(static_cast<char*>(base)) {}
   template <class T>
-  T* take(int64_t count) {
+  T* allocate(int64_t count) {
     const size_t at = used_;
     used_ += (sizeof(T) * static_cast<size_t>(count > 0 ? count : 0) + 255) / 256 * 256;
     return count > 0 ? reinterpret_cast<T*>(base_ + at) : nullptr;
@@ -242,15 +233,33 @@ class Carver {
   size_t used_ = 0;
 };
 
-// The mutation tests, which compile many copies, lower this: 1 is fp32 alone, 2 that and bf16.
+// The types that are compiled: 1 is fp32 alone, 2 is fp32 and bf16. The mutation tests, which compile many copies, set
+// it.
 #if !defined(LSTMKERN_TYPES)
 #define LSTMKERN_TYPES 4
 #endif
 
-// f(type tag) for the layer's cell and storage type, as f.template run<CELL, S>().
+// Calls f(S{}) for the storage type S that `dtype` names.
+template <class F>
+auto for_dtype(DType dtype, const F& f) {
+  switch (dtype) {
+    case DType::f32: return f(float{});
+#if LSTMKERN_TYPES > 1
+    case DType::bf16: return f(bf16{});
+#endif
+#if LSTMKERN_TYPES > 2
+    case DType::f16: return f(f16{});
+    case DType::f64: return f(double{});
+#endif
+    default: break;
+  }
+  return decltype(f(float{}))();
+}
+
+// Calls f.template run<CELL, S>() for the layer's cell and storage type.
 template <class F>
 void for_kind(const Layer& layer, F&& f) {
-  auto with = [&](auto tag) {
+  for_dtype(layer.dtype, [&](auto tag) {
     using S = decltype(tag);
     switch (layer.cell) {
       case Cell::rnn_tanh: return f.template run<Cell::rnn_tanh, S>();
@@ -258,29 +267,17 @@ void for_kind(const Layer& layer, F&& f) {
       case Cell::lstm: return f.template run<Cell::lstm, S>();
       case Cell::gru: return f.template run<Cell::gru, S>();
     }
-  };
-  switch (layer.dtype) {
-    case DType::f32: return with(float{});
-#if LSTMKERN_TYPES > 1
-    case DType::bf16: return with(bf16{});
-#endif
-#if LSTMKERN_TYPES > 2
-    case DType::f16: return with(f16{});
-    case DType::f64: return with(double{});
-#else
-    default: return;
-#endif
-  }
+  });
 }
 
-// A Loop<CELL, S>(layer, memory) takes its memory when it is made; run(d, call) runs a direction.
+// A Loop<CELL, S>(layer, memory) allocates its arrays in its constructor; loop.run(d, call) runs direction d.
 template <template <Cell, class> class Loop, class L>
 struct Measuring {
   const L& layer;
   size_t bytes = 0;
   template <Cell CELL, class S>
   void run() {
-    Carver memory(nullptr);
+    Workspace memory(nullptr);
     Loop<CELL, S> loop(layer, memory);
     bytes = memory.used();
   }
@@ -292,22 +289,21 @@ struct Running {
   const Call& call;
   template <Cell CELL, class S>
   void run() {
-    Carver memory(call.workspace);
+    Workspace memory(call.workspace);
     Loop<CELL, S> loop(layer, memory);
     for (int d = 0; d < layer.D; ++d) loop.run(d, call);
   }
 };
 
+// The functions of a tier whose time loop is such a Loop.
 template <template <Cell, class> class Loop, class L>
-size_t measure(const L& layer) {
-  Measuring<Loop, L> m{layer};
-  for_kind(layer, m);
-  return m.bytes;
-}
-
-template <template <Cell, class> class Loop, class L>
-void run_directions(const L& layer, const Call& call) {
-  for_kind(layer, Running<Loop, L>{layer, call});
+constexpr TierPass<L> loop_pass() {
+  return {[](const L& layer) {
+            Measuring<Loop, L> measuring{layer};
+            for_kind(layer, measuring);
+            return measuring.bytes;
+          },
+          [](const L& layer, const Call& call) { for_kind(layer, Running<Loop, L>{layer, call}); }, nullptr};
 }
 
 }  // namespace cuda

@@ -1,5 +1,5 @@
-// Stepwise backward. Per step, from the last to the first: one kernel for the cell's derivative, then dgates W_hh by
-// the caller's product. The gates' derivatives of all steps stay for what follows (gradients.h).
+// Stepwise backward. Per step, from the last to the first: one kernel for the cell's derivative, then the matrix
+// product dgates W_hh by the caller. The gate gradients of all steps are kept for the weight gradients (gradients.h).
 #include "gradients.h"
 
 namespace lstmkern {
@@ -8,8 +8,8 @@ namespace {
 
 // --- kernels ---
 
-// What reaches a step's h from outside and from the step after it. Without projection it is part of the cell's kernel,
-// with it (h is then the projected one) a kernel of its own.
+// The gradient of a step's h, from the layer's output and from the step after it. Without projection it is part of the
+// cell's kernel. With projection (h is then the projected h) it has a kernel of its own.
 template <class S>
 struct Incoming {
   using C = Compute<S>;
@@ -25,12 +25,12 @@ struct Incoming {
   Rows<S> h_before;           // P columns, for dW_hh; may be absent
   S* grad_h0;                 // [N, P]; may be absent
 
-  // The step after takes what this one left, so its derivative comes back.
-  LSTMKERN_DEVICE bool keeps(int64_t j) const { return mask.real(step.after, j) && !mask.anew(step.after, j); }
+  // Whether the step after this one uses the state that this step left, so that its gradient flows back.
+  LSTMKERN_DEVICE bool continues(int64_t j) const { return mask.takes(step.after, j) && !mask.is_reset(step.after, j); }
 
   template <int V>
-  LSTMKERN_DEVICE void through(C (&dh)[V], int64_t j, int64_t column, int n) const {
-    if (keeps(j)) {
+  LSTMKERN_DEVICE void from_next_step(C (&dh)[V], int64_t j, int64_t column, int n) const {
+    if (continues(j)) {
       load(dh, product + j * P + column, n);
       if (direct) add(dh, direct + j * P + column, n);
     } else {
@@ -40,30 +40,31 @@ struct Incoming {
   }
 
   template <int V>
-  LSTMKERN_DEVICE void gather(C (&dh)[V], int64_t j, int64_t column, int n) const {
-    through(dh, j, column, n);
+  LSTMKERN_DEVICE void total(C (&dh)[V], int64_t j, int64_t column, int n) const {
+    from_next_step(dh, j, column, n);
     if (grad_output.data) add(dh, grad_output.at(step.now.place, j) + column, n);
-    if (grad_h_n && !mask.real(step.after, j)) add(dh, grad_h_n + j * P + column, n);
+    if (grad_h_n && !mask.takes(step.after, j)) add(dh, grad_h_n + j * P + column, n);
   }
 
-  // h as the step found it, from the outputs.
+  // The h that the step started from, read from the outputs.
   template <int V>
-  LSTMKERN_DEVICE void before(C (&h)[V], int64_t j, int64_t column, int n) const {
-    const S* from = mask.real(step.before, j) ? output.at(step.before.place, j) : h0 + j * P;
-    if (mask.anew(step.now, j)) n = 0;
+  LSTMKERN_DEVICE void previous_h(C (&h)[V], int64_t j, int64_t column, int n) const {
+    const S* from = mask.takes(step.before, j) ? output.at(step.before.place, j) : h0 + j * P;
+    if (mask.is_reset(step.now, j)) n = 0;
     load(h, from + column, n);
   }
 
-  // Before all steps: a sequence without any gives its initial state what its last one got.
-  LSTMKERN_DEVICE bool passes(int64_t j) const { return step.now.t < 0 && mask.empty(j); }
+  // Before the first step: whether sequence j has no steps, so that the gradient of its final state is that of its
+  // initial state.
+  LSTMKERN_DEVICE bool passes_through(int64_t j) const { return step.now.t < 0 && mask.empty(j); }
 
-  // The first step of a sequence is the one after this: what remains is the initial state's.
+  // If the step after this one is the sequence's first: stores the gradient of the initial state.
   template <int V>
   LSTMKERN_DEVICE void finish(int64_t j, int64_t column, int n) const {
-    if (!grad_h0 || !(mask.real(step.after, j) || passes(j))) return;
+    if (!grad_h0 || !(mask.takes(step.after, j) || passes_through(j))) return;
     C dh[V];
-    through(dh, j, column, n);
-    if (passes(j) && grad_h_n) load(dh, grad_h_n + j * P + column, n);
+    from_next_step(dh, j, column, n);
+    if (passes_through(j) && grad_h_n) load(dh, grad_h_n + j * P + column, n);
     store(grad_h0 + j * P + column, dh, n);
   }
 };
@@ -72,13 +73,13 @@ template <class S>
 LSTMKERN_KERNEL(kThreads)
 incoming(Incoming<S> in, Rows<S> to) {
   using C = Compute<S>;
-  constexpr int V = kAtOnce<S>;
+  constexpr int V = kPer16<S>;
   const Moment &now = in.step.now, &after = in.step.after;
   for_pieces<V>(now.active > after.active ? now.active : after.active, in.P, [&](int64_t j, int64_t column, int n) {
     C dh[V] = {}, h[V] = {};
-    if (in.mask.real(now, j)) {
-      in.gather(dh, j, column, n);
-      in.before(h, j, column, n);
+    if (in.mask.takes(now, j)) {
+      in.total(dh, j, column, n);
+      in.previous_h(h, j, column, n);
     } else {
       in.template finish<V>(j, column, n);
       if (j >= now.active) return;
@@ -93,7 +94,7 @@ struct BackwardStep {
   using C = Compute<S>;
   int64_t H, Hp;
   Incoming<S> in;
-  const C* d_full;           // [active, H]: dh before projection, ready made; null without
+  const C* d_full;           // [active, H]: dh before projection; null without projection
   Rows<const S> gates;       // [4, Hp]
   Rows<const S> cells;       // H columns
   const S* c0;               // [N, H]
@@ -109,22 +110,22 @@ template <Cell CELL, class S>
 LSTMKERN_KERNEL(kThreads)
 cell_backward(BackwardStep<S> p) {
   using C = Compute<S>;
-  constexpr int V = kAtOnce<S>, planes = kPlanes<CELL>;
+  constexpr int V = kPer16<S>, planes = kPlanes<CELL>;
   const Step& step = p.in.step;
   const Moment &now = step.now, &after = step.after;
   const Mask& mask = p.in.mask;
   for_pieces<V>(now.active > after.active ? now.active : after.active, p.H, [&](int64_t j, int64_t unit, int n) {
     C* const carried = p.carry + j * p.H + unit;
     const C zeros[V] = {};
-    if (!mask.real(now, j)) {
+    if (!mask.takes(now, j)) {
       if (!p.d_full) p.in.template finish<V>(j, unit, n);
-      if (CELL == Cell::lstm && p.grad_c0 && (mask.real(after, j) || p.in.passes(j))) {
+      if (CELL == Cell::lstm && p.grad_c0 && (mask.takes(after, j) || p.in.passes_through(j))) {
         C dc[V] = {};
-        if (p.in.keeps(j)) load(dc, carried, n);
-        if (p.in.passes(j) && p.grad_c_n) load(dc, p.grad_c_n + j * p.H + unit, n);
+        if (p.in.continues(j)) load(dc, carried, n);
+        if (p.in.passes_through(j) && p.grad_c_n) load(dc, p.grad_c_n + j * p.H + unit, n);
         store(p.grad_c0 + j * p.H + unit, dc, n);
       }
-      if (j >= now.active) return;  // else padding: zeros, for the products over all rows
+      if (j >= now.active) return;  // else padding: zeros, since matrix products read all rows
       S* const to = p.dgates.at(now.place, j) + unit;
 #pragma unroll
       for (int g = 0; g < planes; ++g) store(to + g * p.H, zeros, n);
@@ -136,8 +137,8 @@ cell_backward(BackwardStep<S> p) {
     if (p.d_full) {
       load(dh, p.d_full + j * p.H + unit, n);
     } else {
-      p.in.gather(dh, j, unit, n);
-      if (CELL == Cell::gru || p.in.h_before.data) p.in.before(h_before, j, unit, n);
+      p.in.total(dh, j, unit, n);
+      if (CELL == Cell::gru || p.in.h_before.data) p.in.previous_h(h_before, j, unit, n);
       if (p.in.h_before.data) store(p.in.h_before.at(now.place, j) + unit, h_before, n);
     }
     S* const to = p.dgates.at(now.place, j) + unit;
@@ -146,12 +147,12 @@ cell_backward(BackwardStep<S> p) {
       C a[4][V], dc[V] = {}, c[V], c_before[V];
 #pragma unroll
       for (int g = 0; g < 4; ++g) load(a[g], saved + g * p.Hp, V);
-      if (p.in.keeps(j)) load(dc, carried, n);
-      if (p.grad_c_n && !mask.real(after, j)) load(dc, p.grad_c_n + j * p.H + unit, n);
+      if (p.in.continues(j)) load(dc, carried, n);
+      if (p.grad_c_n && !mask.takes(after, j)) load(dc, p.grad_c_n + j * p.H + unit, n);
       if (p.grad_cells.data) add(dc, p.grad_cells.at(now.place, j) + unit, n);
       load(c, p.cells.at(now.place, j) + unit, n);
-      const S* from = mask.real(step.before, j) ? p.cells.at(step.before.place, j) : p.c0 + j * p.H;
-      load(c_before, from + unit, mask.anew(now, j) ? 0 : n);
+      const S* from = mask.takes(step.before, j) ? p.cells.at(step.before.place, j) : p.c0 + j * p.H;
+      load(c_before, from + unit, mask.is_reset(now, j) ? 0 : n);
 #pragma unroll
       for (int k = 0; k < V; ++k) {
         const C i = a[0][k], f = a[1][k], g = a[2][k], o = a[3][k], tanh_c = tanh(c[k]);
@@ -198,14 +199,14 @@ class BackwardLoop {
   C *carry, *product, *d_full;
 
  public:
-  BackwardLoop(const Backward& layer, Carver& memory)
+  BackwardLoop(const Backward& layer, Workspace& memory)
       : L(layer),
         all(layer),
-        trace(take_trace<CELL, S>(layer, all.count, memory)),
-        scratch(take_scratch(layer, memory)) {
-    carry = memory.take<C>(G > 1 ? L.N * L.H : 0);
-    product = memory.take<C>(L.N * L.P);
-    d_full = memory.take<C>(L.weights[0].w_hr ? L.N * L.H : 0);
+        trace(allocate_trace<CELL, S>(layer, all.count, memory)),
+        scratch(allocate_scratch(layer, memory)) {
+    carry = memory.allocate<C>(G > 1 ? L.N * L.H : 0);
+    product = memory.allocate<C>(L.N * L.P);
+    d_full = memory.allocate<C>(L.weights[0].w_hr ? L.N * L.H : 0);
   }
 
   void run(int d, const Call& call) {
@@ -242,16 +243,16 @@ class BackwardLoop {
     p.grad_c0 = offset<S>(L.grad_c0, d * N * H);
     const Matrix w_hh = matrix(static_cast<const S*>(w.w_hh), G * H, P, P);
     const Matrix w_hr = matrix(static_cast<const S*>(w.w_hr), P, H, H);
-    for (int64_t s = L.T - 1; s >= -1; --s) {  // -1: only what reaches the initial state
+    for (int64_t s = L.T - 1; s >= -1; --s) {  // -1: the gradient of the initial state
       p.in.step = step_of(L, d, s);
       const Moment& now = p.in.step.now;
       const int64_t rows = larger(now.active, p.in.step.after.active);
       if (d_full) {
-        launch("incoming", incoming<S>, cover(rows, P, kAtOnce<S>, call.stream), p.in, all.rows<S>(trace.d_output, P));
+        launch("incoming", incoming<S>, cover(rows, P, kPer16<S>, call.stream), p.in, all.rows<S>(trace.d_output, P));
         if (s >= 0)
           call.products->multiply(matrix(d_full, now.active, H, H), all.of(trace.d_output, now, P, P), w_hr, false);
       }
-      launch("cell_backward", cell_backward<CELL, S>, cover(rows, H, kAtOnce<S>, call.stream), p);
+      launch("cell_backward", cell_backward<CELL, S>, cover(rows, H, kPer16<S>, call.stream), p);
       if (s < 0) break;
       const Matrix recurrent = all.of(trace.dgates + kHiddenPlane<CELL> * H, now, G * H, planes * H);
       call.products->multiply(matrix(product, now.active, P, P), recurrent, w_hh, false);
@@ -261,12 +262,7 @@ class BackwardLoop {
 
 }  // namespace
 
-namespace stepwise {
+const TierPass<Backward> stepwise_backward = loop_pass<BackwardLoop, Backward>();
 
-size_t backward_workspace(const Backward& layer) { return measure<BackwardLoop>(layer); }
-
-void backward(const Backward& layer, const Call& call) { run_directions<BackwardLoop>(layer, call); }
-
-}  // namespace stepwise
 }  // namespace cuda
 }  // namespace lstmkern

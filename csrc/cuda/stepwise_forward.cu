@@ -1,5 +1,5 @@
-// Stepwise forward. Per step: h W_hh^T by the caller's product, then one kernel for the cell (and with projection a
-// second product and a second kernel).
+// Stepwise forward. Per step: the matrix product h W_hh^T by the caller, then one kernel for the cell. With projection,
+// a second product and a second kernel.
 #include "inputs.h"
 
 namespace lstmkern {
@@ -25,19 +25,20 @@ struct ForwardStep {
   S* full;                // [active, H]: h before projection; null without
 };
 
-// h and c are left as the next step takes them: kept where a sequence pauses, zero where that step begins anew.
+// Leaves h and c as the next step needs them: unchanged for a sequence that does not take this step, zero where the
+// next step begins with a reset.
 template <Cell CELL, class S>
 LSTMKERN_KERNEL(kThreads)
 cell_forward(ForwardStep<S> p) {
   using C = Compute<S>;
-  constexpr int V = kAtOnce<S>, G = kGates<CELL>;
+  constexpr int V = kPer16<S>, G = kGates<CELL>;
   const Moment &now = p.step.now, &after = p.step.after;
   for_pieces<V>(now.active > after.active ? now.active : after.active, p.H, [&](int64_t j, int64_t unit, int n) {
-    const bool anew = p.mask.anew(after, j);
+    const bool reset = p.mask.is_reset(after, j);
     S* const h_state = p.h + j * p.H + unit;
     C* const c_state = p.c + j * p.H + unit;
     const C zeros[V] = {};
-    if (!p.mask.real(now, j)) {
+    if (!p.mask.takes(now, j)) {
       if (j < now.active) {
         if (p.full)
           store(p.full + j * p.H + unit, zeros, n);
@@ -45,8 +46,8 @@ cell_forward(ForwardStep<S> p) {
           store(p.output.at(now.place, j) + unit, zeros, n);
         if (CELL == Cell::lstm && p.cells.data) store(p.cells.at(now.place, j) + unit, zeros, n);
       }
-      if (anew && !p.full) store(h_state, zeros, n);
-      if (anew && CELL == Cell::lstm) store(c_state, zeros, n);
+      if (reset && !p.full) store(h_state, zeros, n);
+      if (reset && CELL == Cell::lstm) store(c_state, zeros, n);
       return;
     }
     const C *x = p.x_gates.at(now.place, j) + unit, *r = p.h_gates + j * G * p.H + unit, *b = p.bias + unit;
@@ -64,7 +65,7 @@ cell_forward(ForwardStep<S> p) {
 #pragma unroll
       for (int k = 0; k < V; ++k) cells::lstm_forward(a[0][k], a[1][k], a[2][k], a[3][k], c_before[k], c[k], h[k]);
       if (p.cells.data) store(p.cells.at(now.place, j) + unit, c, n);
-      clear_if(anew, c);
+      clear_if(reset, c);
       store(c_state, c, n);
       if (saved) {
 #pragma unroll
@@ -98,39 +99,39 @@ cell_forward(ForwardStep<S> p) {
       return;
     }
     store(p.output.at(now.place, j) + unit, h, n);
-    clear_if(anew, h);
+    clear_if(reset, h);
     store(h_state, h, n);
   });
 }
 
-// With projection: the step's output from the product full W_hr^T, [active, P].
+// With projection: stores the step's output, which is the product full W_hr^T, [active, P].
 template <class S>
 LSTMKERN_KERNEL(kThreads)
 projected(Step step, Mask mask, int64_t P, const Compute<S>* product, S* state, Rows<S> output) {
   using C = Compute<S>;
-  constexpr int V = kAtOnce<S>;
+  constexpr int V = kPer16<S>;
   const Moment &now = step.now, &after = step.after;
   for_pieces<V>(now.active > after.active ? now.active : after.active, P, [&](int64_t j, int64_t column, int n) {
-    const bool real = mask.real(now, j), anew = mask.anew(after, j);
+    const bool taken = mask.takes(now, j), reset = mask.is_reset(after, j);
     C h[V] = {};
-    if (real) load(h, product + j * P + column, n);
+    if (taken) load(h, product + j * P + column, n);
     if (j < now.active) store(output.at(now.place, j) + column, h, n);
     const C zeros[V] = {};
-    if (anew)
+    if (reset)
       store(state + j * P + column, zeros, n);
-    else if (real)
+    else if (taken)
       store(state + j * P + column, h, n);
   });
 }
 
-// to = from, [N, columns]; zero where `first` begins anew.
+// to = from, [N, columns]; zero where step `first` begins with a reset.
 template <class To, class From>
 LSTMKERN_KERNEL(kThreads)
 copy_state(To* to, const From* from, int64_t N, int64_t columns, Moment first, Mask mask) {
   constexpr int V = 4;
   for_pieces<V>(N, columns, [&](int64_t j, int64_t column, int n) {
     Compute<From> v[V] = {};
-    if (!mask.anew(first, j)) load(v, from + j * columns + column, n);
+    if (!mask.is_reset(first, j)) load(v, from + j * columns + column, n);
     store(to + j * columns + column, v, n);
   });
 }
@@ -141,7 +142,7 @@ template <Cell CELL, class S>
 class ForwardLoop {
   using C = Compute<S>;
   static constexpr int G = kGates<CELL>;
-  static constexpr bool kApart = sizeof(S) != sizeof(C);  // the cell state is wider than c_n
+  static constexpr bool kSeparateCell = sizeof(S) != sizeof(C);  // c in fp32, since c_n has 16 bits
 
   const Forward& L;
   const Numbering all;
@@ -149,24 +150,24 @@ class ForwardLoop {
   S* full;
 
  public:
-  ForwardLoop(const Forward& layer, Carver& memory) : L(layer), all(layer) {
+  ForwardLoop(const Forward& layer, Workspace& memory) : L(layer), all(layer) {
     const bool project = L.weights[0].w_hr != nullptr;
-    x_gates = memory.take<C>(all.count * G * L.H);
-    h_gates = memory.take<C>(L.N * G * L.H);
-    bias = memory.take<C>(4 * L.H);
-    c = memory.take<C>(CELL == Cell::lstm && kApart ? L.N * L.H : 0);
-    full = memory.take<S>(project ? L.N * L.H : 0);
-    product = memory.take<C>(project ? L.N * L.P : 0);
+    x_gates = memory.allocate<C>(all.count * G * L.H);
+    h_gates = memory.allocate<C>(L.N * G * L.H);
+    bias = memory.allocate<C>(4 * L.H);
+    c = memory.allocate<C>(CELL == Cell::lstm && kSeparateCell ? L.N * L.H : 0);
+    full = memory.allocate<S>(project ? L.N * L.H : 0);
+    product = memory.allocate<C>(project ? L.N * L.P : 0);
   }
 
   void run(int d, const Call& call) {
     const Weights& w = L.weights[d];
     const Mask mask = mask_of(L);
     const int64_t H = L.H, P = L.P, N = L.N;
-    S* h = static_cast<S*>(L.h_n) + d * N * P;  // h_n and, in its own type, c_n are the state at work
+    S* h = static_cast<S*>(L.h_n) + d * N * P;  // h_n, and c_n if it has the compute type, hold the current state
     S* c_n = offset<S>(L.c_n, d * N * H);
     C* cell = c;
-    if constexpr (!kApart) cell = c_n;
+    if constexpr (!kSeparateCell) cell = c_n;
     const Moment first = moment(L, d, 0), never = {-1, 0, 0};
     const S* h0 = static_cast<const S*>(L.h0) + d * N * P;
     launch("copy_state", copy_state<S, S>, cover(N, P, 4, call.stream), h, h0, N, P, first, mask);
@@ -194,14 +195,14 @@ class ForwardLoop {
       p.step = step_of(L, d, s);
       const int64_t active = p.step.now.active, rows = larger(active, p.step.after.active);
       call.products->multiply(matrix(h_gates, active, G * H, G * H), matrix(h, active, P, P), transpose(w_hh), false);
-      launch("cell_forward", cell_forward<CELL, S>, cover(rows, H, kAtOnce<S>, call.stream), p);
+      launch("cell_forward", cell_forward<CELL, S>, cover(rows, H, kPer16<S>, call.stream), p);
       if (!full) continue;
       const Matrix w_hr = matrix(static_cast<const S*>(w.w_hr), P, H, H);
       call.products->multiply(matrix(product, active, P, P), matrix(full, active, H, H), transpose(w_hr), false);
-      launch("projected", projected<S>, cover(rows, P, kAtOnce<S>, call.stream), p.step, mask, P,
+      launch("projected", projected<S>, cover(rows, P, kPer16<S>, call.stream), p.step, mask, P,
              static_cast<const C*>(product), h, p.output);
     }
-    if (CELL == Cell::lstm && kApart)
+    if (CELL == Cell::lstm && kSeparateCell)
       launch("copy_state", copy_state<S, C>, cover(N, H, 4, call.stream), c_n, static_cast<const C*>(cell), N, H, never,
              mask);
   }
@@ -209,12 +210,7 @@ class ForwardLoop {
 
 }  // namespace
 
-namespace stepwise {
+const TierPass<Forward> stepwise_forward = loop_pass<ForwardLoop, Forward>();
 
-size_t forward_workspace(const Forward& layer) { return measure<ForwardLoop>(layer); }
-
-void forward(const Forward& layer, const Call& call) { run_directions<ForwardLoop>(layer, call); }
-
-}  // namespace stepwise
 }  // namespace cuda
 }  // namespace lstmkern

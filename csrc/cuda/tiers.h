@@ -1,6 +1,6 @@
-// The kernels of a layer on CUDA, in tiers. All begin with one product for all inputs and end backward with one product
-// over all rows for each weight gradient. Torch-free: products are made by whoever calls (cuBLAS through ATen in
-// ops.cpp, a plain loop in the tests).
+// The kernels of a layer on CUDA, in tiers. Every tier begins with one matrix product for all inputs. Every backward
+// ends with one matrix product over all rows per weight gradient. No torch here: the caller computes the matrix
+// products (ops.cpp with cuBLAS through ATen, the tests with a plain loop).
 #pragma once
 
 #include "../layer.h"
@@ -8,8 +8,8 @@
 namespace lstmkern {
 namespace cuda {
 
-// rows x columns values. `stride` elements lie between the rows of what is in memory, which is the transpose of the
-// matrix that is meant where `transposed` says so.
+// A matrix of rows x columns values. If `transposed`, memory holds its transpose. `stride` is the distance in elements
+// between the rows in memory.
 struct Matrix {
   void* data;
   DType dtype;
@@ -19,9 +19,9 @@ struct Matrix {
 
 inline Matrix transpose(Matrix m) { return {m.data, m.dtype, m.columns, m.rows, m.stride, !m.transposed}; }
 
-// out = a b, or out += a b where all three are of one type. a and b are of the layer's dtype; out too, but fp32 where
-// these are 16 bits wide: no sum, nor part of one, is ever rounded to 16 bits. Nothing should be allocated on the
-// device: this is called once per step.
+// out = a b, or with `add` out += a b (only if all three have the same type). a and b have the layer's dtype. `out` has
+// the same dtype, except that it is fp32 for 16-bit types: neither a sum nor part of one is rounded to 16 bits. Called
+// once per time step, so it should not allocate device memory.
 class Products {
  public:
   virtual void multiply(const Matrix& out, const Matrix& a, const Matrix& b, bool add) = 0;
@@ -31,38 +31,35 @@ class Products {
 };
 
 struct Call {
-  void* workspace;  // on the device, 256-byte aligned, as many bytes as *_workspace says
+  void* workspace;  // on the device, 256-byte aligned, of the size that TierPass::workspace returns
   Products* products;
   void* stream;
 };
 
-// Of Layer, `order` is not looked at (it is 0..N-1). The rows of `input` and `grad_input` lie evenly spaced in memory,
-// in the same way: [T, N, I] or [N, T, I] contiguous, or packed. `gates` is time-major. A workspace of 0 bytes: this
-// tier cannot run the layer on this device.
+// `Layer::order` is ignored (it is 0..N-1). The rows of `input` and `grad_input` are evenly spaced in memory, in the
+// same way: [T, N, I] or [N, T, I] contiguous, or packed. `gates` is time-major.
 
-// Any size, any dtype: per step one product and one fused pointwise kernel.
-namespace stepwise {
-size_t forward_workspace(const Forward& layer);
-void forward(const Forward& layer, const Call& call);
-size_t backward_workspace(const Backward& layer);
-void backward(const Backward& layer, const Call& call);
-}  // namespace stepwise
+struct Plan;  // resident.h
+
+// How a tier runs a pass. L is Forward or Backward.
+template <class L>
+struct TierPass {
+  size_t (*workspace)(const L&);  // bytes; 0: the tier cannot run this layer on the current device
+  void (*run)(const L&, const Call&);
+  bool (*plan)(const L&, Plan&);  // how the tier would run the layer; false: it cannot. Null for a tier without plans
+};
+
+// Any size, any dtype: per step one matrix product and one fused pointwise kernel.
+extern const TierPass<Forward> stepwise_forward;
+extern const TierPass<Backward> stepwise_backward;
 
 // The recurrent weights stay in the registers and shared memory of a cluster of blocks. Compute capability 9.0.
-namespace cluster {
-size_t forward_workspace(const Forward& layer);
-void forward(const Forward& layer, const Call& call);
-size_t backward_workspace(const Backward& layer);
-void backward(const Backward& layer, const Call& call);
-}  // namespace cluster
+extern const TierPass<Forward> cluster_forward;
+extern const TierPass<Backward> cluster_backward;
 
-// The same across the grid.
-namespace grid {
-size_t forward_workspace(const Forward& layer);
-void forward(const Forward& layer, const Call& call);
-size_t backward_workspace(const Backward& layer);
-void backward(const Backward& layer, const Call& call);
-}  // namespace grid
+// The recurrent weights stay in the registers and shared memory of the whole grid. Compute capability 9.0.
+extern const TierPass<Forward> grid_forward;
+extern const TierPass<Backward> grid_backward;
 
 }  // namespace cuda
 }  // namespace lstmkern

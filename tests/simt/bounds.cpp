@@ -1,6 +1,6 @@
-// The threads that a kernel's definition allows in a block. LSTMKERN_KERNEL(threads) makes the compiler put that many
-// no-ops in front of the function's first instruction, where they never run, and note in a section of its own where
-// they begin: the distance from there to the function is the bound.
+// A kernel's launch bound: the most threads that its definition allows in a block. LSTMKERN_KERNEL(threads) makes the
+// compiler place that many no-ops before the function's first instruction, where they never run, and record their start
+// in a section of its own. The distance from there to the function is the bound.
 #include <algorithm>
 
 #include "machine.h"
@@ -26,7 +26,7 @@ unsigned launch_bound(const void* kernel) {
   const char* const entry = static_cast<const char*>(kernel);
   const auto after = std::upper_bound(starts.begin(), starts.end(), entry);
   if (after == starts.begin()) return 0;
-  // Another function's, if there is anything but no-ops in between.
+  // The no-ops belong to another function if there is anything else in between.
   const char* const from = after[-1];
   if (size_t(entry - from) > 1024 * kNoOp) return 0;
   for (const char* p = from; p < entry; ++p)

@@ -1,5 +1,5 @@
-// Every tier on the simulator, for tests: one layer, forward or backward, from the caller's plain arrays. Every
-// array is copied to guarded "device" memory first and the results are copied back; the products are plain loops.
+// Runs any tier on the simulator: one layer, forward or backward, on plain arrays of the caller. Every array is copied
+// to guarded "device" memory first and the results are copied back. Matrix products are plain loops.
 #include <algorithm>
 #include <cstdio>
 #include <numeric>
@@ -27,7 +27,7 @@ struct HostProducts final : cuda::Products {
       default: return cuda::widen(static_cast<const cuda::f16*>(m.data)[n]);
     }
   }
-  static void put(const cuda::Matrix& m, int64_t i, int64_t k, double v) {
+  static void set(const cuda::Matrix& m, int64_t i, int64_t k, double v) {
     const size_t n = at(m, i, k);
     switch (m.dtype) {
       case DType::f32: static_cast<float*>(m.data)[n] = float(v); return;
@@ -39,10 +39,10 @@ struct HostProducts final : cuda::Products {
   void multiply(const cuda::Matrix& out, const cuda::Matrix& a, const cuda::Matrix& b, bool add) override {
     ++calls;
     if (out.rows != a.rows || out.columns != b.columns || a.columns != b.rows || a.dtype != b.dtype)
-      throw simt::Error("product of matrices that do not fit");
+      throw simt::Error("matrix product: the shapes do not match");
     if (out.dtype != (a.dtype == DType::f64 ? DType::f64 : DType::f32))
-      throw simt::Error("product whose sums would be rounded to 16 bits");
-    if (add && out.dtype != a.dtype) throw simt::Error("sum of products with a result type that ATen does not offer");
+      throw simt::Error("matrix product: sums would be rounded to 16 bits");
+    if (add && out.dtype != a.dtype) throw simt::Error("matrix product: ATen cannot add to a result of another type");
     std::vector<double> left(a.columns), right(b.rows * b.columns);
     for (int64_t k = 0; k < b.rows; ++k)
       for (int64_t j = 0; j < b.columns; ++j) right[k * b.columns + j] = get(b, k, j);
@@ -53,37 +53,35 @@ struct HostProducts final : cuda::Products {
         const double v = get(a, i, k);
         for (int64_t j = 0; j < out.columns; ++j) sums[j] += v * right[k * b.columns + j];
       }
-      for (int64_t j = 0; j < out.columns; ++j) put(out, i, j, sums[j]);
+      for (int64_t j = 0; j < out.columns; ++j) set(out, i, j, sums[j]);
     }
   }
 };
 
-const cuda::Tier kTiers[] = {
-    {"stepwise", cuda::stepwise::forward_workspace, cuda::stepwise::forward, cuda::stepwise::backward_workspace,
-     cuda::stepwise::backward},
-    {"cluster", cuda::cluster::forward_workspace, cuda::cluster::forward, cuda::cluster::backward_workspace,
-     cuda::cluster::backward},
-    {"grid", cuda::grid::forward_workspace, cuda::grid::forward, cuda::grid::backward_workspace, cuda::grid::backward},
-};
+const char* const kTiers[] = {"stepwise", "cluster", "grid", "dispatch"};
 
-// A tier of the caller's choice, or whom the dispatch table chooses.
-cuda::Choice chosen(int64_t tier, const Forward& f) {
-  return tier == 3 ? cuda::tier_for(f) : cuda::Choice{&kTiers[tier], kTiers[tier].forward_workspace(f)};
-}
-cuda::Choice chosen(int64_t tier, const Backward& b) {
-  return tier == 3 ? cuda::tier_for(b) : cuda::Choice{&kTiers[tier], kTiers[tier].backward_workspace(b)};
+// The tier of the caller's choice, or the one that the dispatch table chooses.
+template <class L>
+cuda::Choice chosen(int64_t number, const L& layer) {
+  const cuda::Tier* tier = cuda::find_tier(kTiers[number]);
+  return tier ? cuda::Choice{tier, tier->pass(layer).workspace(layer)} : cuda::tier_for(layer);
 }
 
-void* workspace(const cuda::Choice& choice) {
+// Runs the layer and returns the name of the tier that did.
+template <class L>
+const char* run(int64_t number, const L& layer) {
+  const cuda::Choice choice = chosen(number, layer);
   if (!choice.workspace) throw simt::Error(std::string("not for the tier ") + choice.tier->name);
-  return simt::allocate(choice.workspace, "workspace");
+  HostProducts products;
+  choice.tier->pass(layer).run(layer, {simt::allocate(choice.workspace, "workspace"), &products, nullptr});
+  return choice.tier->name;
 }
 
 size_t size_of(int64_t dtype) { return dtype == 0 ? 4 : dtype == 1 ? 8 : 2; }
 
-// What an array is on the device: as with the caller, or in pieces that are further apart.
+// How an array is stored on the device: in one piece, as in the caller's memory, or in pieces that are further apart.
 struct Pieces {
-  int64_t count, bytes, stride;  // of all; of a piece, from one to the next
+  int64_t count, bytes, stride;  // how many; the bytes of one; from one to the next
   static Pieces one(int64_t bytes) { return {1, bytes, bytes}; }
 };
 
@@ -125,7 +123,7 @@ class Memory {
 };
 
 void set_device(const Arguments& a) {
-  static int new_number = 1000;  // callers' own are smaller
+  static int new_number = 1000;  // numbers given by callers are smaller
   simt::device() = simt::Device{};
   simt::device().number = a.device_number ? int(a.device_number) : new_number++;
   if (a.multiprocessors) simt::device().multiprocessors = unsigned(a.multiprocessors);
@@ -138,15 +136,14 @@ void set_device(const Arguments& a) {
 
 extern "C" {
 
-// A resident tier's plan for a layer of this cell, dtype, N, H and D as "name value name value ..."; "" where it does
-// not take the layer.
+// Writes a resident tier's plan for a layer of this cell, dtype, N, H and D to `message` as "name value name value
+// ..."; "" if the tier cannot run the layer.
 int simt_plan(const Arguments* a, int backward, char* message, size_t length) {
   try {
     set_device(*a);
-    const char* tier = a->tier < 3 ? kTiers[a->tier].name : "dispatch";
     std::string text;
-    for (const cuda::PlanValue& v : cuda::plan_values(tier, static_cast<Cell>(a->cell), static_cast<DType>(a->dtype),
-                                                      a->N, a->H, int(a->D), backward))
+    for (const cuda::PlanValue& v : cuda::plan_values(kTiers[a->tier], static_cast<Cell>(a->cell),
+                                                      static_cast<DType>(a->dtype), a->N, a->H, int(a->D), backward))
       text += std::string(v.name) + ' ' + std::to_string(v.value) + ' ';
     std::snprintf(message, length, "%s", text.c_str());
     return 0;
@@ -183,7 +180,8 @@ int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
       v.lane = a->packed ? columns : a->batch_first ? b.T * columns : columns;
       return v;
     };
-    // The same with `spread` elements more from one step to the next (batch_first: from one sequence to the next).
+    // The same with `spread` additional elements from one step to the next (batch_first: from one sequence to the
+    // next).
     if (a->packed && a->spread) throw simt::Error("packed rows are not spread");
     const int64_t outer = a->batch_first ? b.N : b.T, inner = a->batch_first ? b.T : b.N;
     auto pieces = [&](int64_t columns) -> Pieces {
@@ -221,17 +219,12 @@ int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
     const Pieces gates = a->spread ? Pieces{b.D * b.T, step_bytes, b.gates.step * int64_t(size)}
                                    : Pieces::one(b.D * R * gates_columns * int64_t(size));
     b.gates.data = take(a->gates, gates, "gates");
-    HostProducts products;
-    cuda::Call call{nullptr, &products, nullptr};
     if (!backward) {
       Forward f{};
       static_cast<Layer&>(f) = b;
       f.h_n = memory.out(a->h_n, b.D * b.N * b.P * size, "h_n");
       f.c_n = memory.out(a->c_n, b.D * b.N * b.H * size, "c_n");
-      const cuda::Choice choice = chosen(a->tier, f);
-      call.workspace = workspace(choice);
-      choice.tier->forward(f, call);
-      name = choice.tier->name;
+      name = run(a->tier, f);
     } else {
       const int64_t wide = a->grad_output_columns;
       b.grad_output = spread_view(memory.in(a->grad_output, pieces(wide), "grad_output"), wide);
@@ -247,10 +240,7 @@ int simt_layer(const Arguments* a, int backward, char* message, size_t length) {
         b.grad_weights[d] = {w[0], w[1], w[2], w[3], w[4]};
         b.want_weights = w[0] != nullptr;
       }
-      const cuda::Choice choice = chosen(a->tier, b);
-      call.workspace = workspace(choice);
-      choice.tier->backward(b, call);
-      name = choice.tier->name;
+      name = run(a->tier, b);
     }
     memory.finish();
     std::strncpy(message, name, length - 1);

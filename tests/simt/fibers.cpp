@@ -1,4 +1,4 @@
-// Threads as fibers: stacks, switching, sleeping and waking.
+// Threads as fibers: stacks, switching between them, blocking and waking.
 #include "machine.h"
 
 #include <sys/mman.h>
@@ -16,7 +16,8 @@ Machine* machine = nullptr;
 std::vector<Fiber*> idle_fibers;
 
 #if defined(__x86_64__)
-// Saves what the System V ABI lets a function keep on the old stack, and takes it from the new one.
+// Saves the registers that the System V ABI says a function must preserve on the old stack and loads them from the new
+// one.
 asm(R"(
 .text
 .globl simt_switch
@@ -45,13 +46,13 @@ namespace {
 
 std::vector<char*> stacks;
 
-char* take_stack() {
+char* allocate_stack() {
   if (!stacks.empty()) {
     char* s = stacks.back();
     stacks.pop_back();
     return s;
   }
-  // The page below stays unmapped, so that running off the end is a fault and not a riddle.
+  // The page below has no access rights, so that a stack overflow is a fault at once.
   void* p = mmap(nullptr, kStack + 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) throw Error("no memory for a fiber's stack");
   mprotect(p, 4096, PROT_NONE);
@@ -70,7 +71,7 @@ void fiber_entry() {
   }
   f->state = State::done;
   to_main(f);
-  std::abort();  // a fiber that is done is never run again
+  std::abort();  // a finished fiber never runs again
 }
 
 }  // namespace
@@ -125,7 +126,7 @@ void wake(Fiber* f) {
   machine->idle_polls = 0;
 }
 
-void land(std::vector<Copy>& copies) {
+void complete(std::vector<Copy>& copies) {
   for (const Copy& c : copies) std::memcpy(c.to, c.from, 16);
   copies.clear();
 }
@@ -134,7 +135,7 @@ void start(Block* block, unsigned rank, const ThreadInfo& info) {
   Fiber* f;
   if (idle_fibers.empty()) {
     f = new Fiber;
-    f->stack = take_stack();
+    f->stack = allocate_stack();
   } else {
     f = idle_fibers.back();
     idle_fibers.pop_back();

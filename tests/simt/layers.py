@@ -1,4 +1,4 @@
-"""Layers for the tests of the CUDA kernels: random problems of every kind, and what torch.nn makes of them."""
+"""Layers for the tests of the CUDA kernels: random problems of every kind, and the results of torch.nn for them."""
 
 from dataclasses import dataclass, field
 
@@ -7,8 +7,10 @@ import torch
 
 @dataclass
 class Case:
-    """A layer's sizes and what is special about it. ragged: None, "packed" or "lengths"; empty: how many sequences (the
-    first) then have no steps."""
+    """A layer's sizes and special features.
+
+    ragged: None, "packed" or "lengths". empty: how many sequences (the first ones) then have no steps.
+    """
 
     mode: str
     T: int
@@ -31,9 +33,9 @@ class Case:
         return "-".join(map(str, [self.mode, self.T, self.N, self.I, self.H, self.P, self.D, *special]))
 
 
-# Layers that one device sees one after the other: mode, dtype, N, H, D. Each differs from the one before in what a
-# resident tier's plan depends on: H, N (8, then 40 and back), D, the dtype, the cell. On devices with so few
-# multiprocessors the plans differ, too, at each of the first CHANGES changes.
+# Layers that run on one device one after the other: mode, dtype, N, H, D. Each differs from the one before in
+# something that a resident tier's plan depends on: H, N (8, then 40 and back), D, the dtype, the cell. On devices
+# with FEW_MULTIPROCESSORS the plans also differ at each of the first CHANGES changes.
 B16, F32 = torch.bfloat16, torch.float32
 SEQUENCE = [("LSTM", B16, 8, 24, 1), ("LSTM", B16, 8, 100, 1), ("LSTM", B16, 40, 100, 1), ("LSTM", B16, 8, 100, 1)]
 SEQUENCE += [("LSTM", B16, 8, 100, 2), ("LSTM", F32, 8, 100, 2), ("GRU", F32, 8, 100, 2), ("GRU", B16, 8, 100, 2)]
@@ -42,8 +44,11 @@ FEW_MULTIPROCESSORS = {"cluster": 4, "grid": 5}
 
 
 def plans_in_sequence(new_simulator, tier, backward):
-    """The plans for SEQUENCE and then for one of its layers on two devices: as they are when a tier may remember its
-    last one, and as they are on devices that it knows nothing of. new_simulator(tier, **options) makes a Simulator."""
+    """The plans for SEQUENCE and then for one of its layers on two devices.
+
+    Returns (the plans of a tier that may remember its last one, the plans on devices that it has not seen).
+    new_simulator(tier, **options) makes a Simulator.
+    """
     few = {"multiprocessors": FEW_MULTIPROCESSORS[tier]}
     work = [(few, 1, layer) for layer in [*SEQUENCE, SEQUENCE[2]]] + [({}, 2, SEQUENCE[2])]
     kept = [new_simulator(tier, device_number=n, **device).plan(*layer, backward) for device, n, layer in work]
@@ -52,7 +57,7 @@ def plans_in_sequence(new_simulator, tier, backward):
 
 @dataclass
 class Problem:
-    """A case's tensors, time-major or batch-first as the case says; packed rows if packed."""
+    """A case's tensors: time-major or batch-first as the case says; rows if packed."""
 
     case: Case
     input: torch.Tensor
@@ -68,7 +73,7 @@ class Problem:
 
 
 def make(case, dtype):
-    """Random values that are exact in `dtype`."""
+    """A problem with random values that are exact in `dtype`."""
     g = torch.Generator().manual_seed(case.seed)
     G = {"LSTM": 4, "GRU": 3}.get(case.mode, 1)
     T, N, I, H, D = case.T, case.N, case.I, case.H, case.D  # noqa: E741
@@ -101,7 +106,7 @@ def make(case, dtype):
     )
     if case.ragged == "lengths":
         problem.lengths = torch.tensor(lengths)
-        # Padding may hold anything.
+        # Padding may hold any value.
         padding(problem, problem.input).fill_(float("nan"))
         for name in ("grad_output", "grad_cells"):
             if name in grads:
@@ -115,7 +120,7 @@ def make(case, dtype):
 
 
 class padding:
-    """The rows of a tensor that lie past their sequences' ends."""
+    """The rows of a tensor that are after the ends of their sequences."""
 
     def __init__(self, problem, tensor):
         steps = torch.arange(problem.case.T)
@@ -130,7 +135,7 @@ class padding:
 
 
 def rows_of(problem, tensor):
-    """[T][N] rows of a tensor laid out as the input is; None past a sequence's end."""
+    """[T][N] rows of a tensor in the layout of the input; None after a sequence's end."""
     case, T, N = problem.case, problem.case.T, problem.case.N
     if case.ragged == "packed":
         starts = [0, *problem.batch_sizes.cumsum(0).tolist()]
@@ -140,9 +145,12 @@ def rows_of(problem, tensor):
 
 
 def torch_nn(problem, dtype):
-    """The layer as torch.nn computes it in `dtype`, one direction and step (and, where
-    lengths or resets differ, one sequence) at a time: a dict of the results
-    and the gradients under the ops' names, `output` and `cells` and their like as [T][N] lists of rows."""
+    """The layer as torch.nn computes it in `dtype`.
+
+    It is computed one direction and step at a time, and one sequence at a time if there are lengths or resets. Returns
+    a dict of the results and gradients under the ops' names; `output`, `cells` and their gradients are [T][N] lists of
+    rows.
+    """
     case, T, N, D = problem.case, problem.case.T, problem.case.N, problem.case.D
     leaf = lambda t: None if t is None else t.detach().to(dtype).requires_grad_()  # noqa: E731
     input, h0, c0, weights = leaf(problem.input), leaf(problem.h0), leaf(problem.c0), [leaf(w) for w in problem.weights]
@@ -200,18 +208,40 @@ def flat(problem, name, value):
 
 
 def check(problem, ours, exact, theirs):
-    """Every result of ours is as close to the fp64 one as twice torch's own in the same dtype, and a few roundings."""
+    """Asserts that our results are correct.
+
+    The error of each, relative to torch.nn in fp64 (``exact``), may be twice that of torch.nn in the same dtype
+    (``theirs``) and a few roundings. The padding of sequences that are shorter than T must be zero.
+    """
     dtype = problem.input.dtype
+    if problem.case.ragged == "lengths":
+        for name in ("output", "grad_input", *(["cells"] if problem.case.mode == "LSTM" else [])):
+            assert padding(problem, ours[name]).all_zero(), f"{name}: padding is not zero"
     for name, wanted in exact.items():
         if wanted is None:
             continue
         got, wanted = flat(problem, name, ours[name]), flat(problem, name, wanted)
-        assert got.isfinite().all(), f"{name} has values that are not finite"
-        if not wanted.numel():  # no sequence has a step
+        assert got.isfinite().all(), f"{name} has infinite or NaN values"
+        if not wanted.numel():  # no sequence has any steps
             continue
         scale = wanted.abs().max().clamp(min=1)
-        roundings = 8 + 2 * (problem.case.T * problem.case.N) ** 0.5  # a sum over all rows: a random walk on both sides
+        roundings = (
+            8 + 2 * (problem.case.T * problem.case.N) ** 0.5
+        )  # a sum over all rows, with a random walk of rounding errors on both sides
         bound = 2 * (flat(problem, name, theirs[name]) - wanted).abs().max()
         bound += roundings * torch.finfo(dtype).eps * scale
         error = (got - wanted).abs().max()
         assert error <= bound, f"{name}: error {error:.3g}, allowed {bound:.3g}"
+
+
+def compare(run, case, dtype):
+    """Makes a problem, checks the results of run(problem) against torch.nn and returns (problem, results)."""
+    problem = make(case, dtype)
+    results = run(problem)
+    check(problem, results, torch_nn(problem, torch.float64), torch_nn(problem, dtype))
+    return problem, results
+
+
+def dtype_name(dtype):
+    """The name of a dtype, or of any other parameter, in the id of a test."""
+    return str(dtype).removeprefix("torch.")

@@ -1,5 +1,6 @@
-// What a launch consists of while it runs, shared by the simulator's own files: fibers.cpp (threads and their stacks),
-// scheduler.cpp (launches), primitives.cpp (what a kernel calls), memory.cpp (guarded buffers).
+// The state of a running launch, shared by the simulator's files: fibers.cpp (threads and their stacks), scheduler.cpp
+// (launches), primitives.cpp (what a kernel calls), transactions.cpp (barriers that count bytes), memory.cpp (guarded
+// buffers), bounds.cpp (launch bounds).
 #pragma once
 
 #include <map>
@@ -37,7 +38,8 @@ constexpr size_t kStack = 64 * 1024;
 #endif
 
 #if defined(__x86_64__)
-// Saves what the System V ABI lets a function keep on the old stack, and takes it from the new one.
+// Saves the registers that the System V ABI says a function must preserve on the old stack and loads them from the new
+// one.
 extern "C" void simt_switch(void** save, void* to);
 struct Context {
   void* sp = nullptr;
@@ -89,7 +91,7 @@ struct Fiber {
   const unsigned* flag = nullptr;
   unsigned wanted = 0;
   size_t mbarrier = 0;   // at this place of the block's memory, for the phase of parity `wanted`
-  bool arrived = false;  // at the cluster's barrier, and has not waited yet
+  bool arrived = false;  // at the cluster's barrier, before its wait
   uint64_t arrived_in = 0;
   std::vector<std::vector<Copy>> groups;  // committed asynchronous copies, oldest first
   std::vector<Copy> uncommitted;
@@ -103,8 +105,8 @@ struct Warp {
   void* out[32];
 };
 
-// A barrier that counts bytes: phases that are over, and what the current one still needs. Bytes may come before they
-// are awaited, within the 20 bits that the hardware counts.
+// A barrier that counts bytes: how many phases have ended, and how many bytes the current one still needs. Bytes may
+// arrive before they are announced, within the 20 bits that the hardware counts.
 struct Transactions {
   uint64_t phase = 0;
   bool awaited = false;
@@ -121,11 +123,11 @@ struct Block {
   char* memory = nullptr;  // this block's part of the arena
   size_t dynamic = 0, used = 0;
   std::map<std::pair<const char*, int>, std::pair<size_t, size_t>> arrays;  // offset, bytes
-  std::map<size_t, Transactions> mbarriers;                                 // by their place in memory
+  std::map<size_t, Transactions> mbarriers;                                 // by their offset in memory
 };
 
-// 16 bytes on their way to a block.
-struct Flight {
+// A 16-byte store to another block that has not been written yet.
+struct PendingStore {
   Block* to;
   size_t at, mbarrier;
   char value[16];
@@ -148,7 +150,7 @@ struct Machine {
   Fiber* current = nullptr;
   std::vector<Fiber*> ready, at_flags;
   std::vector<std::unique_ptr<Cluster>> resident;
-  std::vector<Flight> flights;
+  std::vector<PendingStore> pending_stores;
   std::string error;
   uint64_t idle_polls = 0;  // flag reads since anything else happened
 };
@@ -163,16 +165,16 @@ inline bool same(Place a, Place b) { return a.line == b.line && std::strcmp(a.fi
 
 // --- fibers.cpp ---
 
-void start(Block* block, unsigned rank, const ThreadInfo& info);  // one more thread of the block, ready to run
-void resume(Fiber* f);                                            // until it gives up control
-void to_main(Fiber* f);                                           // gives it up
-void block_on(State state, Place place, const char* what);        // until somebody wakes the fiber
+void start(Block* block, unsigned rank, const ThreadInfo& info);  // adds a thread to the block, ready to run
+void resume(Fiber* f);                                            // runs it until it gives up control
+void to_main(Fiber* f);                                           // gives up control
+void block_on(State state, Place place, const char* what);        // gives up control until wake()
 void wake(Fiber* f);
-void land(std::vector<Copy>& copies);
+void complete(std::vector<Copy>& copies);
 
 // --- transactions.cpp ---
 
-void arrive(const Flight& flight);       // at its block
-void check_flights(const Block* block);  // that none is on its way to it: it has ended
+void deliver(const PendingStore& store);       // writes it to its block
+void check_pending_stores(const Block* block);  // throws if there is one to this block, which has ended
 
 }  // namespace simt

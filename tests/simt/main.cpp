@@ -1,5 +1,5 @@
-// The kernels on a handful of awkward shapes in all types, as a program: for AddressSanitizer and its kin, which watch
-// reads too. The numbers are the other tests' business.
+// A program that runs the kernels on a few unusual shapes in all types, for AddressSanitizer and similar tools, which
+// also check reads. The values are checked by other tests.
 #include <cstdio>
 #include <vector>
 

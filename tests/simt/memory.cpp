@@ -1,4 +1,4 @@
-// Guarded buffers: zones on both sides, poison inside.
+// Guarded buffers: guard zones on both sides and a poison value inside.
 #include "machine.h"
 
 #include <sys/mman.h>
@@ -18,7 +18,7 @@ struct Buffer {
 std::vector<Buffer> buffers;
 constexpr size_t kZone = 256;
 
-// The size of all, zones included; where it is in one piece it is on the heap.
+// The size of a buffer with its zones. A buffer in one piece is on the heap.
 size_t all_of(const Buffer& b) { return (b.pieces - 1) * b.stride + b.bytes + 2 * kZone; }
 
 }  // namespace
@@ -34,7 +34,8 @@ void* allocate_pieces(size_t pieces, size_t bytes, size_t stride, const char* na
     b.base = static_cast<char*>(aligned_alloc(256, (all_of(b) + 255) / 256 * 256));
   }
   for (size_t i = 0; i < pieces; ++i) {
-    // Zones right at the end, so that one element too many is seen; under AddressSanitizer also when it is only read.
+    // The zones touch the piece, so that a write of one element too many is seen. Under AddressSanitizer a read is seen
+    // too.
     char* const at = b.base + i * stride;
     std::memset(at, kGuardByte, kZone);
     std::memset(at + kZone, kPoison, bytes);

@@ -40,7 +40,7 @@ void* shared_array(size_t bytes, const char* file, int line) {
 
 void* dynamic_shared() {
   Block* b = machine->current->block;
-  if (!b->dynamic) fail("no dynamic shared memory was asked for at launch");
+  if (!b->dynamic) fail("the launch requested no dynamic shared memory");
   return b->memory;
 }
 
@@ -62,9 +62,9 @@ void sync_block(Place place) {
 
 namespace {
 
-// The lanes of a warp meet; the last one to come runs deliver(warp) and wakes the others.
+// Waits for all lanes of a warp. The last one to arrive calls deliver(warp) and wakes the others.
 template <class Deliver>
-void meet(const void* mine, size_t bytes, void* out, const char* what, Place place, const Deliver& deliver) {
+void rendezvous(const void* value, size_t bytes, void* out, const char* what, Place place, const Deliver& deliver) {
   Fiber* f = machine->current;
   Block* b = f->block;
   if (b->fibers.size() % 32) fail(std::string(what) + " in a block that is no multiple of 32 threads");
@@ -76,7 +76,7 @@ void meet(const void* mine, size_t bytes, void* out, const char* what, Place pla
   w.place = place;
   w.what = what;
   w.arrived |= 1u << lane;
-  std::memcpy(w.given[lane], mine, bytes);
+  std::memcpy(w.given[lane], value, bytes);
   w.out[lane] = out;
   if (w.arrived != 0xffffffffu) {
     block_on(State::at_warp, place, what);
@@ -93,17 +93,17 @@ void meet(const void* mine, size_t bytes, void* out, const char* what, Place pla
 
 }  // namespace
 
-void exchange(const void* mine, size_t bytes, void* all, const char* what, Place place) {
-  meet(mine, bytes, all, what, place, [](Warp& w) {
+void exchange(const void* value, size_t bytes, void* all, const char* what, Place place) {
+  rendezvous(value, bytes, all, what, place, [](Warp& w) {
     for (void* out : w.out) std::memcpy(out, w.given, sizeof w.given);
   });
 }
 
-void collective(const void* mine, size_t bytes, void* result, size_t result_bytes, Together together, const char* what,
+void collective(const void* value, size_t bytes, void* result, size_t result_bytes, Combine combine, const char* what,
                 Place place) {
-  meet(mine, bytes, result, what, place, [&](Warp& w) {
+  rendezvous(value, bytes, result, what, place, [&](Warp& w) {
     char results[32][64];
-    together(w.given, results);
+    combine(w.given, results);
     for (unsigned i = 0; i < 32; ++i) std::memcpy(w.out[i], results[i], result_bytes);
   });
 }
@@ -145,8 +145,8 @@ void async_commit() {
   Fiber* f = machine->current;
   f->groups.emplace_back(std::move(f->uncommitted));
   f->uncommitted.clear();
-  if (random_.below(4) == 0) {  // now and then one lands early
-    land(f->groups.front());
+  if (random_.below(4) == 0) {  // sometimes a copy completes early
+    complete(f->groups.front());
     f->groups.erase(f->groups.begin());
   }
 }
@@ -154,7 +154,7 @@ void async_commit() {
 void async_wait(int newest) {
   Fiber* f = machine->current;
   while (f->groups.size() > size_t(newest)) {
-    land(f->groups.front());
+    complete(f->groups.front());
     f->groups.erase(f->groups.begin());
   }
 }

@@ -1,4 +1,4 @@
-// Launches: what is refused, which blocks are resident, which thread runs next, and what a deadlock looks like.
+// Launches: which are refused, which blocks are resident, which thread runs next, and the report of a deadlock.
 #include "machine.h"
 
 #include <algorithm>
@@ -21,7 +21,7 @@ std::string where(Fiber* f) {
   return s;
 }
 
-// Who waits where, and who is missing.
+// The report of a deadlock: which threads wait where, and which are missing.
 std::string deadlock() {
   std::map<std::string, std::vector<Fiber*>> waiting;
   std::vector<Fiber*> left;
@@ -45,7 +45,7 @@ std::string deadlock() {
     s << "\n  " << group.second.size() << " waiting: " << group.first << ":";
     list(group.second);
   }
-  std::vector<Fiber*> missing;  // that left while others of their block wait for them
+  std::vector<Fiber*> missing;  // finished, while others of their block wait for them
   for (Fiber* f : left)
     for (Fiber* other : f->block->fibers)
       if (other->state == State::at_block || other->state == State::at_cluster ||
@@ -74,15 +74,15 @@ void check_shared(Block* block, Fiber* f) {
 }
 
 void finished(Fiber* f) {
-  land(f->uncommitted);
-  for (auto& g : f->groups) land(g);
+  complete(f->uncommitted);
+  for (auto& g : f->groups) complete(g);
   ++f->block->done;
   ++f->block->cluster->done;
   machine->idle_polls = 0;
   if (f->block->done == f->block->fibers.size()) {
     check_shared(f->block, f);
-    check_flights(f->block);
-    std::memset(f->block->memory, kPoison, f->block->used);  // a neighbour that still looks sees that it is gone
+    check_pending_stores(f->block);
+    std::memset(f->block->memory, kPoison, f->block->used);  // a block that still reads it gets NaN
   }
 }
 
@@ -91,7 +91,7 @@ void refuse(const LaunchInfo& l, const std::string& why) {
               text(l.block) + ", " + std::to_string(l.shared) + " bytes of shared memory)");
 }
 
-size_t check_launch(const LaunchInfo& l) {  // the blocks that can be resident together
+size_t check_launch(const LaunchInfo& l) {  // returns how many blocks can be resident together
   const Device& d = device_;
   if (l.bound == 0) refuse(l, "not a kernel");
   if (l.grid.count() == 0 || l.block.count() == 0) refuse(l, "empty grid or block");
@@ -118,7 +118,7 @@ Index unflatten(uint64_t i, const Index& size) {
   return {unsigned(i % size.x), unsigned(i / size.x % size.y), unsigned(i / size.x / size.y)};
 }
 
-void enter(uint64_t first) {  // a cluster becomes resident; `first` is its number
+void enter(uint64_t first) {  // makes a cluster resident; `first` is its number
   const LaunchInfo& l = machine->info;
   machine->resident.emplace_back(new Cluster);
   Cluster* cluster = machine->resident.back().get();
@@ -148,7 +148,7 @@ void enter(uint64_t first) {  // a cluster becomes resident; `first` is its numb
   }
 }
 
-void leave_finished() {
+void remove_finished() {
   auto& all = machine->resident;
   for (size_t i = 0; i < all.size();) {
     if (all[i]->done < all[i]->threads) {
@@ -164,7 +164,7 @@ void leave_finished() {
   }
 }
 
-bool look_at_flags() {
+bool wake_at_flags() {
   auto& fibers = machine->at_flags;
   bool any = false;
   for (size_t i = 0; i < fibers.size();) {
@@ -184,31 +184,31 @@ bool look_at_flags() {
 void schedule() {
   const LaunchInfo& l = machine->info;
   const uint64_t clusters = l.grid.count() / l.cluster;
-  // Without a promise that all blocks are resident together, only a few are, and in any order.
+  // Unless the launch is cooperative, only a few blocks are resident at the same time, in any order.
   const uint64_t room = l.cooperative ? clusters : 1 + random_.below(3);
   std::vector<uint64_t> order(clusters);
   for (uint64_t i = 0; i < clusters; ++i) order[i] = i;
   for (uint64_t i = clusters; i > 1; --i) std::swap(order[i - 1], order[random_.below(i)]);
   auto& ready = machine->ready;
-  // Now and then one block hardly gets to run for a while, so that the others come as far ahead of it as they can.
+  // At times one block rarely runs for a while, so that the others get as far ahead of it as they can.
   const Block* slow = nullptr;
   uint64_t change = 0;
   while (true) {
-    leave_finished();
+    remove_finished();
     while (machine->resident.size() < room && !order.empty()) {
       enter(order.back());
       order.pop_back();
     }
     if (machine->resident.empty()) return;
-    auto& flights = machine->flights;
-    if (!flights.empty() && (ready.empty() || random_.below(4) == 0)) {
-      std::swap(flights[random_.below(flights.size())], flights.back());
-      const Flight flight = flights.back();
-      flights.pop_back();
-      arrive(flight);
+    auto& pending_stores = machine->pending_stores;
+    if (!pending_stores.empty() && (ready.empty() || random_.below(4) == 0)) {
+      std::swap(pending_stores[random_.below(pending_stores.size())], pending_stores.back());
+      const PendingStore store = pending_stores.back();
+      pending_stores.pop_back();
+      deliver(store);
     }
-    if (!machine->at_flags.empty() && (ready.empty() || random_.below(16) == 0)) look_at_flags();
-    if (ready.empty() && !flights.empty()) continue;
+    if (!machine->at_flags.empty() && (ready.empty() || random_.below(16) == 0)) wake_at_flags();
+    if (ready.empty() && !pending_stores.empty()) continue;
     if (ready.empty()) throw Error(deadlock());
     if (machine->idle_polls > 1000 + 100 * ready.size()) throw Error(deadlock());
     if (change-- == 0) {
@@ -217,7 +217,7 @@ void schedule() {
       change = uint64_t(1) << random_.below(16);
     }
     size_t pick = random_.below(ready.size());
-    const int again = machine->idle_polls > 200 ? 0 : 16;  // unless everyone waits for the slow one
+    const int again = machine->idle_polls > 200 ? 0 : 16;  // 0 if all others wait for the slow block
     for (int i = 0; i < again && ready[pick]->block == slow; ++i) pick = random_.below(ready.size());
     Fiber* f = ready[pick];
     ready[pick] = ready.back();
@@ -251,7 +251,7 @@ void run(const LaunchInfo& info, const std::function<void()>& thread) {
   try {
     schedule();
   } catch (...) {
-    // The fibers are left where they stand: kernels own nothing that would have to be destroyed.
+    // The fibers are not unwound: kernels own nothing that needs a destructor.
     for (auto& cluster : m.resident)
       for (auto& block : cluster->blocks) {
         idle_fibers.insert(idle_fibers.end(), block->fibers.begin(), block->fibers.end());

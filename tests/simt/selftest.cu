@@ -1,5 +1,5 @@
-// Every primitive of device.h in a small kernel with a known answer, and kernels with the faults that the simulator
-// must find. nvcc compiles the kernels too, so the two meanings of a name cannot drift apart in their signatures.
+// Every primitive of device.h in a small kernel with a known answer, and kernels with faults that the simulator must
+// find. nvcc compiles the kernels too, so the signatures on both sides cannot differ.
 #include "../../csrc/cuda/device.h"
 
 namespace lstmkern {
@@ -15,7 +15,7 @@ LSTMKERN_KERNEL(1024) where(unsigned* out) {
       t.x + 10 * t.y + 100 * t.z + 1000 * block + 100000 * lane_index() + 10000000 * warp_index();
 }
 
-// Sums through shared memory by halves. With the fault, one barrier is not there.
+// A tree sum in shared memory. With the fault, one barrier is missing.
 template <bool Fault>
 LSTMKERN_KERNEL(256)
 block_sum(unsigned* out, const unsigned* in) {
@@ -49,7 +49,7 @@ LSTMKERN_KERNEL(32) dynamic_reverse(unsigned* out, const unsigned* in, unsigned 
   for (unsigned i = thread_rank(); i < n; i += 32) out[i] = shared[n - 1 - i];
 }
 
-// One tile product, a [16, 16] and b [16, 8] row by row in memory.
+// One 16 x 8 x 16 matrix product; a [16, 16] and b [16, 8] are stored by rows.
 template <class S>
 LSTMKERN_KERNEL(32)
 tile_product(float* out, const S* a, const S* b) {
@@ -69,7 +69,7 @@ tile_product(float* out, const S* a, const S* b) {
   for (unsigned r = 0; r < 4; ++r) out[(group + r / 2 * 8) * 8 + member * 2 + r % 2] = d[r];
 }
 
-// Four matrices at once, as they are stored, [4, 8, 8] of 16 bits.
+// Four matrices at once, [4, 8, 8] of 16 bits.
 LSTMKERN_KERNEL(32) load_four(unsigned* out, const unsigned* in) {
   LSTMKERN_SHARED(unsigned, shared, 128);
   for (unsigned i = thread_rank(); i < 128; i += 32) shared[i] = in[i];
@@ -79,7 +79,8 @@ LSTMKERN_KERNEL(32) load_four(unsigned* out, const unsigned* in) {
   for (unsigned m = 0; m < 4; ++m) out[m * 32 + lane_index()] = r[m];
 }
 
-// Copies through two buffers that land while the other is read. Faults: 1 waits for too little, 2 lacks a barrier.
+// Copies through two buffers: one is filled while the other is read. Faults: 1 waits for too few copies, 2 has no
+// barrier.
 template <int Fault>
 LSTMKERN_KERNEL(32)
 async_reverse(unsigned* out, const unsigned* in, unsigned rounds) {
@@ -108,7 +109,7 @@ LSTMKERN_KERNEL(64) count(unsigned* out) {
   }
 }
 
-// Blocks pass a number on, each adding its index: data, then a flag. Faults: 1 flag before data, 2 no flag.
+// Blocks pass a number on, and each adds its index: data first, then a flag. Faults: 1 flag before data, 2 no flag.
 template <int Fault>
 LSTMKERN_KERNEL(32)
 relay(unsigned* out, unsigned* flags) {
@@ -130,7 +131,7 @@ relay(unsigned* out, unsigned* flags) {
   }
 }
 
-// Each waits for its turn by looking itself.
+// Each block waits for its turn by polling.
 LSTMKERN_KERNEL(32) turns(unsigned* out, unsigned* flag) {
   if (thread_rank()) return;
   while (load_acquire(flag) != block_index().x) {
@@ -140,8 +141,8 @@ LSTMKERN_KERNEL(32) turns(unsigned* out, unsigned* flag) {
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-// Each block writes its part into every block of its cluster, three times in turn into two buffers. Faults: 1 does not
-// wait, 2 ends too early, 3 one block does not come, 4 awaits more than comes, 5 awaits the phase before.
+// Each block writes its part to every block of its cluster: three rounds, two buffers. Faults: 1 does not wait, 2 ends
+// too early, 3 one block does not take part, 4 waits for more bytes than arrive, 5 waits for the phase before.
 template <int Fault>
 LSTMKERN_KERNEL(32)
 all_gather(unsigned* out, unsigned base) {
@@ -208,7 +209,7 @@ template <int WARPS>
 LSTMKERN_KERNEL(WARPS * 32)
 nothing_for_warps() {}
 
-// What nvcc has to instantiate.
+// Instantiates the kernels for nvcc.
 template <class... P>
 void use(void (*kernel)(P...), P... arguments) {
   launch("selftest", kernel, Launch{}, arguments...);

@@ -1,4 +1,4 @@
-// The self-tests by name: what a kernel of selftest.cu must answer, or how it must fail.
+// The self-tests by name: which result a kernel of selftest.cu must give, or how it must fail.
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -33,13 +33,13 @@ void expect(bool right, const std::string& what) {
 }
 
 Launch shape(Index grid, Index block, size_t shared = 0, unsigned cluster = 1, bool cooperative = false) {
-  Launch how;
-  how.grid = grid;
-  how.block = block;
-  how.shared = shared;
-  how.cluster = cluster;
-  how.cooperative = cooperative;
-  return how;
+  Launch config;
+  config.grid = grid;
+  config.block = block;
+  config.shared = shared;
+  config.cluster = cluster;
+  config.cooperative = cooperative;
+  return config;
 }
 
 template <bool Fault>
@@ -156,7 +156,7 @@ void test_load_four() {
 }
 
 void test_halves() {
-  for (unsigned bits = 0; bits < 65536; ++bits) {  // there and back
+  for (unsigned bits = 0; bits < 65536; ++bits) {  // a round trip of every value
     f16 h{uint16_t(bits)}, h2;
     bf16 b{uint16_t(bits)}, b2;
     narrow(widen(h), h2);
@@ -183,7 +183,7 @@ void test_halves() {
 }
 
 void no_kernel() {}
-void run_nothing(Launch how) { launch("nothing", nothing, how); }
+void run_nothing(Launch config) { launch("nothing", nothing, config); }
 
 template <class... P, class... A>
 void run_small(void (*kernel)(P...), unsigned threads, A... arguments) {
@@ -238,7 +238,7 @@ void run_selftest(const std::string& name) {
       {"cluster_too_large", [] { run_nothing(shape({32, 1, 1}, {32, 1, 1}, 0, 32)); }},
       {"cluster_uneven", [] { run_nothing(shape({6, 1, 1}, {32, 1, 1}, 0, 4)); }},
       {"cooperative_too_large", [] { run_nothing(shape({133, 1, 1}, {32, 1, 1}, 200 * 1024, 1, true)); }},
-      // Not an error, but what is read is not a number.
+      // Not an error, but the values that are read are NaN.
       {"unwritten_shared",
        [] {
          unsigned* out = buffer<unsigned>(32);
@@ -248,8 +248,8 @@ void run_selftest(const std::string& name) {
       {"within_the_bound",
        [] {
          run_small(nothing_for_warps<3>, 96);
-         const Launch how = shape({1, 1, 1}, {96, 1, 1}), more = shape({1, 1, 1}, {97, 1, 1});
-         expect(resident_blocks("kernel", nothing_for_warps<3>, how) > 0, "blocks within the bound");
+         const Launch config = shape({1, 1, 1}, {96, 1, 1}), more = shape({1, 1, 1}, {97, 1, 1});
+         expect(resident_blocks("kernel", nothing_for_warps<3>, config) > 0, "blocks within the bound");
          expect(resident_blocks("kernel", nothing_for_warps<3>, more) == 0, "blocks beyond the bound");
        }},
       {"cooperative_fits", [] { run_nothing(shape({132, 1, 1}, {32, 1, 1}, 200 * 1024, 1, true)); }},

@@ -1,11 +1,12 @@
-// device.h's names with a CPU meaning: every CUDA thread is a fiber, and a seeded scheduler (scheduler.cpp) runs the
-// fibers of a launch one at a time in random order, so that nothing but a barrier, a flag or a collective orders them.
+// The names of device.h with a meaning on a CPU. Every CUDA thread is a fiber. A seeded scheduler (scheduler.cpp) runs
+// the fibers of a launch one at a time in random order, so only barriers, flags and collectives order them.
 //
-// What is found, and reported as an exception that names kernel, place and threads: a barrier or collective that some
-// thread never reaches; a flag nobody sets; threads at different barriers; launches that hardware refuses; misaligned
-// 16-byte accesses; writes past a shared array or a guarded buffer. Shared memory starts poisoned (NaN).
+// These faults become an exception that names the kernel, the source line and the threads: a barrier or collective that
+// a thread never reaches; a flag that is never set; threads of a block at different barriers; launches that hardware
+// refuses; misaligned 16-byte accesses; writes past a shared array or a guarded buffer. Shared memory starts with NaN
+// in every word.
 //
-// Blocks larger than a kernel's launch bound are among what is refused: bounds.cpp says how a kernel's is known.
+// Launches with more threads per block than the kernel's launch bound are refused too; bounds.cpp finds out the bound.
 #pragma once
 
 #include <cmath>
@@ -18,8 +19,8 @@
 #include <type_traits>
 
 #define LSTMKERN_HOPPER 1
-// sizeof, since GCC 12 breaks down over the name of a constant there; static, since it cannot leave out the bounds of
-// kernels that several files define.
+// sizeof, because GCC 12 crashes if a template argument is named there. static, because otherwise the bounds of kernels
+// that several files define could not be left out.
 #define LSTMKERN_KERNEL(threads, ...) \
   [[gnu::patchable_function_entry(sizeof(char[threads]), sizeof(char[threads]))]] static void
 #define LSTMKERN_DEVICE inline
@@ -53,22 +54,22 @@ struct ThreadInfo {
 
 struct LaunchInfo {
   const char* name;
-  unsigned bound;  // threads in a block that the kernel was compiled for; 0: no kernel
+  unsigned bound;  // most threads in a block, from the kernel's definition; 0: not a kernel
   Index grid, block;
   size_t shared;
   unsigned cluster;
   bool cooperative;
 };
 
-// The machine whose refusals are imitated: an H100's limits. Tests make it smaller.
+// The simulated machine. Its limits are those of an H100; tests make it smaller.
 struct Device {
-  int number = 0;  // devices that differ in what follows have different numbers
+  int number = 0;  // devices with different properties have different numbers
   unsigned multiprocessors = 132;
   unsigned threads_per_multiprocessor = 2048, blocks_per_multiprocessor = 32;
-  unsigned registers_per_multiprocessor = 65536, registers_per_thread = 256;  // a kernel's own number is not known here
+  unsigned registers_per_multiprocessor = 65536, registers_per_thread = 256;  // the most; a kernel's number is not known here
   size_t shared_per_multiprocessor = 228 * 1024, shared_per_block = 227 * 1024, shared_reserved = 1024;
   unsigned largest_cluster = 16;
-  int code_version = 90;  // of the kernels that were loaded, see device.h
+  int code_version = 90;  // of the loaded kernels, see launch.h
 };
 Device& device();
 
@@ -77,7 +78,7 @@ uint64_t launches();  // so far
 
 // Memory with guard zones on both sides and poison inside. check_guards() throws if a zone was written to.
 void* allocate(size_t bytes, const char* name);
-// The same for pieces that begin `stride` bytes apart. The space between them costs addresses, but no memory.
+// The same for pieces that begin `stride` bytes apart. The gaps between them use addresses but no memory.
 void* allocate_pieces(size_t pieces, size_t bytes, size_t stride, const char* name);
 void free_all();
 void check_guards();
@@ -88,9 +89,9 @@ unsigned launch_bound(const void* kernel);
 size_t resident_blocks(const LaunchInfo& info);
 void run(const LaunchInfo& info, const std::function<void()>& thread);
 
-// From inside a kernel.
+// Called from a kernel.
 const ThreadInfo& self();
-void yield();  // others may run here
+void yield();  // other threads may run
 void* shared_array(size_t bytes, const char* file, int line);
 void* dynamic_shared();
 void sync_block(Place place);
@@ -101,15 +102,16 @@ void mbarrier_expect(void* barrier, unsigned bytes, Place place);
 void mbarrier_wait(const void* barrier, unsigned parity, Place place);
 void store_async16(void* to, const void* value, void* barrier, unsigned rank, Place place);
 void wait_flag(const unsigned* flag, unsigned value, Place place);
-void polled(Place place);  // a flag was read; without progress elsewhere this ends in a deadlock report
+void polled(Place place);  // a flag was read; if no other thread makes progress, a deadlock is reported
 void async_copy16(void* shared, const void* global);
 void async_commit();
 void async_wait(int newest);
-// Every lane of the warp gives `bytes` (at most 64) and gets what all 32 gave, 64 apart.
-void exchange(const void* mine, size_t bytes, void* all, const char* what, Place place);
-// The same, but gets `result_bytes` of its own line of what together() makes of all 32, once.
-typedef void (*Together)(const char (&given)[32][64], char (&results)[32][64]);
-void collective(const void* mine, size_t bytes, void* result, size_t result_bytes, Together together, const char* what,
+// Every lane of the warp passes `bytes` bytes (at most 64) and receives those of all 32 lanes, 64 bytes apart.
+void exchange(const void* value, size_t bytes, void* all, const char* what, Place place);
+// The same, but each lane receives `result_bytes` of its own row of what combine() makes of the 32 values. combine()
+// runs once.
+typedef void (*Combine)(const char (&given)[32][64], char (&results)[32][64]);
+void collective(const void* value, size_t bytes, void* result, size_t result_bytes, Combine combine, const char* what,
                 Place place);
 void fail(const std::string& message);
 
@@ -232,7 +234,7 @@ inline void sync_warp(SIMT_HERE) {
   char all[32][64], none = 0;
   simt::exchange(&none, 1, all, "sync_warp", {file, line});
 }
-// The value of lane from(own lane), or the lane's own where that is past the end.
+// The value of lane `from`, or the lane's own value if there is no such lane.
 template <class T>
 T shuffled(T v, unsigned from, const char* what, simt::Place place) {
   static_assert(sizeof(T) <= 8 && std::is_trivially_copyable<T>::value, "shuffles move 4 or 8 bytes");
@@ -258,24 +260,26 @@ T shuffle_xor(T v, unsigned mask, SIMT_HERE) {
   return shuffled(v, lane_index() ^ mask, "shuffle_xor", {file, line});
 }
 inline unsigned ballot(bool predicate, SIMT_HERE) {
-  char all[32][64], mine = predicate;
-  simt::exchange(&mine, 1, all, "ballot", {file, line});
+  char all[32][64], value = predicate;
+  simt::exchange(&value, 1, all, "ballot", {file, line});
   unsigned bits = 0;
   for (int i = 0; i < 32; ++i) bits |= unsigned(all[i][0] != 0) << i;
   return bits;
 }
 
-// ldmatrix.x4: lane 8 m + i gives row i of matrix m; register m of a lane has row lane / 4, the lane % 4th 4 bytes.
+// ldmatrix.x4: lane 8 m + i gives row i of matrix m. Register m of a lane receives 4 bytes of row lane / 4, at column
+// lane % 4.
 inline void load_rows(const char (&given)[32][64], char (&results)[32][64]) {
   for (unsigned lane = 0; lane < 32; ++lane)
     for (unsigned m = 0; m < 4; ++m) std::memcpy(results[lane] + 4 * m, given[m * 8 + lane / 4] + lane % 4 * 4, 4);
 }
 inline void load_matrices(unsigned (&r)[4], const void* row, SIMT_HERE) {
-  const Bytes16 mine = load16(row);
-  simt::collective(&mine, 16, r, sizeof r, load_rows, "load_matrices", {file, line});
+  const Bytes16 value = load16(row);
+  simt::collective(&value, 16, r, sizeof r, load_rows, "load_matrices", {file, line});
 }
 
-// The PTX manual's fragments of mma.m16n8k16, element by element: groupID = lane >> 2, threadID_in_group = lane % 4;
+// The fragments of mma.m16n8k16 in the PTX manual, element by element. groupID = lane >> 2, threadID_in_group = lane %
+// 4.
 // A: row = groupID for i = 0 1 4 5 and groupID + 8 for i = 2 3 6 7, col = threadID * 2 + (i & 1), + 8 for i >= 4;
 // B: row = threadID * 2 + (i & 1), + 8 for i >= 2, col = groupID;
 // C, D: row = groupID for i < 2 and groupID + 8 otherwise, col = threadID * 2 + (i & 1).
@@ -307,14 +311,14 @@ struct MmaOperands {
 };
 template <class S>
 void mma_16816(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], S, SIMT_HERE) {
-  MmaOperands<S> mine;
-  std::memcpy(mine.a, a, sizeof mine.a);
-  std::memcpy(mine.b, b, sizeof mine.b);
-  std::memcpy(mine.d, d, sizeof mine.d);
-  simt::collective(&mine, sizeof mine, d, sizeof d, MmaOperands<S>::multiply, "mma_16816", {file, line});
+  MmaOperands<S> operands;
+  std::memcpy(operands.a, a, sizeof operands.a);
+  std::memcpy(operands.b, b, sizeof operands.b);
+  std::memcpy(operands.d, d, sizeof operands.d);
+  simt::collective(&operands, sizeof operands, d, sizeof d, MmaOperands<S>::multiply, "mma_16816", {file, line});
 }
 
-// Atomics happen at once; before and after them others may run.
+// Atomics are not interrupted; before and after them other threads may run.
 template <class F>
 unsigned atomically(unsigned* p, F f) {
   simt::yield();
@@ -352,7 +356,7 @@ inline void sync_cluster(SIMT_HERE) {
   simt::cluster_wait({file, line});
 }
 struct Remote {
-  char* shared;  // of the block that made it
+  char* shared;  // in the block that called remote()
   unsigned rank;
   Remote operator+(int bytes) const { return {shared + bytes, rank}; }
 };
@@ -376,7 +380,7 @@ inline void store_async16(bool condition, Remote to, const Bytes16& v, Remote ba
   simt::store_async16(to.shared, &v, barrier.shared, to.rank, {file, line});
 }
 
-constexpr int64_t kMostBlocksDown = 2, kProductBytes = 256;  // so that small tests loop, too
+constexpr int64_t kMaxGridY = 2, kProductBytes = 256;  // small, so that small tests loop too
 
 struct Launch {
   Index grid, block;
@@ -387,14 +391,14 @@ struct Launch {
 };
 
 template <class... P>
-simt::LaunchInfo info(const char* name, void (*kernel)(P...), const Launch& how) {
+simt::LaunchInfo info(const char* name, void (*kernel)(P...), const Launch& config) {
   const unsigned bound = simt::launch_bound(reinterpret_cast<const void*>(kernel));
-  return {name, bound, how.grid, how.block, how.shared, how.cluster, how.cooperative};
+  return {name, bound, config.grid, config.block, config.shared, config.cluster, config.cooperative};
 }
 
 template <class... P, class... A>
-void launch(const char* name, void (*kernel)(P...), const Launch& how, const A&... arguments) {
-  simt::run(info(name, kernel, how), [&] { kernel(static_cast<P>(arguments)...); });
+void launch(const char* name, void (*kernel)(P...), const Launch& config, const A&... arguments) {
+  simt::run(info(name, kernel, config), [&] { kernel(static_cast<P>(arguments)...); });
 }
 
 struct Chip {
@@ -411,10 +415,10 @@ int code_version(void (*)(P...)) {
 }
 
 template <class... P>
-int resident_blocks(const char* name, void (*kernel)(P...), const Launch& how) {
+int resident_blocks(const char* name, void (*kernel)(P...), const Launch& config) {
   if (code_version(kernel) < 90) return 0;
   try {
-    return int(simt::resident_blocks(info(name, kernel, how)));
+    return int(simt::resident_blocks(info(name, kernel, config)));
   } catch (const simt::Error&) {
     return 0;
   }

@@ -1,7 +1,7 @@
 """The CUDA kernels on a CPU: compiles csrc/cuda/*.cu with g++ against tests/simt/simt.h and calls them like the ops.
 
-layer_forward and layer_backward take what torch.ops.lstmkern.layer_forward and layer_backward take, and a seed for the
-order in which the simulated threads run.
+layer_forward and layer_backward have the arguments of torch.ops.lstmkern.layer_forward and layer_backward, and a seed
+for the order in which the simulated threads run.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from filelock import FileLock  # torch needs it, too
+from filelock import FileLock  # a dependency of torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -28,10 +28,10 @@ FLAGS = ["-std=c++17", "-g1", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unkn
 
 
 class SimulationError(RuntimeError):
-    """What the simulator found: deadlock, refused launch, write out of bounds, ..."""
+    """A fault that the simulator found: deadlock, refused launch, write out of bounds, ..."""
 
 
-class Arguments(ctypes.Structure):  # mirrors arguments.h
+class Arguments(ctypes.Structure):  # the same fields as in arguments.h
     _fields_ = [
         *[
             (name, ctypes.c_int64)
@@ -72,7 +72,7 @@ def compiler():
 
 
 def includes(source, seen):
-    """The file and all of ours that it includes."""
+    """The file and all files of ours that it includes."""
     if source not in seen and source.exists():
         seen.append(source)
         for name in re.findall(r'#include "(.*?)"', source.read_text()):
@@ -83,7 +83,7 @@ def includes(source, seen):
 
 
 def object_of(source, build, flags):
-    """Compiles one file unless the same text was compiled with the same flags before."""
+    """Compiles a file unless the same text was compiled with the same flags before."""
     files = includes(source.resolve(), [])
     text = b"\0".join(p.read_bytes() for p in files) + " ".join([*flags, compiler()]).encode()
     path = build / f"{source.stem}-{hashlib.sha256(text).hexdigest()[:16]}.o"
@@ -92,7 +92,8 @@ def object_of(source, build, flags):
 
 
 def made(path, command):
-    """The file that the command with `-o path` makes: once, also when several processes want it at the same time."""
+    """The file that the command with `-o path` makes. It runs only once, even if several processes need the file at the
+    same time."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
@@ -104,10 +105,12 @@ def made(path, command):
 
 
 def build(where=ROOT / "build" / "simt", flags=("-O1",), main=False, jobs=None, changed=None, names=()):
-    """The simulator and the kernels as a shared library, or with `main` as a program. The sources that `names` begin
-    with are taken from `changed`, a copy of csrc."""
+    """Builds the simulator and the kernels as a shared library, or with `main` as a program.
+
+    Sources whose names begin with one of `names` are taken from `changed`, a copy of csrc.
+    """
     kernels = [*sorted((ROOT / "csrc" / "cuda").glob("*.cu")), ROOT / "csrc" / "cuda" / "dispatch.cpp"]
-    # Changed ones first: of an inline function that several objects have, the linker keeps the first.
+    # Changed ones first: if several objects have an inline function, the linker keeps the first.
     kernels.sort(key=lambda p: not p.name.startswith(tuple(names)))
     sources = [
         *(changed / "cuda" / p.name if p.name.startswith(tuple(names)) else p for p in kernels),
@@ -126,11 +129,11 @@ def build(where=ROOT / "build" / "simt", flags=("-O1",), main=False, jobs=None, 
 
 
 class Simulator:
-    """tier: whose kernels run. device: multiprocessors, shared_per_block, largest_cluster and code_version where not an
-    H100's.
+    """The kernels of a tier on a simulated device.
 
-    Each call finds a device with a new number, about which nothing is remembered, or that with device_number (below
-    1000). spread: elements more between the steps of output, cells, gates and their gradients.
+    device: multiprocessors, shared_per_block, largest_cluster and code_version, if they differ from an H100's. Each
+    call uses a device with a new number, about which nothing is remembered, unless device_number (below 1000) is given.
+    spread: additional elements between the steps of output, cells, gates and their gradients.
     """
 
     def __init__(self, library, tier="stepwise", *, spread=0, **device):
@@ -147,7 +150,7 @@ class Simulator:
         self._check(self.library.simt_selftest(*args))
 
     def ran(self):
-        """The tier that the last layer ran on."""
+        """The tier that ran the last layer."""
         return self.message.value.decode()
 
     def plan(self, mode, dtype, N, H, D=1, backward=False):
@@ -203,7 +206,7 @@ class Simulator:
         output, cells, gates, mode, batch_first, needs, *, seed=0, grad_output_columns=None,
     ):  # fmt: skip
         a, keep, point = self._arguments(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, seed)
-        if grad_output is not None and grad_output_columns:  # rows further apart than they are long
+        if grad_output is not None and grad_output_columns:  # rows that are further apart than their length
             a.grad_output_columns = grad_output_columns
             wide = grad_output.new_full((*grad_output.shape[:-1], grad_output_columns), float("nan"))
             wide[..., : grad_output.size(-1)] = grad_output
@@ -225,14 +228,16 @@ class Simulator:
 
 
 def slots(per, directions):
-    """Where nn.LSTM's `per` weights of each direction lie in [direction][w_ih w_hh b_ih b_hh w_hr]."""
+    """The positions of nn.LSTM's `per` weights of each direction in [direction][w_ih w_hh b_ih b_hh w_hr]."""
     kinds = {2: (0, 1), 3: (0, 1, 4), 4: (0, 1, 2, 3), 5: (0, 1, 2, 3, 4)}[per]
     return [5 * d + k for d in range(directions) for k in kinds]
 
 
 def forward_and_backward(simulator, problem, *, seed=0, needs=(True, True, True), **options):
-    """All results of a problem (layers.py) under the ops' names. Backward of one step is not given the output where the
-    cell can do without: cells do not keep it."""
+    """All results of a problem (layers.py) under the ops' names.
+
+    Backward of one step does not get the output if the cell does not need it, because cells do not keep it.
+    """
     mode, batch_first = problem.case.mode, problem.case.batch_first
     results = simulator.layer_forward(*problem.args, mode, batch_first, True, True, seed=seed)
     output, h_n, c_n, cells, gates = results

@@ -1,11 +1,11 @@
-// Stores to other blocks of a cluster, and the barriers that count their bytes. A store lands some time after it was
-// issued, in any order (scheduler.cpp): only a barrier says that it has.
+// Stores to other blocks of a cluster, and the barriers that count their bytes. A store is written some time after it
+// was issued, in any order (scheduler.cpp); only a barrier shows that it has been.
 #include "machine.h"
 
 namespace simt {
 namespace {
 
-constexpr int64_t kMostBytes = (1 << 20) - 1;
+constexpr int64_t kMaxBytes = (1 << 20) - 1;
 
 size_t place_in(const Block* block, const void* shared, const char* what, Place place) {
   const ptrdiff_t at = static_cast<const char*>(shared) - block->memory;
@@ -23,7 +23,7 @@ Transactions& find(Block* block, size_t at, const char* what, Place place) {
 
 void count(Block* block, Transactions& t, int64_t bytes, Place place) {
   t.bytes += bytes;
-  if (t.bytes > kMostBytes || t.bytes < -kMostBytes)
+  if (t.bytes > kMaxBytes || t.bytes < -kMaxBytes)
     throw Error("more bytes than a barrier can count, at " + text(place));
   if (!t.awaited || t.bytes) return;
   t.awaited = false;
@@ -71,21 +71,21 @@ void store_async16(void* to, const void* value, void* barrier, unsigned rank, Pl
     fail("store_async16: the other block may not have started (sync_cluster first), at " + text(place));
   Block* other = c->blocks[rank].get();
   if (other->done == other->fibers.size()) fail("store_async16: that block has ended, at " + text(place));
-  // Both have the same place as in the sender's own memory.
-  Flight f{other, place_in(b, to, "store_async16", place), place_in(b, barrier, "store_async16", place), {}, place};
+  // The addresses are offsets in shared memory, the same in every block.
+  PendingStore f{other, place_in(b, to, "store_async16", place), place_in(b, barrier, "store_async16", place), {}, place};
   std::memcpy(f.value, value, 16);
-  machine->flights.push_back(f);
+  machine->pending_stores.push_back(f);
 }
 
-void check_flights(const Block* block) {
-  for (const Flight& f : machine->flights)
+void check_pending_stores(const Block* block) {
+  for (const PendingStore& f : machine->pending_stores)
     if (f.to == block) throw Error("store_async16: the block has ended to which bytes go, at " + text(f.place));
 }
 
-void arrive(const Flight& flight) {
-  Block* b = flight.to;
-  std::memcpy(b->memory + flight.at, flight.value, 16);
-  count(b, find(b, flight.mbarrier, "store_async16", flight.place), -16, flight.place);
+void deliver(const PendingStore& store) {
+  Block* b = store.to;
+  std::memcpy(b->memory + store.at, store.value, 16);
+  count(b, find(b, store.mbarrier, "store_async16", store.place), -16, store.place);
 }
 
 }  // namespace simt

@@ -1,0 +1,3 @@
+#include "target.h"
+// clang-format off: after the target
+#include "../rnn.inl"

@@ -1,0 +1,65 @@
+// The plain RNN on the CPU, with tanh and with relu: included by <instruction set>/rnn.cpp.
+namespace lstmkern {
+namespace cpu {
+namespace LSTMKERN_VARIANT {
+// clang-format off: each builds on those before it
+#include "cell.inl"
+#include "../cells/rnn.h"
+// clang-format on
+
+template <bool Relu, class S>
+class RnnForward {
+  using C = typename Types<S>::Sum;
+  static constexpr int W = width<C>;
+  const int registers;
+
+ public:
+  static constexpr int kGates = 1;
+  INLINE RnnForward(const ForwardPass<S>&, const ForwardTile<S>& tile) : registers(tile.registers) {}
+
+  INLINE void begin(int, C* sums, const InputSums<C>& x) {
+    for (int v = 0; v < registers; ++v) store(sums + v * W, load(sums + v * W) + x(v));
+  }
+  INLINE Vec<C> end(int64_t, const C* sums, int64_t, int64_t, const HiddenRow<S>&) {
+    return cells::rnn_forward<Relu, Vec<C>>(load(sums));
+  }
+};
+
+template <bool Relu, class S>
+class RnnBackward {
+  using C = typename Types<S>::Sum;
+  using X = typename Types<S>::Operand;
+  const S* const output;
+
+ public:
+  INLINE RnnBackward(const BackwardPass<S>& pass, int64_t s, int64_t j)
+      : output(at<const S>(pass.L.output, pass.L, pass.steps.t(s), j) + pass.d * pass.L.P) {}
+
+  INLINE void step(Vec<C> dh, int64_t unit, int64_t n, X* dgates, X*) {
+    store(dgates, cells::rnn_backward<Relu, Vec<C>>(load(output + unit, n), dh), n);
+  }
+};
+
+template <class S>
+using TanhForward = RnnForward<false, S>;
+template <class S>
+using TanhBackward = RnnBackward<false, S>;
+template <class S>
+using ReluForward = RnnForward<true, S>;
+template <class S>
+using ReluBackward = RnnBackward<true, S>;
+
+template <class S>
+CellKernels<S> rnn_tanh_kernels() {
+  return {finish_forward<TanhForward, S>, finish_backward<TanhBackward, S>};
+}
+template <class S>
+CellKernels<S> rnn_relu_kernels() {
+  return {finish_forward<ReluForward, S>, finish_backward<ReluBackward, S>};
+}
+LSTMKERN_FOR_EVERY_TYPE(rnn_tanh_kernels)
+LSTMKERN_FOR_EVERY_TYPE(rnn_relu_kernels)
+
+}  // namespace LSTMKERN_VARIANT
+}  // namespace cpu
+}  // namespace lstmkern
