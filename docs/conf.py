@@ -54,7 +54,10 @@ add_module_names = False
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(torch|nn|numpy|matplotlib|rich|tokenizers|collections|pathlib|typing|types)\..*"),
-    ("py:.*", r"(Tensor|PackedSequence|Module|Path|Any|Callable|Iterator|Sequence|Console|RNNClass|optional)"),
+    (
+        "py:.*",
+        r"(Tensor|PackedSequence|Module|Path|Any|Callable|Iterator|Sequence|Console|RNNClass|State|Tokenizer|optional)",
+    ),
 ]
 
 # HTML.

@@ -114,7 +114,7 @@ BAD_TRAIN = [
     (["--data", "nowhere"], "no such data directory: .*nowhere"),
     (["--data", "empty"], "the corpus is empty"),
     (["--data", "one-word"], "only one distinct word"),
-    (["--data", "data", "--batch-size", "1000"], "does not fill one batch of 1000 rows"),
+    (["--data", "data", "--batch-size", "1000"], "does not fill one batch of 1000 sequences"),
     (["--model", "lm8"], "invalid choice: 'lm8'"),
     (["--cell", "LSTMM"], "invalid choice"),
     (["--dtype", "int8"], "invalid choice"),

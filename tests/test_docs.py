@@ -28,7 +28,7 @@ PAGES = sorted(
     if path.is_file()
 )
 SHELL = ("console", "sh")
-SHOWN = {"text", "cpp", "cuda", "diff", "yaml", "toml", "json", "bibtex", "mermaid", "make", "onnx"}  # not run
+SHOWN = {"text", "cpp", "cuda", "json", "yaml", "toml", "diff", "bibtex", "make"}  # not run
 DOCTEST = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -76,7 +76,7 @@ def run_page(path: Path) -> int:
     return len(examples)
 
 
-@pytest.mark.parametrize("page", filter(blocks, PAGES), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("page", [path for path in PAGES if blocks(path)], ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_block_of_a_page_runs(page, tmp_path):
     """In a process of its own: a page may change torch's settings or replace torch.nn's classes."""
     program = f"import test_docs, pathlib; test_docs.run_page(pathlib.Path({str(page)!r}))"

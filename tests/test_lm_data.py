@@ -108,7 +108,7 @@ def test_smallest_corpus_that_fills_a_batch():
     # Ten sequences: eight to train, two to validate.
     train, valid = make_batches(torch.arange(10 * 3 + 1), rows=2, seq_len=3)
     assert (len(train), len(valid)) == (4, 1)
-    with pytest.raises(InputError, match="validation part does not fill one batch of 2 rows of 3 tokens"):
+    with pytest.raises(InputError, match="validation part does not fill one batch of 2 sequences of 3 tokens"):
         make_batches(torch.arange(5 * 3 + 1), rows=2, seq_len=3)
     with pytest.raises(InputError, match="training part"):
         make_batches(torch.arange(0), rows=2, seq_len=3)

@@ -91,7 +91,7 @@ def test_a_batch_that_two_processes_cannot_share(here):
         2, "train", "--model", "char-gru", "--text", "text.txt", "--batch-size", "9", "--out", "out"
     )
     assert code != 0
-    assert err.count("lstmkern: a batch of 9 rows cannot be shared evenly by 2 processes") == 1
+    assert err.count("lstmkern: a batch of 9 sequences cannot be shared evenly by 2 processes") == 1
     assert not (here / "out").exists()
 
 

@@ -127,7 +127,7 @@ class Pairs:
 
     @property
     def ratios(self) -> list[float]:
-        """theirs / ours of each round: above 1 if ours is faster."""
+        """Time of theirs divided by the time of ours, for each round; above 1 if ours is faster."""
         return [b / a for a, b in zip(self.ours, self.theirs, strict=True)]
 
     def result(self) -> dict[str, float]:

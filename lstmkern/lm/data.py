@@ -225,7 +225,7 @@ def make_batches(
             fits = min(cut, count - cut)
             raise InputError(
                 f"the corpus of {len(ids)} tokens is too short: its {name} part does not fill one batch of "
-                f"{rows} rows of {seq_len} tokens" + (f"; a --batch-size of at most {fits} fits" if fits else "")
+                f"{rows} sequences of {seq_len} tokens" + (f"; a --batch-size of at most {fits} fits" if fits else "")
             )
         # [rows * batches, seq_len] -> [batches, rows, seq_len]
         full = (t[part][: rows * batches] for t in (x, y))

@@ -32,7 +32,7 @@ def group(device_name: str, batch_size: int) -> Iterator[None]:
         return
     count = int(os.environ["WORLD_SIZE"])
     if batch_size % count:
-        raise InputError(f"a batch of {batch_size} rows cannot be shared evenly by {count} processes")
+        raise InputError(f"a batch of {batch_size} sequences cannot be shared evenly by {count} processes")
     backend = "gloo"
     if device_name.startswith("cuda"):
         here = int(os.environ["LOCAL_WORLD_SIZE"])

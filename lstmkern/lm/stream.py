@@ -93,7 +93,7 @@ def _too_short(part: str, documents: Sequence[Tensor], rows: int, seq_len: int) 
     fits = (sum(map(len, documents)) - 1) // seq_len
     return InputError(
         f"the text is too short: the {sum(map(len, documents))} tokens of its {part} part do not fill one batch of "
-        f"{rows} rows of {seq_len} tokens" + (f"; a --batch-size of at most {fits} fits" if fits > 0 else "")
+        f"{rows} sequences of {seq_len} tokens" + (f"; a --batch-size of at most {fits} fits" if fits > 0 else "")
     )
 
 

@@ -19,7 +19,7 @@ WIDTHS = {"phone": (390, 844), "desktop": (1440, 900)}
 HIGHEST = 8000  # pixels of a page that a screenshot shows
 # What a reader may look for, and a page that must be among the results.
 SEARCHES = {
-    "lengths": "api/layers.html",
+    "lengths": "guides/variable-lengths.html",
     "replace_modules": "api/convert.html",
     "bidirectional": "api/functional.html",
     "gradcheck": "api/verify.html",
@@ -139,7 +139,9 @@ def test_search_finds(words, open_page):
     page.locator("input.sidebar-search").fill(words)
     page.keyboard.press("Enter")
     page.wait_for_selector("#search-results ul.search li a")
-    page.wait_for_function("() => !document.querySelector('#search-progress')?.textContent.includes('...')")
+    page.wait_for_function(
+        "() => document.querySelector('#search-results .search-summary').textContent.includes('found')"
+    )
     found = page.locator("#search-results ul.search li a").evaluate_all("links => links.map(a => a.href)")
     assert any(urlsplit(link).path.lstrip("/") == SEARCHES[words] for link in found), found
     assert not problems, "\n".join(problems)
