@@ -31,7 +31,7 @@ auto operator_named(const char* name) {
 
 struct Below {
   py::gil_scoped_release no_gil;
-  at::AutoDispatchBelowADInplaceOrView below;  // results are nobody's views, however they are laid out
+  at::AutoDispatchBelowADInplaceOrView below;  // results are not views of other tensors, whatever their layout
 };
 
 // The states that a layer without given ones starts from.

@@ -1,7 +1,7 @@
 // The torch-free contract of one recurrent layer, in one or two directions: what a back end is given and must fill in.
 //
 // One layout for everything, ragged and time-major. Step t holds the sequences j < active[t], sorted by falling
-// length, so that active[t] never grows with t. Element (t, j, column) of a tensor described by a View lies at
+// length, so that active[t] never grows with t. Element (t, j, column) of a tensor described by a View is at
 //     data + view.step * place[t] + view.lane * order[j] + column          (strides in elements)
 //   a dense or batch-first batch:  active[t] = N, place[t] = t, order[j] = j, strides are the tensor's own
 //   a PackedSequence:              place[t] = first row of step t, order[j] = j, step = lane = row length
@@ -26,7 +26,7 @@ constexpr int gates_of(Cell cell) { return cell == Cell::lstm ? 4 : cell == Cell
 constexpr int saved_of(Cell cell) { return cell == Cell::lstm || cell == Cell::gru ? 4 : 0; }
 // The LSTM has a second state, c.
 constexpr bool has_cell_state(Cell cell) { return cell == Cell::lstm; }
-// GRU's candidate n takes the input's and the state's part of it apart (n_x + r * n_h): two biases, two gradients.
+// GRU computes its candidate n from separate input and state parts (n_x + r * n_h), each with a bias and a gradient.
 constexpr bool splits_candidate(Cell cell) { return cell == Cell::gru; }
 // Saved values are stored as [slot][padded H], with H padded to a multiple of this, so that kernels can use whole
 // registers.
@@ -65,7 +65,7 @@ struct Layer {
   const int64_t* place;   // [T]
   const int64_t* order;   // [N] place in the batch of sequence j; also its row in h0, c0, h_n, c_n
   // CUDA only, [N] on the device or null: sequence j ends after lengths[j] steps, clamped to 0..T. The host never
-  // learns them (that would be a synchronisation), so active[t] is N, order[j] is j, and the kernels mask what lies
+  // learns them (that would be a synchronisation), so active[t] is N, order[j] is j, and the kernels mask what is
   // past the end.
   const int64_t* lengths;
   View input;   // I columns

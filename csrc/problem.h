@@ -108,7 +108,7 @@ class Problem {
   }
 
   // A result with a row for each of the input's, zeros past each sequence's end (on a device the kernels write these:
-  // only they know the lengths). A batch-first one lies time-major in memory, as torch.nn's does: whatever is random
+  // only they know the lengths). A batch-first one is stored time-major, as torch.nn's does: whatever is random
   // about it afterwards (dropout) draws the same numbers.
   Tensor rows_like_input(int64_t columns) const {
     auto sizes = input_.sizes().vec();

@@ -9,7 +9,7 @@
 namespace lstmkern {
 namespace {
 
-// torch.profiler adds up what allocators tell it.
+// torch.profiler sums what allocators report.
 void tell_profiler(void* data, int sign) {
   if (c10::memoryProfilingEnabled())
     c10::reportMemoryUsageToProfiler(data, sign * static_cast<int64_t>(cpu::result_bytes(data)), 0, 0,
@@ -30,14 +30,14 @@ class Results final : public c10::Allocator {
       tell_profiler(data, 1);
       return result;
     } catch (const std::bad_alloc&) {
-      return c10::GetCPUAllocator()->allocate(bytes);  // says in torch's words that there is not so much
+      return c10::GetCPUAllocator()->allocate(bytes);  // raises torch's out-of-memory error
     }
   }
   c10::DeleterFnPtr raw_deleter() const override { return give_back; }
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 };
 
-// What is smaller the C library's allocator keeps itself, and faster.
+// Smaller blocks are cached by the C library's allocator, which is faster.
 constexpr int64_t kLeast = int64_t(1) << 18;
 
 }  // namespace

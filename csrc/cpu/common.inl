@@ -1,9 +1,9 @@
 // How a team of threads shares a layer, and the panels of its gates. After gemm.h and pack.h.
 
-// Panels of so many bytes in all stay in a core's second-level cache from step to step: no need to ask for the next.
+// Panels of up to this many bytes in all stay in a core's L2 cache from step to step and need no prefetch.
 constexpr int64_t kKept = 1 << 20;
 
-// Weights come from further away than anything else: to read them is worth as much as about so many rows.
+// Reading the weights takes about as long as computing this many rows: they come from the farthest memory.
 constexpr int64_t kReading = 3;
 
 // Whether a team divides the rows of a batch, given the weights that a step reads and the panels that they make. With 8
@@ -26,12 +26,12 @@ bool divides_rows(int64_t N, int size, int64_t bytes, int64_t panels, double exc
 // the first barrier and only read after it; a panel that is used once is its thread's own. In forward's time loop a
 // group owns its sequences' rows of states and results and a region of the chunks' buffers, so groups need not be at
 // the same chunk; its members own columns, and what one of them reads of another's, inputs as operands or h of the step
-// before, was written before the last barrier and lies where no one writes until after the next one (h[s & 1]).
+// before, was written before the last barrier and is not overwritten until after the next one (h[s & 1]).
 // Backward's chunks are everybody's: a group owns its sequences' rows as long as the chunk lasts, and the next chunk,
-// after a barrier, may divide them anew. Its chunks, where there are several, take turns between two halves of their
-// buffers: the products that read one half run while the next chunk fills the other, and the barrier after that chunk
-// comes before this half is filled again. The weight gradients' rows and dx's rows (or columns) are divided anew, each
-// written by one thread.
+// after a barrier, may divide them differently. Its chunks, where there are several, take turns between two halves of
+// their buffers: the products that read one half run while the next chunk fills the other, and the barrier after that
+// chunk comes before this half is filled again. The weight gradients' rows and dx's rows (or columns) are divided
+// again, each written by one thread.
 struct Share {
   int groups, members;  // row groups, members of each
   int group, member;
@@ -75,7 +75,7 @@ struct Share {
   }
 };
 
-// For so many products with each weight matrix.
+// The number of threads that is worth using for `products` GEMMs with each weight matrix.
 inline int useful_threads(const Layer& layer, int64_t rows, int products) {
 #if defined(__SANITIZE_ADDRESS__)
   return layer.threads;  // so that tests of small layers are tests of teams
@@ -91,8 +91,8 @@ inline int64_t count_rows(const Layer& layer) {
   return rows;
 }
 
-// Row length in a buffer of the kernel's own: rows a multiple of 1 KiB apart would fall on the same lines of the
-// first-level cache, so such lengths get one more line.
+// Row length in a buffer of the kernel: rows a multiple of 1 KiB apart would map to the same sets of the L1 cache, so
+// such lengths get one more cache line.
 template <class X>
 constexpr int64_t spread(int64_t columns) {
   return columns * sizeof(X) % 1024 == 0 ? columns + 64 / sizeof(X) : columns;

@@ -1,7 +1,7 @@
-// Products of few rows, where packing the weights into panels would cost more than it saves: the weights are multiplied
-// where they lie, several rows of A with each register of them that was loaded.
+// GEMMs with few rows, where packing the weights into panels would cost more than it saves: the weights are read in
+// place, and each register of them is multiplied with several rows of A.
 
-// All rows of a layer's call together that are few. Where pairs of bf16 have products of their own, those win sooner.
+// Whether all rows of a call together are few. Where there are instructions for bf16 pairs, packing pays off sooner.
 // Forward a product of rows ends with a sum across every register, about as long as the product for 8 columns; packing
 // costs as much as some rows, fewer where there is one step, which packs each panel as it uses it. Backward the
 // weights' rows are read piece by piece: far apart, each piece is another page.

@@ -26,7 +26,7 @@ struct Variant {
 };
 
 #if defined(__x86_64__)
-// The tile registers are large, so Linux wants to be asked before a process uses them.
+// The tile registers are large, so a process must request them from Linux.
 bool amx_granted() {
   unsigned a, b, c, d;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;  // bf16, tiles
@@ -53,7 +53,7 @@ Choice choose() {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool pairs = avx512 && __builtin_cpu_supports("avx512bf16");
   // Intel's cores multiply pairs at half the rate of single values (Sapphire Rapids: 0.7 of the speed), so there they
-  // are for those who ask.
+  // are used on request only.
   const bool fast_pairs = pairs && (!__builtin_cpu_is("intel") || (wish && std::strcmp(wish, "avx512_bf16") == 0));
   const Variant variants[] = {
       {"amx", pairs && amx_granted(), amx::forward, amx::backward, true},

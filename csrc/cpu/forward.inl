@@ -1,6 +1,6 @@
-// One layer forward, one direction at a time, step by step: a product of x and h with the packed weights whose sums
-// stay in the first-level cache until the cell has turned them into h and c. Where rows are too few to read both
-// weights at every step, the input product is made before, for as many steps at once as the cache holds.
+// One layer forward, one direction at a time, step by step: a GEMM of x and h with the packed weights, whose sums stay
+// in the L1 cache until the cell has computed h and c from them. For small batches the input GEMM is computed ahead for
+// as many steps as fit in the cache, so that W_ih is not read again at every step.
 
 // Steps of the layers that this thread has called. Each step reads the weights in the opposite order of the one before,
 // the first of a call too: what was read last is still in the cache.
@@ -58,7 +58,7 @@ class ForwardKernel : ForwardPass<S> {
         all_rows(all_joint() ? 0 : rows_each * layer.threads + layer.N) {}
 
  public:
-  // Rows whose gates fit a thread's second-level cache beside the weights, but enough to make use of each panel.
+  // Rows whose gates fit a thread's L2 cache together with the weights, but enough to make use of each panel.
   static int64_t rows_at_once(const Layer& layer, int64_t total) {
     int64_t rows = (int64_t(1) << 18) / (gates_of(layer.cell) * padded(layer.H) * sizeof(C));
     rows = rows < 96 ? 96 : rows > 768 ? 768 : rows;
@@ -90,7 +90,7 @@ class ForwardKernel : ForwardPass<S> {
     const auto [j0, j1] = share.sequences(steps, 0, L.T);
     const int64_t p0 = part(units.panels(), share.member, share.members),
                   p1 = part(units.panels(), share.member + 1, share.members);
-    const int64_t most = rows_each * share.members;  // of a chunk, beside those of a step
+    const int64_t most = rows_each * share.members;  // of a chunk, in addition to those of a step
     auto joint = [&, j0 = j0, j1 = j1](int64_t s) {
       return !all_rows || weights.joint(steps.active(s, j0, j1), share.members);
     };
@@ -109,7 +109,7 @@ class ForwardKernel : ForwardPass<S> {
         multiply_inputs(share, s, steps.count(s, end, j0, j1), row + j0, j0, j1, p0, p1);
         x_gates = gates + row * gates_ld;
       }
-      // There and back, so that the panels at the turn are still in the cache.
+      // Panels forwards and backwards in turn, so that the last ones read are still in the cache.
       if (reads_reversed(s))
         for (int64_t p = p1 - 1; p >= p0; --p) step(rank, s, x_gates, j0, last, p, p > p0 ? p - 1 : p);
       else
@@ -137,7 +137,7 @@ class ForwardKernel : ForwardPass<S> {
     return true;
   }
 
-  // Packs the weights and lays the initial state, each thread its share.
+  // Packs the weights and stores the initial state, each thread its share.
   void prepare(int rank, int size) {
     const Weights& w = L.weights[d];
     const S *hr = static_cast<const S*>(w.w_hr), *b_ih = static_cast<const S*>(w.b_ih),
@@ -182,7 +182,7 @@ class ForwardKernel : ForwardPass<S> {
     }
   }
 
-  // x of step s, sequences j0..j1, beside their states before it.
+  // Copies x of step s, sequences j0..j1, in front of their states before the step.
   void copy_inputs(int64_t s, int64_t j0, int64_t j1) {
     for (int64_t j = j0; j < j1; ++j) copy_row(h[s & 1] + j * h_ld, at<const S>(L.input, L, steps.t(s), j));
   }

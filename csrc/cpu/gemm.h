@@ -1,14 +1,14 @@
-// Products on packed panels: the microkernel that every product of the library runs on.
+// GEMM on packed panels: the microkernel behind every matrix product of the library.
 //
-// Operands are made of words: a float, a double, or a pair of bf16 that neighbour along k, where the instruction set
+// Operands are made of words: a float, a double, or a pair of bf16 values adjacent along k, where the instruction set
 // multiplies those. A panel holds nv registers' worth of columns for all K words: panel[k][nv * W]. The microkernel
 // multiplies a few rows of A with one panel and leaves the sums in a tile on the stack, where its caller's epilogue
 // (bias, cell, store) picks them up: 24 stores against thousands of multiplications, and one microkernel serves every
 // product. Each sum is one chain over k in rising order whatever the height of the tile, so results do not depend on
 // how rows are cut into tiles or shared between threads.
 //
-// Weights that have left the second-level cache would stall the first tile of every panel, so each tile asks for a
-// share of the next panel while it works on this one (`ahead`: K registers from there; on tiles, which take many rows,
+// Weights that have left the L2 cache would stall the first tile of every panel, so each tile prefetches a share of
+// the next panel while it works on this one (`ahead`: K registers from there; on tiles, which take many rows,
 // all of the `share`, in elements; worth 3 to 30 % of a product).
 
 template <class X>
@@ -91,10 +91,10 @@ INLINE void hold([[maybe_unused]] V& value) {
 
 constexpr int kSoon = 12;  // k's between the request for a line of this panel and its use
 
-// tile[r][v] = sum over k of a[r][k * Stride] * panel[k][v]. With a `turn` that is two products side by side, each with
-// sums of its own: the second one begins with the word `turn`.
+// tile[r][v] = sum over k of a[r][k * Stride] * panel[k][v]. With a `split` these are two products with
+// separate sums: the second one begins with the word `split`.
 template <int Stride, int MR, int NV, class W, class C>
-void kernel(const W* const* rows, const W* panel, int64_t K, C* tile, const W* ahead, int64_t turn) {
+void kernel(const W* const* rows, const W* panel, int64_t K, C* tile, const W* ahead, int64_t split) {
   constexpr int across = width<C>;
   const W* a[MR];
   Vec<C> sums[MR][NV];
@@ -111,7 +111,7 @@ void kernel(const W* const* rows, const W* panel, int64_t K, C* tile, const W* a
         if (v * across * sizeof(C) % 64 == 0) __builtin_prefetch(panel + (kSoon * NV + v) * across);
         return load(panel + v * across);
       };
-      // What there are fewer of is held, the others come one by one.
+      // Of rows and registers across, the fewer are kept in registers; the others are loaded one by one.
       if constexpr (MR < NV) {
         decltype(broadcast(a[0][0])) x[MR];
 #pragma GCC unroll 16
@@ -148,8 +148,8 @@ void kernel(const W* const* rows, const W* panel, int64_t K, C* tile, const W* a
         sums[r][v] = Vec<C>{};
       }
   };
-  if (Stride == 1 && turn) {
-    add_until(turn);
+  if (Stride == 1 && split) {
+    add_until(split);
     keep(tile + kTile<C>);
   }
   add_until(K);
@@ -175,15 +175,15 @@ INLINE void prepare([[maybe_unused]] int rows) {
 #endif
 }
 
-// Rows of A: a[r][k]. On tiles they must be equally far apart, and prepared for, unless one is `alone` in its batch.
-// (Its sums round differently, so that must not depend on how the batch is shared.)
+// Rows of A: a[r][k]. On tiles they must be equally far apart, and prepared for, unless the batch has a
+// `single_row`. (Its sums round differently, so this must not depend on how threads share the batch.)
 template <class X, class C>
-INLINE void multiply(bool alone, int rows, int nv, const X* const* a, const X* panel, int64_t K, Tile<C>& tile,
-                     const X* ahead, [[maybe_unused]] int64_t share, int64_t turn = 0) {
+INLINE void multiply(bool single_row, int rows, int nv, const X* const* a, const X* panel, int64_t K, Tile<C>& tile,
+                     const X* ahead, [[maybe_unused]] int64_t share, int64_t split = 0) {
 #if LSTMKERN_BF16 == 2
   if constexpr (on_tiles<X>) {
-    if (alone) return multiply_row(nv, a[0], panel, words<X>(K), tile.sums, ahead, words<X>(turn));
-    return multiply_tiles(rows, nv, a, panel, words<X>(K), tile.sums, ahead, share, words<X>(turn));
+    if (single_row) return multiply_row(nv, a[0], panel, words<X>(K), tile.sums, ahead, words<X>(split));
+    return multiply_tiles(rows, nv, a, panel, words<X>(K), tile.sums, ahead, share, words<X>(split));
   }
 #endif
   using W = Word<X>;
@@ -192,11 +192,11 @@ INLINE void multiply(bool alone, int rows, int nv, const X* const* a, const X* p
                    : nv == 3 ? kernel_for<3, W, C>(rows)
                              : kernel_for<4, W, C>(rows);
   f(reinterpret_cast<const W* const*>(a), reinterpret_cast<const W*>(panel), words<X>(K), tile.sums,
-    reinterpret_cast<const W*>(ahead), words<X>(turn));
+    reinterpret_cast<const W*>(ahead), words<X>(split));
 }
 
-// A whose rows are columns of something that lies row by row (the weight gradients): kDown of them packed side by
-// side, a[k * kDown + r], or on tiles one after the other. Panels of at most kAcross registers.
+// A whose rows are columns of a row-major matrix (the weight gradients): kDown of them packed side by side, a[k * kDown
+// + r], or on tiles one after the other. Panels of at most kAcross registers.
 template <class X>
 constexpr int kDown = on_tiles<X> ? 16 : kSums / 3;
 template <class X>
@@ -234,23 +234,23 @@ INLINE void for_tiles(int64_t first, int64_t last, int most, F&& f) {
   }
 }
 
-// Rows [j0, j1) times one panel, tile by tile: row(j) is where row j of A lies (and the place to ask for what will be
-// needed with it), receive(j, rows, sums) takes a tile's sums [rows][nv * W], its own to change. `next` is the panel
-// that will be multiplied after this one, or this one again if the cache has the next one anyway; alone: the batch has
-// one row; turn: the k at which a second product begins.
+// Rows [j0, j1) times one panel, tile by tile: row(j) is the address of row j of A (and the place to prefetch
+// what will be needed with it), receive(j, rows, sums) takes a tile's sums [rows][nv * W] and may overwrite them.
+// `next` is the panel that will be multiplied after this one, or this one again if the cache has the next one anyway;
+// single_row: the batch has one row; split: the k at which a second product begins.
 template <class C, class X, class A, class F>
-INLINE void multiply_panel(bool alone, int64_t j0, int64_t j1, int nv, int64_t K, const X* panel, const X* next,
-                           A&& row, F&& receive, int64_t turn = 0) {
+INLINE void multiply_panel(bool single_row, int64_t j0, int64_t j1, int nv, int64_t K, const X* panel, const X* next,
+                           A&& row, F&& receive, int64_t split = 0) {
   if (j1 <= j0) return;
   const int most = tile_rows<X>(nv);
   const int64_t tiles = (j1 - j0 + most - 1) / most;
   const int64_t share = next == panel ? 0 : words<X>(K) * nv * width<C> * per_word<X> / tiles;
-  if (!alone) prepare<X>(static_cast<int>((j1 - j0 + tiles - 1) / tiles));
+  if (!single_row) prepare<X>(static_cast<int>((j1 - j0 + tiles - 1) / tiles));
   for_tiles(j0, j1, most, [&](int64_t j, int tall) {
     const X* a[kMaxRows];
     for (int r = 0; r < tall; ++r) a[r] = row(j + r);
     Tile<C> tile;
-    multiply(alone, tall, nv, a, panel, K, tile, next, share, turn);
+    multiply(single_row, tall, nv, a, panel, K, tile, next, share, split);
     next += share;
     receive(j, tall, tile.sums);
   });

@@ -105,7 +105,7 @@ class WeightGradients {
   }
 
   // Adds a chunk's part to dW_ih, dW_hh, db and dW_hr. Their rows are divided among the team; `packed`: transposed()
-  // elements of the thread's own.
+  // elements that no other thread uses.
   void add(const Chunk<X>& chunk, int half, int64_t count, bool first, X* packed, int rank, int size,
            Barrier& barrier) {
     const int64_t tall = (L.H + down - 1) / down;  // tiles of one gate

@@ -20,15 +20,15 @@ namespace {
 
 constexpr size_t kHeader = 128, kMapped = size_t(128) << 10, kHugePage = size_t(2) << 20;
 
-// A result lies on a block of up to so many times its size, so that batches of many lengths soon find theirs among the
-// longest's. Those that are shorter yet need blocks of their own, those that are still shorter others: of so many
-// times less each time, in all the part 1 / (kReach - 1).
+// A result may take a block of up to kReach times its size, so that batches of many lengths soon reuse the blocks of
+// the longest. Results that are shorter still need other blocks, each group kReach times smaller than the one before:
+// together 1 / (kReach - 1) of the largest.
 constexpr size_t kReach = 4;
 
-// Stands before the memory that is handed out, on a pair of cache lines of its own.
+// Precedes the memory that is handed out, on its own pair of cache lines.
 struct Header {
   size_t bytes;  // with it
-  Header* next;  // of those that wait
+  Header* next;  // of the cached blocks
 };
 Header* header_of(void* data) { return reinterpret_cast<Header*>(static_cast<char*>(data) - kHeader); }
 
@@ -48,7 +48,7 @@ void offer([[maybe_unused]] Header* block) {
 #endif
 }
 
-// Blocks of kMapped bytes and more (with as many the C library begins to, too) are the system's own and go back to it:
+// Blocks of kMapped bytes and more (the C library's own threshold) are mapped from the system and returned to it:
 // in the C library's heap they would leave holes, and stay resident. Those of a huge page and more are aligned to one:
 // a page fault of theirs brings 2 MiB instead of 4 KiB, where the system has such pages.
 Header* allocate(size_t bytes) {
@@ -127,7 +127,7 @@ class Pool {
 
  private:
 #if defined(__SANITIZE_ADDRESS__)
-  static constexpr bool kAlone = true;  // every call a block of its own, watched at both ends
+  static constexpr bool kAlone = true;  // a separate block for each call, checked at both ends
 #else
   static constexpr bool kAlone = false;
 #endif
@@ -194,7 +194,7 @@ void give_result(void* data) { pools.results.give(data); }
 
 Workspace::Workspace(size_t bytes) : data_(take(pools.workspaces, bytes, std::numeric_limits<size_t>::max())) {
 #if defined(__SANITIZE_ADDRESS__)
-  std::memset(data_, 0xff, bytes);  // NaN in every type: a sum that took in what nobody wrote does not pass a test
+  std::memset(data_, 0xff, bytes);  // NaN in every type, so that a sum of unwritten values fails a test
 #endif
 }
 

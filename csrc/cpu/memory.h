@@ -12,10 +12,9 @@
 namespace lstmkern {
 namespace cpu {
 
-// Memory for a call's results, aligned to 128 bytes; contents are undefined. A block that is given back serves a later
-// result that is not much smaller. Blocks that wait for that and blocks in use are together at most a third more than
-// was in use at once at some time, and what waits of large ones (4 MiB and more) Linux may take back whenever it is
-// short of memory.
+// Memory for a call's results, aligned to 128 bytes; contents are undefined. A freed block is reused for a
+// later result that is not much smaller. Cached plus live blocks stay below 4/3 of the peak of live blocks, and Linux
+// can reclaim cached blocks of 4 MiB or more whenever it is short of memory.
 void* take_result(size_t bytes);
 size_t result_bytes(void* data);  // of its block
 void give_result(void* data);
@@ -42,7 +41,7 @@ class Arena {
   T* take(int64_t count) {
     const size_t at = used_, bytes = sizeof(T) * static_cast<size_t>(count > 0 ? count : 0);
     used_ += (bytes + 127) / 128 * 128 + 128;
-#if defined(__SANITIZE_ADDRESS__)  // what lies between two parts is nobody's
+#if defined(__SANITIZE_ADDRESS__)  // the gap between two parts belongs to neither
     if (base_) __asan_poison_memory_region(base_ + at + bytes, used_ - at - bytes);
 #endif
     return reinterpret_cast<T*>(base_ + at);

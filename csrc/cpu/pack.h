@@ -27,8 +27,8 @@ struct Columns {
   }
 };
 
-// Word `word` of panel p, which begins at `to`, from the rows of B that it is made of: source(k) is where row k lies,
-// null for zeros. B has K rows of `count` columns; beyond them the panel holds zeros.
+// Word `word` of panel p, which begins at `to`, from the rows of B that it is made of: source(k) is the address of
+// row k, null for zeros. B has K rows of `count` columns; beyond them the panel holds zeros.
 template <class X, class C, class F>
 INLINE void pack_word(X* to, const Panel& p, int64_t count, int64_t K, int64_t word, F&& source) {
   constexpr int W = width<C>;
@@ -103,7 +103,7 @@ void pack_transposed(X* to, int64_t stride, const S* from, int64_t ld, int64_t r
   }
 }
 
-// `tiles` tiles of kDown columns each, from K rows that lie ld apart: packed as multiply_packed reads them.
+// `tiles` tiles of kDown columns each, from K rows, ld elements apart: packed as multiply_packed reads them.
 template <class X, class C>
 void pack_down(X* packed, const X* from, int64_t ld, int64_t tiles, int64_t K) {
   constexpr int down = kDown<X>;

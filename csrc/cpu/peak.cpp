@@ -20,7 +20,7 @@ namespace lstmkern {
 namespace cpu {
 namespace {
 
-// Something that can be run by itself: run() returns the work done in `rounds` rounds, on memory of this thread's own,
+// A measurable rate: run() returns the work done in `rounds` rounds, on memory that no other thread uses,
 // at least 4096 bytes that hold ones, on a boundary of 64.
 struct Rate {
   const char* name;  // null ends a list

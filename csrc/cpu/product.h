@@ -1,4 +1,4 @@
-// A layer's products by themselves: what the benchmarks compare a whole layer with.
+// A layer's matrix products without the rest of the layer: what the benchmarks compare a whole layer with.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace cpu {
 
 // rows x K times K x (gates * columns), on panels of the layout that layers use: gates registers wide where there are
 // several gates (as forward), as wide as fits otherwise (as backward's products for dh and dx). down: the product of
-// weight gradients instead, whose rows are columns of what lies row by row, packed; gates must be 1.
+// weight gradients instead, whose rows are packed columns of a row-major matrix; gates must be 1.
 struct Product {
   DType dtype;  // of the layer: what it multiplies may be wider
   int64_t rows, K, columns;

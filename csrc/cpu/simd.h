@@ -1,7 +1,7 @@
 // Registers and elementary functions of one instruction set, through the compiler's own vector types.
 //
-// Included once per instruction set (avx512.cpp, avx2.cpp, baseline.cpp, ...) inside that file's own namespace and
-// under its target pragma; LSTMKERN_VECTOR_BYTES is the width of a register, LSTMKERN_BF16 whether there are products
+// Included by every unit of an instruction set (avx512/*.cpp, avx2/*.cpp, ...) inside that set's namespace and under
+// its target pragma; LSTMKERN_VECTOR_BYTES is the width of a register, LSTMKERN_BF16 whether there are products
 // of bf16 pairs (1: in registers, 2: on AMX's tiles too). No standard library function may be called from here:
 // compiled under a wider target it could be picked by the linker for everyone.
 
@@ -110,7 +110,7 @@ INLINE void store(bf16* p, Vec<float> v) { *reinterpret_cast<LooseHalves*>(p) = 
 INLINE void store(f16* p, Vec<float> v) { *reinterpret_cast<LooseHalves*>(p) = narrow(v, f16{}); }
 
 // The first n lanes of a register; a row of a tensor may end anywhere. The ends are rare, and masked where the
-// instruction set can do so without touching what lies beyond.
+// instruction set can do so without touching the memory after them.
 template <class S>
 constexpr int lanes = width<float> / (sizeof(S) == 8 ? 2 : 1);
 

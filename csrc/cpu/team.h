@@ -11,9 +11,9 @@ namespace cpu {
 // out smaller (inside another parallel region it is 1), so work is divided by the size that body is told.
 void run_team(int threads, void (*body)(void* arg, int rank, int size), void* arg);
 
-// Meeting point of a team. Who waits spins for some microseconds, enough for a partner that is running, and then sleeps
-// until the last one comes: on a machine with more work than cores the partner may well need this very core, and a
-// thread that sleeps keeps its claim to a core, while one that spins or yields uses it up.
+// Barrier of a team. A waiting thread spins for some microseconds, enough for a partner that is running, and then
+// sleeps until the last one arrives: on a machine with more work than cores the partner may well need this very core,
+// and a thread that sleeps keeps its claim to a core, while one that spins or yields uses it up.
 //
 // Why it is right. Everything hangs on phase_: even, two more at every meeting, and odd once somebody sleeps on it.
 // - Nobody leaves early or reads an old phase: it only changes when all `size` threads have arrived, so a thread that

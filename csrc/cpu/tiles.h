@@ -1,6 +1,6 @@
 // Products of bf16 on AMX's tile registers: sums of 16 rows by 16 columns, 16 words (32 values) of k at a time.
 // Intel, Architecture Instruction Set Extensions, "Intel AMX": row i of the second operand holds the pair (2i, 2i+1)
-// of every column, which is just how panels of pairs lie.
+// of every column, which is how panels of pairs are stored.
 
 // Tile registers: sums in 0 to 3, rows of A in 4, the panel's in 5.
 constexpr int kTileOfB = 5;
@@ -40,18 +40,18 @@ struct TileScope {
 INLINE void prepare_tiles(int rows) { configure_tiles(rows <= 16 ? rows : (rows + 1) / 2); }
 
 // Sums of tile_high rows and, if Down is 2, of as many again from row `lower` on; Across registers of columns at a
-// time, each time asking for `lines` lines from `ahead` on with every 16 words; turn as for kernel() in gemm.h. The
-// fewer tiles are in use, the more the core has left for what is loaded next: beside the sums one for rows and one for
-// columns, loaded anew for each product that needs another. On a core of its own that is as fast as keeping tiles for a
-// second use (to a twentieth), otherwise up to twice as fast (benchmarks/README.md).
+// time. With every 16 words it prefetches `lines` cache lines from `ahead` on; split as for kernel() in gemm.h. The
+// fewer tiles are in use, the more resources the core has for the next loads: besides the sums there is one tile for
+// rows and one for columns, loaded again for each product that needs another. When nothing else runs on the core this
+// is as fast as keeping tiles for a second use (within 5 %), otherwise up to twice as fast (benchmarks/README.md).
 template <int NV, int Down, int Across, int First = 0>
 INLINE void tile_sums(int lower, const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* sums,
-                      const bf16* ahead, int lines, int64_t turn) {
+                      const bf16* ahead, int lines, int64_t split) {
   constexpr int64_t ldb = NV * 64;  // bytes
   constexpr bool two = Down > 1, right = Across > 1 && First + 1 < NV;
   const bf16* const a_lower = reinterpret_cast<const bf16*>(reinterpret_cast<const char*>(a) + lower * lda);
   int64_t k = 0;
-  for (int64_t end = turn ? turn : K;; end = K) {
+  for (int64_t end = split ? split : K;; end = K) {
     _tile_zero(0);
     if constexpr (two) _tile_zero(1);
     if constexpr (right) _tile_zero(2);
@@ -83,16 +83,17 @@ INLINE void tile_sums(int lower, const bf16* a, int64_t lda, const bf16* panel, 
     if (end == K) break;
   }
   if constexpr (First + Across < NV)
-    tile_sums<NV, Down, Across, First + Across>(lower, a, lda, panel, K, sums, ahead, lines, turn);
+    tile_sums<NV, Down, Across, First + Across>(lower, a, lda, panel, K, sums, ahead, lines, split);
 }
 
 // One row leaves tiles nearly empty; vectors of pairs read the same panels about as fast as tiles at their best, and up
-// to half as fast again otherwise (benchmarks/README.md). Registers that wait for their own last sum would be too few.
+// to half as fast again otherwise (benchmarks/README.md). Several chains of sums, because one would wait for its own
+// latency.
 template <int NV>
-INLINE void row_sums(const bf16* a, const bf16* panel, int64_t K, float* sums, const bf16* ahead, int64_t turn) {
+INLINE void row_sums(const bf16* a, const bf16* panel, int64_t K, float* sums, const bf16* ahead, int64_t split) {
   constexpr int chains = NV < 3 ? 4 : 2;
   int64_t k = 0;
-  for (int64_t end = turn ? turn : K;; end = K) {
+  for (int64_t end = split ? split : K;; end = K) {
     __m512 sum[chains][NV] = {};
     for (; k < end; k += chains) {
 #pragma GCC unroll 4
@@ -119,36 +120,36 @@ INLINE void row_sums(const bf16* a, const bf16* panel, int64_t K, float* sums, c
 }
 
 INLINE void multiply_row(int nv, const bf16* a, const bf16* panel, int64_t K, float* sums, const bf16* ahead,
-                         int64_t turn) {
+                         int64_t split) {
   switch (nv) {
-    case 1: return row_sums<1>(a, panel, K, sums, ahead, turn);
-    case 2: return row_sums<2>(a, panel, K, sums, ahead, turn);
-    case 3: return row_sums<3>(a, panel, K, sums, ahead, turn);
-    default: return row_sums<4>(a, panel, K, sums, ahead, turn);
+    case 1: return row_sums<1>(a, panel, K, sums, ahead, split);
+    case 2: return row_sums<2>(a, panel, K, sums, ahead, split);
+    case 3: return row_sums<3>(a, panel, K, sums, ahead, split);
+    default: return row_sums<4>(a, panel, K, sums, ahead, split);
   }
 }
 
 // Two tiles of rows go through the panel column by column as long as they stay in the first-level cache.
 template <int NV>
 INLINE void multiply_tiles(int rows, const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* sums,
-                           const bf16* ahead, int64_t share, int64_t turn) {
+                           const bf16* ahead, int64_t share, int64_t split) {
   const int lower = rows - tile_high;
   const bool one_by_one = lower && K <= 128;
   const int64_t times = K / 16 * (one_by_one ? NV : (NV + 1) / 2);
   const int lines = static_cast<int>((share / 32 + times - 1) / times);
-  if (!lower) return tile_sums<NV, 1, 2>(lower, a, lda, panel, K, sums, ahead, lines, turn);
-  if (one_by_one) return tile_sums<NV, 2, 1>(lower, a, lda, panel, K, sums, ahead, lines, turn);
-  tile_sums<NV, 2, 2>(lower, a, lda, panel, K, sums, ahead, lines, turn);
+  if (!lower) return tile_sums<NV, 1, 2>(lower, a, lda, panel, K, sums, ahead, lines, split);
+  if (one_by_one) return tile_sums<NV, 2, 1>(lower, a, lda, panel, K, sums, ahead, lines, split);
+  tile_sums<NV, 2, 2>(lower, a, lda, panel, K, sums, ahead, lines, split);
 }
 
 // As multiply() in gemm.h, after prepare_tiles().
 INLINE void multiply_tiles(int rows, int nv, const bf16* const* a, const bf16* panel, int64_t K, float* sums,
-                           const bf16* ahead, int64_t share, int64_t turn) {
+                           const bf16* ahead, int64_t share, int64_t split) {
   const int64_t lda = rows > 1 ? (a[1] - a[0]) * int64_t(sizeof(bf16)) : 0;
   switch (nv) {
-    case 1: return multiply_tiles<1>(rows, a[0], lda, panel, K, sums, ahead, share, turn);
-    case 2: return multiply_tiles<2>(rows, a[0], lda, panel, K, sums, ahead, share, turn);
-    case 3: return multiply_tiles<3>(rows, a[0], lda, panel, K, sums, ahead, share, turn);
-    default: return multiply_tiles<4>(rows, a[0], lda, panel, K, sums, ahead, share, turn);
+    case 1: return multiply_tiles<1>(rows, a[0], lda, panel, K, sums, ahead, share, split);
+    case 2: return multiply_tiles<2>(rows, a[0], lda, panel, K, sums, ahead, share, split);
+    case 3: return multiply_tiles<3>(rows, a[0], lda, panel, K, sums, ahead, share, split);
+    default: return multiply_tiles<4>(rows, a[0], lda, panel, K, sums, ahead, share, split);
   }
 }
