@@ -7,10 +7,17 @@ from torch import Tensor
 
 class BuildInfo(TypedDict):
     version: str
+    torch: str
+    python: str
+    capabilities: list[str]
     compiler: str
     cuda: str | None
     cuda_archs: list[str]
     openmp: bool
+
+# {mode: (gates, values saved for backward per unit and step)}, and what the saved units are padded to a multiple of.
+cells: dict[str, tuple[int, int]]
+padding: int
 
 def build_info() -> BuildInfo: ...
 def cpu_capability(bf16: bool = False) -> str: ...
