@@ -36,7 +36,7 @@ void finish_forward(const ForwardPass<S>& pass, const ForwardTile<S>& given) {
   CellRows<S> rows(pass, tile);
   InputSums<C> x{tile.x_sums, pass.bias + tile.unit, tile.x_across, tile.bias_across};
   for (int r = 0; r < tile.rows; ++r, x.x += tile.x_ld) rows.begin(r, tile.sums + r * row_length, x);
-  const HiddenRows<S> hidden(pass, tile.s);
+  const HiddenRows<S> hidden = tile.hidden;
   for (int r = 0; r < tile.rows; ++r) {
     const int64_t j = tile.j + r;
     const HiddenRow<S> to = hidden(j);

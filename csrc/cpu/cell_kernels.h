@@ -135,7 +135,8 @@ struct IncomingRow {
 template <class S>
 struct ForwardTile {
   using C = typename Types<S>::Sum;
-  int64_t s, j, unit;
+  const HiddenRows<S>& hidden;  // of the step
+  int64_t j, unit;
   int rows, registers;
   C* sums;                 // [rows][registers * W]: h W_hh^T; the cell may overwrite them
   const C* x_sums;         // x W_ih^T of the first row,

@@ -109,11 +109,12 @@ class ForwardKernel : ForwardPass<S> {
         multiply_inputs(share, s, steps.count(s, end, j0, j1), row + j0, j0, j1, p0, p1);
         x_gates = gates + row * gates_ld;
       }
+      const HiddenRows<S> hidden(*this, s);
       // Panels forwards and backwards in turn, so that the last ones read are still in the cache.
       if (reads_reversed(s))
-        for (int64_t p = p1 - 1; p >= p0; --p) step(rank, s, x_gates, j0, last, p, p > p0 ? p - 1 : p);
+        for (int64_t p = p1 - 1; p >= p0; --p) step(rank, hidden, x_gates, j0, last, p, p > p0 ? p - 1 : p);
       else
-        for (int64_t p = p0; p < p1; ++p) step(rank, s, x_gates, j0, last, p, p + 1 < p1 ? p + 1 : p);
+        for (int64_t p = p0; p < p1; ++p) step(rank, hidden, x_gates, j0, last, p, p + 1 < p1 ? p + 1 : p);
       if (s + 1 < L.T && joint(s + 1)) {
         const int64_t n = steps.active(s + 1, j0, j1);
         copy_inputs(s + 1, j0 + part(n, share.member, share.members), j0 + part(n, share.member + 1, share.members));
@@ -122,7 +123,7 @@ class ForwardKernel : ForwardPass<S> {
       if (project) {
         const int64_t q0 = part(projected.panels(), share.member, share.members),
                       q1 = part(projected.panels(), share.member + 1, share.members);
-        for (int64_t q = q0; q < q1; ++q) project_step(s, j0, last, q, q + 1 < q1 ? q + 1 : q);
+        for (int64_t q = q0; q < q1; ++q) project_step(hidden, j0, last, q, q + 1 < q1 ? q + 1 : q);
         barrier.wait(share.members);
       }
     }
@@ -228,7 +229,9 @@ class ForwardKernel : ForwardPass<S> {
   int64_t across() const { return G > 1 ? Hp : W; }
 
   // Step s for the rows j0..j1 and one panel of units; x_gates: x W_ih^T + bias of sequence 0 in it, null where joint.
-  void step(int rank, int64_t s, const C* x_gates, int64_t j0, int64_t j1, int64_t panel, int64_t next) {
+  void step(int rank, const HiddenRows<S>& hidden, const C* x_gates, int64_t j0, int64_t j1, int64_t panel,
+            int64_t next) {
+    const int64_t s = hidden.s;
     const X* before = h[s & 1] + (x_gates ? x_columns : 0);
     const Panel p = units.panel(panel);
     const int64_t hp = Hp;
@@ -249,12 +252,13 @@ class ForwardKernel : ForwardPass<S> {
           }
           return before + j * h_ld;
         },
-        [&](int64_t j, int tall, C* sums) __attribute__((always_inline)) { finish(s, x_gates, j, tall, p, sums); });
+        [&](int64_t j, int tall, C* sums)
+            __attribute__((always_inline)) { finish(hidden, x_gates, j, tall, p, sums); });
   }
 
   // Hands a tile of sums to the cell.
-  INLINE void finish(int64_t s, const C* x_gates, int64_t j, int tall, const Panel& p, C* sums) {
-    ForwardTile<S> tile{s, j, p.first, tall, p.nv, sums, sums + kTile<C>, p.nv * W, W, across()};
+  INLINE void finish(const HiddenRows<S>& hidden, const C* x_gates, int64_t j, int tall, const Panel& p, C* sums) {
+    ForwardTile<S> tile{hidden, j, p.first, tall, p.nv, sums, sums + kTile<C>, p.nv * W, W, across()};
     if (x_gates) {  // from the chunk's buffer, where they include the bias
       tile.x_sums = x_gates + j * gates_ld + p.first;
       tile.x_ld = gates_ld;
@@ -264,13 +268,13 @@ class ForwardKernel : ForwardPass<S> {
     cell.forward(*this, tile);
   }
 
-  void project_step(int64_t s, int64_t j0, int64_t j1, int64_t panel, int64_t next) {
+  void project_step(const HiddenRows<S>& hidden, int64_t j0, int64_t j1, int64_t panel, int64_t next) {
     const Panel p = projected.panel(panel);
     multiply_panel<C>(
         single_row, j0, j1, p.nv, L.H, w_hr + p.offset<X>(L.H), w_hr + projected.panel(next).template offset<X>(L.H),
         [&](int64_t j) { return full + j * full_ld; },
         [&](int64_t j, int tall, const C* sums) {
-          const HiddenRows<S> places(*this, s);
+          const HiddenRows<S> places = hidden;
           for (int r = 0; r < tall; ++r, ++j) {
             const HiddenRow<S> to = places(j);
             for (int v = 0; v < p.nv; ++v, sums += W) to.store_h(load(sums), p.first + v * W, L.P - p.first - v * W);

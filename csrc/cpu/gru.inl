@@ -26,12 +26,12 @@ class GruForward {
   static constexpr int kGates = 3;
   INLINE GruForward(const ForwardPass<S>& pass, const ForwardTile<S>& tile)
       : pass(pass),
-        s(tile.s),
+        s(tile.hidden.s),
         j(tile.j),
         first_unit(tile.unit),
         Hp(pass.Hp),
         h_ld(pass.h_ld),
-        h_prev(pass.h[tile.s & 1] + pass.x_columns),
+        h_prev(pass.h[tile.hidden.s & 1] + pass.x_columns),
         bias_hn(pass.bias_hn + tile.unit),
         save(pass.L.gates.data != nullptr) {}
 

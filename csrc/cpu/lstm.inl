@@ -20,7 +20,7 @@ class LstmForward {
   static constexpr int kGates = 4;
   INLINE LstmForward(const ForwardPass<S>& pass, const ForwardTile<S>& tile)
       : pass(pass),
-        s(tile.s),
+        s(tile.hidden.s),
         j(tile.j),
         first_unit(tile.unit),
         Hp(pass.Hp),
