@@ -10,7 +10,7 @@ constexpr int64_t kReading = 3;
 // rows a thread, yes, while the second-level cache holds the weights. From beyond it every thread would read all of
 // them at every step, which takes as long as the products of `reading` rows. Dividing the hidden units, each reads its
 // own, but panels leave the last thread less than its share and there is the `exchange` to pay for, in parts of the
-// products: a barrier per step and what the others have computed (measured: benchmarks/README.md).
+// products: a barrier per step and what the others have computed (measured: docs/benchmarks/findings.md).
 template <class X>
 bool divides_rows(int64_t N, int size, int64_t bytes, int64_t panels, double exchange) {
   const int64_t held = on_tiles<X> ? 7 << 18 : 5 << 19, tallest = (panels + size - 1) / size;

@@ -29,7 +29,7 @@ class GateWeights {
 
   // Whether a step of so many rows takes x and h as rows of one product, in a group of so many members. That saves
   // x W_ih^T the way through the cache (the sums are the same, bit for bit), but needs rows enough to read W_ih for at
-  // every step, more where the second-level cache does not hold it (measured: benchmarks/README.md).
+  // every step, more where the second-level cache does not hold it (measured: docs/benchmarks/findings.md).
   bool joint(int64_t rows, int members) const {
     if (direct || once) return !direct;
     const int64_t tiles = (rows + 31) / 32;

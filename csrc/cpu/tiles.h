@@ -43,7 +43,8 @@ INLINE void prepare_tiles(int rows) { configure_tiles(rows <= 16 ? rows : (rows 
 // time. With every 16 words it prefetches `lines` cache lines from `ahead` on; split as for kernel() in gemm.h. The
 // fewer tiles are in use, the more resources the core has for the next loads: besides the sums there is one tile for
 // rows and one for columns, loaded again for each product that needs another. When nothing else runs on the core this
-// is as fast as keeping tiles for a second use (within 5 %), otherwise up to twice as fast (benchmarks/README.md).
+// is as fast as keeping tiles for a second use (within 5 %), otherwise up to twice as fast
+// (docs/benchmarks/findings.md).
 template <int NV, int Down, int Across, int First = 0>
 INLINE void tile_sums(int lower, const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* sums,
                       const bf16* ahead, int lines, int64_t split) {
@@ -87,8 +88,8 @@ INLINE void tile_sums(int lower, const bf16* a, int64_t lda, const bf16* panel, 
 }
 
 // One row leaves tiles nearly empty; vectors of pairs read the same panels about as fast as tiles at their best, and up
-// to half as fast again otherwise (benchmarks/README.md). Several chains of sums, because one would wait for its own
-// latency.
+// to half as fast again otherwise (docs/benchmarks/findings.md). Several chains of sums, because one would wait for its
+// own latency.
 template <int NV>
 INLINE void row_sums(const bf16* a, const bf16* panel, int64_t K, float* sums, const bf16* ahead, int64_t split) {
   constexpr int chains = NV < 3 ? 4 : 2;

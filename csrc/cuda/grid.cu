@@ -100,7 +100,7 @@ class Grid {
   }
 
   // Chooses the plan with the lowest estimated time for a step of all launches. Costs are in bytes through L2, at the
-  // rates of an H100 (benchmarks/README.md): waiting for a step counts as 5 MB, a clock as 3 KB.
+  // rates of an H100 (docs/benchmarks/gpu.md): waiting for a step counts as 5 MB, a clock as 3 KB.
   static bool choose(const Layer& layer, const Chip& chip, Plan& best) {
     constexpr int64_t kWait = 5000000, kClock = 3000;
     int64_t least = 0;
