@@ -301,19 +301,30 @@ def streaming_table(lines: Sequence[dict]) -> str:
     )
 
 
-def digest(cases: Sequence[dict]) -> str:
-    """A line for each dtype on how many goals are met, and what the others need; empty without cases."""
+def digest(about: dict) -> str:
+    """A line for each dtype on how many goals are met, and what the others need; empty without goals.
+
+    about: the content of bounds.json. A line says with how many threads, and that T = N = 1 is left out if it is.
+    """
+    threads = about["threads"]
+    scope = "one thread" if threads == 1 else f"{threads} threads"
+    if not any(c["shape"].startswith("1,1,") for c in about["cases"]):
+        scope += ", without T = N = 1"
     lines = []
-    for dtype in dict.fromkeys(c["dtype"] for c in cases if c["goal"]):
-        wanted = [c for c in cases if c["goal"] and c["dtype"] == dtype]
+    for dtype in dict.fromkeys(c["dtype"] for c in about["cases"] if c["goal"]):
+        wanted = [c for c in about["cases"] if c["goal"] and c["dtype"] == dtype]
         count = {key: sum(c["verdict"] == key for c in wanted) for key in VERDICTS}
         others = {
-            "machine": f"{count['machine']} exceed this machine's compute or bandwidth",
-            "products": f"{count['products']} need a faster GEMM",
-            "rest": f"{count['rest']} need less non-GEMM time",
+            "machine": ("exceeds", "exceed", "this machine's compute or bandwidth"),
+            "products": ("needs", "need", "a faster GEMM"),
+            "rest": ("needs", "need", "less non-GEMM time"),
         }
-        missed = ", ".join(text for key, text in others.items() if count[key])
-        met = f"- {dtype}: {count['reached']} of {len(wanted)} goals met"
+        missed = ", ".join(
+            f"{count[key]} {one if count[key] == 1 else more} {what}"
+            for key, (one, more, what) in others.items()
+            if count[key]
+        )
+        met = f"- {dtype} ({scope}): {count['reached']} of {len(wanted)} goals met"
         lines.append(f"{met}; {missed}." if missed else f"{met}.")
     return "\n".join(lines)
 

@@ -271,14 +271,16 @@ def test_bounds_end_to_end(tmp_path, capsys):
 
 
 def test_digest_of_bounds():
-    line = {"goal": 1.2, "dtype": "fp32", "verdict": "machine"}
-    text = bounds.digest([line, line, {**line, "verdict": "rest"}, {**line, "dtype": "fp64"}, {**line, "goal": None}])
-    assert text.splitlines() == [
-        "- fp32: 0 of 3 goals met; 2 exceed this machine's compute or bandwidth, 1 need less non-GEMM time.",
-        "- fp64: 0 of 1 goals met; 1 exceed this machine's compute or bandwidth.",
+    line = {"goal": 1.2, "dtype": "fp32", "shape": "2,2,8,8,1", "verdict": "machine"}
+    cases = [line, line, {**line, "verdict": "rest"}, {**line, "dtype": "fp64"}, {**line, "goal": None}]
+    assert bounds.digest({"threads": 1, "cases": cases}).splitlines() == [
+        "- fp32 (one thread, without T = N = 1): 0 of 3 goals met; 2 exceed this machine's compute or bandwidth, "
+        "1 needs less non-GEMM time.",
+        "- fp64 (one thread, without T = N = 1): 0 of 1 goals met; 1 exceeds this machine's compute or bandwidth.",
     ]
-    assert bounds.digest([{**line, "verdict": "reached"}]) == "- fp32: 1 of 1 goals met."
-    assert bounds.digest([{"goal": None}]) == ""
+    met = {**line, "shape": "1,1,256,256,1", "verdict": "reached"}
+    assert bounds.digest({"threads": 2, "cases": [met]}) == "- fp32 (2 threads): 1 of 1 goals met."
+    assert bounds.digest({"threads": 1, "cases": [{"goal": None, "shape": "2,2,8,8,1"}]}) == ""
 
 
 def test_samples_are_grouped_by_function():

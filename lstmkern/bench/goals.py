@@ -159,15 +159,34 @@ def _entry(case: dict[str, Any] | None) -> str:
     return f"{case['ratio']:.2f}{wanted} ({case['share']:.0%})"
 
 
+# The unit that multiplies, for a rate and the instruction set that its loop was compiled for (roofline.RATES).
+_UNITS = {"baseline": "portable code", "avx2": "AVX2", "avx512": "AVX-512"}
+_OWN_UNITS = {"bf16": "AVX-512 BF16", "amx": "AMX tiles"}
+
+
+def _unit(rate: str, capability: str) -> str:
+    """What a row of the table measures, such as "bf16 multiply-adds, AMX tiles"."""
+    kind = "bf16" if rate in _OWN_UNITS else rate
+    return f"{kind} multiply-adds, {_OWN_UNITS.get(rate, _UNITS[capability])}"
+
+
+def _size(count: float) -> str:
+    """A number of bytes, a power of two from 1 KiB on, such as "8 MiB"."""
+    unit, name = next((u, n) for u, n in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")) if count >= u)
+    return f"{count / unit:.4g} {name}"
+
+
 def roofline_table(results: dict[str, Any]) -> str:
-    """Markdown: the measured peak rates of the machine."""
-    rows = [[f"{p['rate']} FMA, {p['capability']}", str(p["threads"]), f"{p['gflops']:.0f} GFLOP/s"] for p in
-            results["peaks"]]  # fmt: skip
+    """Markdown: the measured peak rates of the machine, with one column for each number of threads."""
+    rates: dict[str, dict[int, str]] = {}
+    for p in results["peaks"]:
+        rates.setdefault(_unit(p["rate"], p["capability"]), {})[p["threads"]] = f"{p['gflops']:.0f} GFLOP/s"
     for found in results["roofline"]:
-        for name, key in (("L2", "L2_gb_per_s"), ("memory", "memory_gb_per_s")):
-            if key in found:
-                rows.append([f"reading from {name}", str(found["threads"]), f"{found[key]:.0f} GB/s"])
-    return report.markdown(["peak rates measured on this machine", "threads", "rate"], rows)
+        for size, rate in found["read_gb_per_s"]:
+            rates.setdefault(f"reading a buffer of {_size(size)}", {})[found["threads"]] = f"{rate:.0f} GB/s"
+    counts = sorted({count for row in rates.values() for count in row})
+    head = ["peak rates measured on this machine", *(f"{n} thread{'s' if n > 1 else ''}" for n in counts)]
+    return report.markdown(head, [[name, *(row.get(n, "-") for n in counts)] for name, row in rates.items()])
 
 
 def main(
