@@ -54,12 +54,6 @@ SHAPES = [  # cell, dtype, N, H
     ("LSTM", torch.float32, 64, 448),
 ]
 
-# A review's estimates in microseconds per step: forward, and forward with backward, before and after its proposals.
-REVIEW = {
-    (("LSTM", torch.bfloat16, 64, 512), "cluster"): ("2.0-2.5", "6-7", "1.2-1.5", "3.3-4"),
-    (("LSTM", torch.bfloat16, 16, 768), "grid"): ("2.2-2.8", "6.5-8", "1.6-1.9", "4-5"),
-}
-
 
 def loop_of(loops: dict, plan: dict, tier: str, cell: str, dtype: torch.dtype, backward: bool) -> tuple[dict, int]:
     """The measured loop that runs the plan, and its multiplications (per warp) in a step of depth.
@@ -191,18 +185,6 @@ def table(loops: dict) -> str:
     return "\n".join(lines)
 
 
-def comparison(loops: dict) -> str:
-    """The model next to the review's estimates."""
-    head = ["layer, tier", "model", "review, before", "review, its proposals done"]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    for (shape, tier), estimates in REVIEW.items():
-        f, b = (step(loops, tier, *shape, backward)["all"] for backward in (False, True))
-        model = ", ".join(f"{c} {1e6 * f[c]:.1f} / {1e6 * (f[c] + b[c]):.1f}" for c in HBM)
-        cells = [f"{name_of(shape)}, {tier}", model, " / ".join(estimates[:2]), " / ".join(estimates[2:])]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def tables() -> dict[str, str]:
     """{marker in the page: its content}"""
     results = json.loads(RESULTS.read_text())
@@ -211,7 +193,6 @@ def tables() -> dict[str, str]:
     return {
         "sass": readme_table(results),
         "floor": f"{source}\n\n{table(results[label]['loops'])}",
-        "floor-review": comparison(results[label]["loops"]),
     }
 
 
