@@ -1,4 +1,4 @@
-"""Compiles csrc/ against the torch that is installed. `pip install --no-build-isolation .`"""
+"""Compiles csrc/ against the installed torch: `pip install --no-build-isolation .`"""
 
 import os
 import re
@@ -19,12 +19,13 @@ OLDEST_TORCH = (2, 11)
 OLDEST_SETUPTOOLS = 77  # as in pyproject.toml
 ROOT = Path(__file__).resolve().parent
 
-# For A100 and its kin, for H100, and as PTX for what came later (that of 9.0a would run on no other chip).
+# Code for A100 and other GPUs of compute capability 8.x, code for H100, and PTX of 8.0, which the driver compiles for
+# newer GPUs (PTX of 9.0a would run on H100 only).
 CUDA_ARCHS = "8.0+PTX;9.0a"
 
 
 def cuda_toolkit():
-    """The CUDA toolkit's folder, or None. An nvcc on PATH may be a script that runs another: nvcc itself knows."""
+    """The CUDA toolkit's folder, or None. nvcc prints it, as the nvcc on PATH may be a script that runs another."""
     found = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     if nvcc := shutil.which("nvcc"):
         with tempfile.TemporaryDirectory() as folder:
@@ -38,7 +39,7 @@ def cuda_toolkit():
 
 
 def refuses(command):
-    """``command`` for a Python without torch: it exits with a sentence."""
+    """``command`` for a Python without torch: it exits with an error message."""
 
     class WithoutTorch(command):
         def run(self):
@@ -50,17 +51,21 @@ def refuses(command):
     return WithoutTorch
 
 
-def check(torch, toolkit, wish):
-    """Exit with a sentence if this torch, toolkit or compiler cannot make what is wished for."""
-    # A development version such as 2.11.0a0+git1234 counts as the release that it leads to.
+def check(torch, toolkit, requested):
+    """Exit with an error message if this torch, toolkit or compiler cannot make the requested build.
+
+    ``requested`` is the value of LSTMKERN_CUDA.
+    """
+    # A development version such as 2.11.0a0+git1234 counts as the release 2.11.
     if tuple(map(int, re.match(r"(\d+)\.(\d+)", torch.__version__).groups())) < OLDEST_TORCH:
         sys.exit(
             f"lstmkern needs torch {'.'.join(map(str, OLDEST_TORCH))} or newer, and torch {torch.__version__} is "
             "installed: install a newer torch, then run `pip install --no-build-isolation .` again."
         )
-    if wish == "1" and not toolkit:
+    if requested == "1" and not toolkit:
         sys.exit(
-            f"LSTMKERN_CUDA=1, but torch {torch.__version__} is built without CUDA."
+            f"LSTMKERN_CUDA=1, but torch {torch.__version__} is built without CUDA: install a torch with CUDA or unset "
+            "LSTMKERN_CUDA."
             if not torch.version.cuda
             else "LSTMKERN_CUDA=1, but no CUDA toolkit was found: set CUDA_HOME to the folder with "
             "include/cuda_runtime.h."
@@ -88,10 +93,10 @@ def torch_requirement():
 
 
 class Progress:
-    """Between enter and exit, stdout passes through here: a line `[n/m] file` replaces each command of the compiler.
+    """A context that filters stdout: it replaces each command of the compiler by a line `[n/m] file`.
 
-    A build front end such as pip does not show the stdout of a back end, so these lines go to the user's terminal as
-    well, if there is one.
+    A build front end such as pip does not show the stdout of a back end. So these lines are also written to the user's
+    terminal, if there is one.
     """
 
     def __init__(self):
@@ -99,7 +104,7 @@ class Progress:
         if "setuptools.build_meta" in sys.modules and not os.isatty(1):
             try:
                 self.terminal = open("/dev/tty", "w")  # noqa: SIM115
-                self.terminal.write("\n")  # after the front end's own line, which may not have ended
+                self.terminal.write("\n")  # the front end may have printed a line without its end
             except OSError:
                 self.terminal = None
 
@@ -116,7 +121,7 @@ class Progress:
     def __exit__(self, *error):
         sys.stdout.flush()
         os.dup2(self.stdout, 1)
-        self.thread.join(10)  # not longer: a process that was left behind may keep the pipe open
+        self.thread.join(10)  # a timeout, because a process that is still running may keep the pipe open
         if self.terminal:
             self.terminal.close()
 
@@ -143,30 +148,29 @@ def files(*patterns):
 
 
 def extension():
-    """(the extension module, the commands that need to know what it is compiled against)."""
+    """(the extension module, the setuptools commands that compile it)."""
     sources = files("csrc/*.cpp", "csrc/cpu/**/*.cpp")
     try:
         import torch
     except ImportError:
-        # A source distribution needs no torch. With the metadata of a wheel, pip would go on to download one.
+        # A source distribution needs no torch. With metadata from dist_info, pip would go on and download one.
         return Extension("lstmkern._C", sources), {"build_ext": refuses(build_ext), "dist_info": refuses(dist_info)}
-    # The toolkit must be known before torch's helpers are imported: they look for it then, beside the nvcc on PATH.
+    # Before torch's helpers are imported: at import they search for the toolkit, next to the nvcc on PATH.
     toolkit = cuda_toolkit() if torch.version.cuda else None
-    wish = os.environ.get("LSTMKERN_CUDA", "")
-    check(torch, toolkit, wish)
+    requested = os.environ.get("LSTMKERN_CUDA", "")
+    check(torch, toolkit, requested)
     if toolkit:
         os.environ["CUDA_HOME"] = toolkit
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    # The CUDA part is built where it can be, whether or not a GPU is in sight. LSTMKERN_CUDA=0 forbids it, 1 insists.
-    with_cuda = bool(toolkit) and wish != "0"
+    # The CUDA part is built if there is a toolkit, with or without a GPU. LSTMKERN_CUDA=0 leaves it out, 1 requires it.
+    with_cuda = bool(toolkit) and requested != "0"
     macros = [("LSTMKERN_VERSION", f'"{VERSION}"'), ("LSTMKERN_TORCH_VERSION", f'"{torch.__version__}"')]
-    # No -march: each kernel file names its own instruction set. No -std: torch chooses. CFLAGS may name another -O.
-    # -g0: Python's own flags ask for debugging information, which makes the library five times as large and slower to
-    # compile.
+    # No -march: each kernel file names its instruction set. No -std: torch chooses. CFLAGS may have another -O.
+    # -g0: Python's flags include -g, which makes the library five times as large and slower to compile.
     level = [] if "-O" in os.environ.get("CFLAGS", "") else ["-O2"]
     flags = {"cxx": [*level, "-g0", "-fopenmp", "-fvisibility=hidden", "-Wno-psabi"]}
-    # For `make test-asan`. -fexpensive-optimizations: -O1 by itself fuses no multiplication with an addition, -O2 does.
+    # For `make test-asan`. -fexpensive-optimizations: fused multiply-adds, which -O2 uses and -O1 by itself does not.
     if os.environ.get("LSTMKERN_SANITIZE"):
         flags["cxx"] += [
             "-O1",
@@ -176,7 +180,7 @@ def extension():
             "-fno-sanitize-recover=all",
         ]
     if with_cuda:
-        archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHS)  # without it torch asks the GPU, if any
+        archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHS)  # without it torch detects the GPU, if any
         sources += files("csrc/cuda/*.cpp", "csrc/cuda/*.cu")
         macros += [
             ("LSTMKERN_CUDA_VERSION", f'"{torch.version.cuda}"'),
@@ -201,7 +205,7 @@ def extension():
 
 
 def check_setuptools():
-    """Exit with a sentence if setuptools cannot read pyproject.toml: without build isolation pip does not check it."""
+    """Exit with an error message if setuptools cannot read pyproject.toml: without isolation pip does not check it."""
     if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
         sys.exit(
             f"lstmkern needs setuptools {OLDEST_SETUPTOOLS} or newer to build, and {setuptools.__version__} is "

@@ -46,13 +46,13 @@ CHUNK = 384  # rows per GEMM over many steps, apart from the rows of one step (c
 
 @dataclass(frozen=True)
 class Product:
-    """A GEMM of [rows, K] by [K, gates * columns]. gates, down, dtype: see csrc/cpu/product.h."""
+    """A GEMM of [rows, K] by [K, gates * columns]. gates, transposed, dtype: see csrc/cpu/product.h."""
 
     rows: int
     K: int
     columns: int
     gates: int = 1
-    down: bool = False
+    transposed: bool = False
     dtype: str = "fp32"
 
     def flops(self) -> int:
@@ -61,7 +61,7 @@ class Product:
     def seconds(self, threads: int = 1, duration: float = SLICE) -> float:
         """Measured seconds of this GEMM by itself."""
         return _extension.cpu_product(
-            self.dtype, self.rows, self.K, self.columns, self.gates, self.down, threads, duration
+            self.dtype, self.rows, self.K, self.columns, self.gates, self.transposed, threads, duration
         )
 
 
@@ -99,8 +99,8 @@ def products(case: Case) -> dict[Product, float]:
             parts += [
                 (Product(N, deep, H), case.T),
                 (Product(chunk, deep, I), tokens / chunk),
-                (Product(G * H, chunk, I, down=True), tokens / chunk),
-                (Product(G * H, chunk, H, down=True), tokens / chunk),
+                (Product(G * H, chunk, I, transposed=True), tokens / chunk),
+                (Product(G * H, chunk, H, transposed=True), tokens / chunk),
             ]
         for product, count in parts:
             product = replace(product, dtype=case.dtype)
@@ -219,7 +219,7 @@ class Measurement:
         """As many rounds as fit in TURN seconds, at least one."""
         for _ in range(max(1, int(TURN / self.pairs.round_seconds))):
             self.pairs.peer_block()
-            self.pairs.own_block()
+            self.pairs.our_block()
 
     def result(self) -> dict:
         return summarize(self.case, self.pairs.ours, self.pairs.theirs, self.pairs.probed, self.bound)

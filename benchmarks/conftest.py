@@ -78,7 +78,7 @@ def contest(benchmark, rooflines, threads, record, request):
         with measure.quiet(threads):
             pairs = measure.Pairs(ours, theirs, warm_up=warm_up, probe=limits.probe(case))
             benchmark.pedantic(
-                pairs.own_block,
+                pairs.our_block,
                 setup=pairs.peer_block,
                 rounds=pairs.rounds_within(request.config.getoption("--case-seconds")),
             )

@@ -1,6 +1,6 @@
-// The operators for eager calls below autograd: what torch.ops does for any operator (it matches the arguments with a
-// schema, boxes them and looks for __torch_function__) takes longer than the computation of a small layer.
-// A header, so that module.cpp is the one unit that compiles pybind11's.
+// The operators for eager calls below autograd, without torch.ops. torch.ops matches the arguments with a schema, boxes
+// them and looks for __torch_function__, which takes longer than a small layer. This is a header, so that only
+// module.cpp compiles pybind11's headers.
 #pragma once
 
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -31,10 +31,10 @@ auto operator_named(const char* name) {
 
 struct Below {
   py::gil_scoped_release no_gil;
-  at::AutoDispatchBelowADInplaceOrView below;  // results are not views of other tensors, whatever their layout
+  at::AutoDispatchBelowADInplaceOrView below;  // results are never views of other tensors
 };
 
-// The states that a layer without given ones starts from.
+// The initial states of a layer: the given ones, or zeros.
 struct States {
   Tensor h0;
   std::optional<Tensor> c0;
@@ -47,7 +47,7 @@ struct States {
     }
     const size_t n = weights.size();
     TORCH_CHECK(n >= 2 && n <= 10, "expected 2 to 5 weights per direction, got ", n);
-    // Two directions have four weights where there are no biases.
+    // Two directions without biases have four weights.
     const int64_t D = n > 5 || (n == 4 && weights[2].dim() == 2) ? 2 : 1;
     const bool projects = n / D % 2 == 1, one_step = !batch_sizes && input.dim() == 2;
     const int64_t N = batch_sizes ? batch_sizes->select(0, 0).item<int64_t>() : input.size(batch_first ? 0 : -2);
@@ -59,7 +59,8 @@ struct States {
   }
 };
 
-// The empty stand-in for a result that this call does not have is None in Python: nothing to wrap, mark or free.
+// A result that this call does not have is an empty tensor in C++ and None in Python, where a tensor would need a
+// wrapper.
 py::object present(const Tensor& t) { return t.dim() == 1 && t.numel() == 0 ? py::none() : py::cast(t); }
 
 py::tuple layer_forward(const Tensor& input, Optional h0, Optional c0, const Weights& weights, Optional batch_sizes,
@@ -100,7 +101,7 @@ py::tuple layer_backward(Optional grad_output, Optional grad_h_n, Optional grad_
 }  // namespace
 
 inline void add_eager(py::module_& m) {
-  const char* about = "The operator below autograd; absent results are None, and without h0 the states are zero";
+  const char* about = "The operator below autograd; absent results are None, and without h0 the states start at zero";
   m.def("layer_forward", &layer_forward, about);
   m.def("layer_backward", &layer_backward, about);
 }

@@ -1,13 +1,13 @@
-// The torch-free contract of one recurrent layer, in one or two directions: what a back end is given and must fill in.
+// One recurrent layer in one or two directions, without torch: what a back end reads and must write.
 //
-// One layout for everything, ragged and time-major. Step t holds the sequences j < active[t], sorted by falling
-// length, so that active[t] never grows with t. Element (t, j, column) of a tensor described by a View is at
+// One layout describes every kind of input. Sequences are sorted by decreasing length. Step t has the sequences
+// j < active[t], so active[t] never increases with t. Element (t, j, column) of a tensor described by a View is at
 //     data + view.step * place[t] + view.lane * order[j] + column          (strides in elements)
-//   a dense or batch-first batch:  active[t] = N, place[t] = t, order[j] = j, strides are the tensor's own
+//   a dense or batch-first batch:  active[t] = N, place[t] = t, order[j] = j, strides of the tensor
 //   a PackedSequence:              place[t] = first row of step t, order[j] = j, step = lane = row length
 //   a padded batch with lengths:   place[t] = t, order[j] = index in the batch of the j-th longest sequence
-// Nothing is copied to change a layout, and no loop asks which of the three it is looking at. A sequence without steps
-// (j >= active[0], or a length of 0) passes its state through: h_n is h0, c_n is c0, and backward the same.
+// Nothing is copied to change a layout, and no loop depends on which of the three it is. A sequence without steps
+// (j >= active[0], or a length of 0) keeps its state: h_n is h0 and c_n is c0. The same holds for the gradients.
 #pragma once
 
 #include <cstddef>
@@ -48,7 +48,7 @@ struct Weights {
   const void* w_hr;  // [P, H] or null (no projection: P == H)
 };
 
-struct WeightGrads {  // the same shapes, written once each; null: not wanted
+struct WeightGrads {  // the same shapes; each is written once; null: not needed
   void* w_ih;
   void* w_hh;
   void* b_ih;
@@ -64,8 +64,8 @@ struct Layer {
   const int64_t* active;  // [T] sequences in step t
   const int64_t* place;   // [T]
   const int64_t* order;   // [N] place in the batch of sequence j; also its row in h0, c0, h_n, c_n
-  // CUDA only, [N] on the device or null: sequence j ends after lengths[j] steps, clamped to 0..T. The host never
-  // learns them (that would be a synchronisation), so active[t] is N, order[j] is j, and the kernels mask what is
+  // CUDA only, [N] on the device or null: sequence j ends after lengths[j] steps, clamped to 0..T. The host does not
+  // read them (that would need a synchronisation). So active[t] is N and order[j] is j, and the kernels mask the steps
   // past the end.
   const int64_t* lengths;
   View input;   // I columns

@@ -1,4 +1,5 @@
-// The Python module lstmkern._C: what was built, and what runs. Loading it registers the operators of ops.cpp.
+// The Python module lstmkern._C: facts about the build and the instruction set in use, measurements, and the eager
+// operators. Loading it registers the operators of ops.cpp.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -16,8 +17,8 @@
 
 namespace py = pybind11;
 
-// lstmkern/_extension.py looks for this text in the file before it loads it: code that was compiled for another minor
-// version of torch may crash while it loads.
+// lstmkern/_extension.py searches the file for this text before it loads it, because code compiled for another minor
+// version of torch may crash while it is loaded.
 __attribute__((used)) static const char kCompiledFor[] = "lstmkern is compiled for torch " LSTMKERN_TORCH_VERSION;
 
 namespace lstmkern {
@@ -48,7 +49,7 @@ py::object cuda_plan(const std::string& tier, const std::string& mode, const std
     plan[field.name] = field.value;
   return plan.empty() ? py::object(py::none()) : plan;
 #else
-  throw std::runtime_error("lstmkern was built without CUDA and has no plans");
+  throw std::runtime_error("lstmkern was built without CUDA: install a CUDA toolkit and build it again");
 #endif
 }
 
@@ -58,22 +59,24 @@ py::object cuda_plan(const std::string& tier, const std::string& mode, const std
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of lstmkern. Importing it registers torch.ops.lstmkern.*";
   lstmkern::add_eager(m);
-  m.def("cpu_peak", &lstmkern::cpu::peak, py::arg("capability"), py::arg("rate"), py::arg("threads"), py::arg("bytes"),
-        py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
-        "Work per second of all threads: floating point operations (rate fp32, fp64, bf16, amx) or bytes (read, each"
-        " thread its own share of them); 0 where the instruction set or this machine lacks it");
+  m.def(
+      "cpu_peak", &lstmkern::cpu::peak, py::arg("capability"), py::arg("rate"), py::arg("threads"), py::arg("bytes"),
+      py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
+      "Work per second of all threads: floating point operations (rate fp32, fp64, bf16, amx) or bytes (rate read: each"
+      " thread reads its part); 0 if the instruction set or this machine does not have the rate");
   m.def(
       "cpu_product",
-      [](const std::string& dtype, int64_t rows, int64_t K, int64_t columns, int gates, bool down, int threads,
+      [](const std::string& dtype, int64_t rows, int64_t K, int64_t columns, int gates, bool transposed, int threads,
          double seconds) {
         return lstmkern::cpu::product_seconds(
-            {lstmkern::named("dtype", dtype, lstmkern::kTypes), rows, K, columns, gates, down}, threads, seconds);
+            {lstmkern::named("dtype", dtype, lstmkern::kTypes), rows, K, columns, gates, transposed}, threads, seconds);
       },
       py::arg("dtype"), py::arg("rows"), py::arg("K"), py::arg("columns"), py::arg("gates") = 1,
-      py::arg("down") = false, py::arg("threads") = 1, py::arg("seconds") = 0.01,
+      py::arg("transposed") = false, py::arg("threads") = 1, py::arg("seconds") = 0.01,
       py::call_guard<py::gil_scoped_release>(),
-      "Seconds for rows x K times K x (gates * columns), packed as the weights of a layer of this dtype, without"
-      " anything else that a layer does; down: a product of weight gradients");
+      "Seconds of a GEMM of [rows, K] by [K, gates * columns], packed as in a layer of this dtype; transposed: as in "
+      "the"
+      " GEMM of the weight gradients");
   m.def(
       "build_info",
       [] {
@@ -116,8 +119,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("padding") = lstmkern::kPadding;
   m.def("cuda_plan", &lstmkern::cuda_plan, py::arg("tier"), py::arg("mode"), py::arg("dtype"), py::arg("N"),
         py::arg("H"), py::arg("D") = 1, py::arg("backward") = false,
-        "How the tier cluster or grid would run a layer of N sequences, H units and D directions on the current GPU, a"
-        " dict of numbers, or None where it does not take the layer. RuntimeError without CUDA");
+        "How the tier cluster or grid would run a layer of N sequences, H units and D directions on the current GPU: a"
+        " dict of numbers, or None if it cannot run the layer. RuntimeError without CUDA");
   m.def(
       "cuda_tier_runs",
       [] {

@@ -18,9 +18,10 @@ struct CpuBackEnd {
 
 }  // namespace
 
-// Input [N, I] without batch_sizes, with h0 [N, P] and c0 [N, H], is one step: output and cells are the next state, and
-// h_n and c_n, the same numbers, stay empty. Backward takes what forward kept as far as the cell has it; the output of
-// one step may be absent for LSTM and GRU, whose backward would read it as the state before a later step.
+// An input [N, I] without batch_sizes, with h0 [N, P] and c0 [N, H], is one step. output and cells are then the next
+// state, and h_n and c_n are empty, because they would hold the same numbers. Backward needs the saved results of
+// forward that the cell has. For one step of LSTM and GRU output may be absent: backward reads it only as the state
+// before a later step.
 TORCH_LIBRARY(lstmkern, m) {
   m.def(
       "layer_forward(Tensor input, Tensor h0, Tensor? c0, Tensor[] weights, Tensor? batch_sizes, Tensor? lengths,"

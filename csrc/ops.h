@@ -1,5 +1,5 @@
-// The operators on tensors, once for every back end: allocation, and what the kernels write where. Arguments are
-// checked and brought into the torch-free contract of layer.h by problem.h.
+// The operators on tensors, written once for all back ends. They allocate the results and tell the kernels where to
+// write them. problem.h checks the arguments and translates them into the torch-free structs of layer.h.
 #pragma once
 
 #include <array>
@@ -10,11 +10,14 @@
 
 namespace lstmkern {
 
-// A BackEnd says whether it runs on a device of its own (where `lengths` stay, see Layer::lengths) and whether the call
-// is being captured in a graph, and brings forward() and backward(), which are told the device by one of its tensors,
-// and a Guard, which lives as long as a call.
+// A BackEnd has:
+//   on_device            whether it runs on a device other than the CPU, where `lengths` stay (see Layer::lengths)
+//   capturing()          whether a CUDA graph is being captured
+//   forward, backward()  the kernels; their second argument is a tensor on the device
+//   Guard                lives as long as a call
 
-// A captured copy of lengths from the CPU would read, at every replay, memory that was freed after the capture.
+// Refuses lengths on the CPU during a capture: each replay would copy them from memory that was freed after the
+// capture.
 template <class BackEnd>
 void refuse_captured_copy(const OptionalTensor& lengths) {
   TORCH_CHECK(!BackEnd::on_device || !lengths || !lengths->is_cpu() || !BackEnd::capturing(),
@@ -37,7 +40,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor& i
   Problem problem(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, BackEnd::on_device);
   Forward f{problem.layer};
   const bool lstm = f.cell == Cell::lstm;
-  TORCH_CHECK(!problem.one_step() || !lstm || save || cells, "one step of an LSTM returns its cell state: pass cells");
+  TORCH_CHECK(!problem.one_step() || !lstm || save || cells,
+              "one step of an LSTM returns its cell state: pass cells=True");
   Tensor output = problem.rows_like_input(f.D * f.P);
   Tensor h_n = problem.one_step() ? problem.none() : problem.state(f.P);
   Tensor c_n = problem.one_step() || !lstm ? problem.none() : problem.state(f.H);
@@ -54,7 +58,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor& i
   f.output = problem.view(output);
   if (all_cells.numel()) f.cells = problem.view(all_cells);
   Tensor last_h = h_n, last_c = c_n;
-  if (problem.one_step()) {  // the same numbers in the same place, except where a back end works in h_n and c_n
+  if (problem.one_step()) {  // output and cells are the next state, but a kernel on a device also computes in h_n, c_n
     last_h = BackEnd::on_device ? problem.state(f.P) : output;
     if (lstm) last_c = BackEnd::on_device ? problem.state(f.H) : all_cells;
   }
@@ -87,10 +91,10 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> layer_backward(
   if (kept_by_forward(gates)) problem.set_gates(*gates);
   Backward b{problem.layer};
   const bool lstm = b.cell == Cell::lstm, gated = saved_of(b.cell) > 0;
-  // The output is read as the state before a step, and a plain RNN's also as what its derivative is computed from.
+  // The output is read as the state before a step; for an RNN its derivative is computed from it too.
   TORCH_CHECK(problem.empty() || ((output || (problem.one_step() && gated)) && (kept_by_forward(cells) || !lstm) &&
                                   (kept_by_forward(gates) || !gated)),
-              "backward needs what forward keeps with save: output, cells (LSTM), gates (LSTM and GRU)");
+              "backward needs the results of forward with save=True: output, cells (LSTM), gates (LSTM and GRU)");
   auto [need_input, need_state, need_weights] = needs;
   Tensor grad_input = need_input ? problem.rows_like_input(b.I) : problem.none();
   Tensor grad_h0 = need_state ? problem.state(b.P) : problem.none();

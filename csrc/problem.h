@@ -1,5 +1,5 @@
-// One call's tensors, checked and translated into the torch-free contract of layer.h. Nothing below this file checks
-// anything; nothing above it sees a pointer.
+// Checks the tensors of one call and translates them into the torch-free structs of layer.h. The code below this file
+// checks nothing, and the code above it uses no pointers.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -44,7 +44,7 @@ inline DType dtype_of_tensor(const Tensor& t) {
 
 inline Tensor rows_in_place(const Tensor& t) { return t.stride(-1) == 1 || t.size(-1) == 1 ? t : t.contiguous(); }
 
-// One call's arguments in the terms of layer.h, and everything that must stay alive while it runs.
+// The arguments of one call as a Layer, and the tensors that must stay alive while it runs.
 class Problem {
  public:
   Problem(const Tensor& input, const Tensor& h0, const OptionalTensor& c0, at::TensorList weights,
@@ -81,7 +81,7 @@ class Problem {
     layer.h0 = h0_.const_data_ptr();
     input_ = on_device_ ? time_major(input) : rows_in_place(input);
     layer.input = view(input_);
-    if (on_device_) {  // the rows as one matrix; a stride of a dimension of size 1 may be anything
+    if (on_device_) {  // the rows as one matrix; the stride of a dimension of size 1 may have any value
       layer.input.lane = layer.I;
       layer.input.step = (packed_ ? 1 : layer.N) * layer.input.lane;
     }
@@ -107,16 +107,16 @@ class Problem {
     return v;
   }
 
-  // A result with a row for each of the input's, zeros past each sequence's end (on a device the kernels write these:
-  // only they know the lengths). A batch-first one is stored time-major, as torch.nn's does: whatever is random
-  // about it afterwards (dropout) draws the same numbers.
+  // A result with a row for each row of the input and zeros past each sequence's end. (On a device the kernels write
+  // the zeros, because only they know the lengths.) A batch-first result is stored time-major, as in torch.nn, so that
+  // dropout applied to it draws the same random numbers.
   Tensor rows_like_input(int64_t columns) const {
     auto sizes = input_.sizes().vec();
     sizes.back() = columns;
     if (batch_first_) std::swap(sizes[0], sizes[1]);
     Tensor t = fresh(sizes);
     if (batch_first_) t = t.transpose(0, 1);
-    if (ragged_) zero_past_ends(t);
+    if (has_padding_) zero_past_ends(t);
     return t;
   }
 
@@ -141,7 +141,7 @@ class Problem {
     layer.gates_direction = columns * (packed_ ? input_.size(0) : layer.T * layer.N);
   }
 
-  // What a caller brings back of forward's results, or a gradient of theirs.
+  // A result of forward that the caller passes to backward, or the gradient of one.
   Tensor given_rows(const Tensor& t, int64_t columns, const char* name) const {
     at::DimVector sizes(input_.sizes());
     sizes.back() = columns;
@@ -171,8 +171,8 @@ class Problem {
                 t.device());
   }
 
-  // Contiguous in the order of the results (rows_like_input); a copy only where the input is not, as that of a
-  // batch-first stack's first layer.
+  // t, contiguous in the order of the results (rows_like_input). It is copied only if it is not, as the input of the
+  // first layer of a batch-first stack.
   Tensor time_major(const Tensor& t) const {
     return batch_first_ ? t.transpose(0, 1).contiguous().transpose(0, 1) : t.contiguous();
   }
@@ -225,56 +225,56 @@ class Problem {
     place_.resize(layer.T);
     int64_t rows = 0;
     for (int64_t t = 0; t < layer.T; ++t) {
-      TORCH_CHECK(size[t] > 0 && size[t] <= (t ? size[t - 1] : layer.N), "batch_sizes must not grow, got ",
-                  batch_sizes);
+      TORCH_CHECK(size[t] > 0 && size[t] <= (t ? size[t - 1] : layer.N),
+                  "batch_sizes must be positive and must not increase, got ", batch_sizes);
       place_[t] = rows;
       rows += size[t];
     }
-    TORCH_CHECK(layer.T == 0 || size[0] == layer.N, "batch_sizes begin with ", layer.T ? size[0] : 0,
-                " sequences but h0 has ", layer.N);
-    TORCH_CHECK(rows == input.size(0), "batch_sizes add up to ", rows, " rows but input has ", input.size(0));
+    TORCH_CHECK(layer.T == 0 || size[0] == layer.N, "batch_sizes[0] is ", layer.T ? size[0] : 0, ", but h0 has ",
+                layer.N, " sequences");
+    TORCH_CHECK(rows == input.size(0), "the sum of batch_sizes is ", rows, ", but input has ", input.size(0), " rows");
     order_.resize(layer.N);
     std::iota(order_.begin(), order_.end(), 0);
-    point();
+    set_tables();
   }
 
   void take_dense(const Tensor& input, const OptionalTensor& lengths) {
     layer.T = one_step_ ? 1 : input.size(batch_first_ ? 1 : 0);
     const int64_t n = input.size(batch_first_ ? 0 : -2);
-    TORCH_CHECK(n == layer.N, "h0 has ", layer.N, " sequences but input has ", n);
+    TORCH_CHECK(n == layer.N, "h0 has ", layer.N, " sequences, but input has ", n);
     place_.resize(layer.T);
     std::iota(place_.begin(), place_.end(), 0);
     order_.resize(layer.N);
     std::iota(order_.begin(), order_.end(), 0);
     active_.assign(layer.T, layer.N);
     if (lengths.has_value()) {
-      TORCH_CHECK(!one_step_, "one step takes no lengths: without it there is no next state");
+      TORCH_CHECK(!one_step_, "one step takes no lengths");
       TORCH_CHECK(lengths->scalar_type() == at::kLong, "lengths must be int64, got ", lengths->scalar_type());
       TORCH_CHECK(lengths->dim() == 1 && lengths->size(0) == layer.N, "lengths must have the shape [", layer.N,
                   "], got ", lengths->sizes());
-      // Lengths on a device stay unseen: looking would be a synchronisation.
-      if (on_device_ && !lengths->is_cpu()) return point(lengths->to(input.device()));
+      // Lengths on a device are not checked, because reading them would need a synchronisation.
+      if (on_device_ && !lengths->is_cpu()) return set_tables(lengths->to(input.device()));
       Tensor host = lengths->to(at::kCPU).contiguous();
       const int64_t* length = host.const_data_ptr<int64_t>();
       for (int64_t j = 0; j < layer.N; ++j)
         TORCH_CHECK(length[j] >= 0 && length[j] <= layer.T, "lengths must be between 0 and ", layer.T, ", got ",
                     length[j], " for sequence ", j);
-      // From pageable memory (a clone: the caller's may be pinned, and written to again): staged before the call
-      // returns, and no reason to wait for the device.
-      if (on_device_) return point(host.clone().to(input.device(), at::kLong, /*non_blocking=*/true));
+      // Copied from pageable memory, which CUDA stages before the call returns without waiting for the device. From a
+      // clone, because the caller's tensor may be pinned and overwritten while the copy runs.
+      if (on_device_) return set_tables(host.clone().to(input.device(), at::kLong, /*non_blocking=*/true));
       std::stable_sort(order_.begin(), order_.end(), [&](int64_t a, int64_t b) { return length[a] > length[b]; });
       std::fill(active_.begin(), active_.end(), 0);
       for (int64_t j = 0; j < layer.N; ++j)
         if (length[j] > 0) ++active_[length[j] - 1];
       for (int64_t t = layer.T - 1; t > 0; --t) active_[t - 1] += active_[t];
-      ragged_ = layer.N > 0 && layer.T > 0 && active_[layer.T - 1] < layer.N;
-      // Steps past the longest sequence hold nothing.
+      has_padding_ = layer.N > 0 && layer.T > 0 && active_[layer.T - 1] < layer.N;
+      // Leave out the steps past the end of the longest sequence.
       while (layer.N > 0 && layer.T > 0 && active_[layer.T - 1] == 0) --layer.T;
     }
-    point();
+    set_tables();
   }
 
-  void point(const Tensor& lengths = {}) {
+  void set_tables(const Tensor& lengths = {}) {
     if (lengths.defined()) {
       lengths_ = lengths.contiguous();
       layer.lengths = lengths_.const_data_ptr<int64_t>();
@@ -284,14 +284,14 @@ class Problem {
     layer.order = order_.data();
   }
 
-  bool on_device_, packed_, one_step_, batch_first_, ragged_ = false;
+  bool on_device_, packed_, one_step_, batch_first_, has_padding_ = false;
   std::vector<int64_t> active_, place_, order_;
   std::vector<Tensor> weights_;
   Tensor input_, h0_, c0_, resets_, lengths_, gates_;
 };
 
-// An input without features and the weights for it, as one feature of zeros instead: the same sums, and no kernel has
-// to know of products without terms.
+// For an input without features: the input and the weights with one feature of zeros instead. The sums are the same,
+// and the kernels need no case for GEMMs with K = 0.
 inline std::pair<Tensor, std::vector<Tensor>> with_one_feature(const Tensor& input, const Tensor& h0,
                                                                at::TensorList weights) {
   auto widened = [](const Tensor& t) {

@@ -10,14 +10,14 @@ namespace lstmkern {
 namespace {
 
 // torch.profiler sums what allocators report.
-void tell_profiler(void* data, int sign) {
+void report_to_profiler(void* data, int sign) {
   if (c10::memoryProfilingEnabled())
     c10::reportMemoryUsageToProfiler(data, sign * static_cast<int64_t>(cpu::result_bytes(data)), 0, 0,
                                      c10::Device(c10::kCPU));
 }
 
 void give_back(void* data) {
-  tell_profiler(data, -1);
+  report_to_profiler(data, -1);
   cpu::give_result(data);
 }
 
@@ -27,7 +27,7 @@ class Results final : public c10::Allocator {
     try {
       void* data = cpu::take_result(bytes);
       c10::DataPtr result(data, data, give_back, c10::Device(c10::kCPU));
-      tell_profiler(data, 1);
+      report_to_profiler(data, 1);
       return result;
     } catch (const std::bad_alloc&) {
       return c10::GetCPUAllocator()->allocate(bytes);  // raises torch's out-of-memory error
@@ -43,7 +43,7 @@ constexpr int64_t kLeast = int64_t(1) << 18;
 }  // namespace
 
 at::Tensor empty_result(at::IntArrayRef sizes, at::ScalarType dtype) {
-  static Results& results = *new Results;  // tensors may outlive what is destroyed at the end
+  static Results& results = *new Results;  // never destroyed: a tensor may be freed after static destructors have run
   int64_t bytes = static_cast<int64_t>(c10::elementSize(dtype));
   for (int64_t n : sizes) bytes *= n;
   return at::detail::empty_generic(sizes, bytes < kLeast ? c10::GetCPUAllocator() : &results,

@@ -28,7 +28,7 @@ def cpu_product(
     K: int,
     columns: int,
     gates: int = 1,
-    down: bool = False,
+    transposed: bool = False,
     threads: int = 1,
     seconds: float = 0.01,
 ) -> float: ...

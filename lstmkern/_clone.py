@@ -1,6 +1,6 @@
 """Finds the compiled part for a Python that was started in a clone of the repository.
 
-There Python imports the clone's lstmkern/, in which `pip install .` puts no compiled part. The installed package has
+There Python imports the clone's lstmkern/, in which `pip install .` creates no compiled part. The installed package has
 one. It is used if it was built from this clone and if no source has changed since.
 """
 

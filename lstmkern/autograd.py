@@ -1,7 +1,7 @@
 """One layer with gradients: autograd around the two compiled ops.
 
 ``layer_forward`` computes one layer in one or two directions. ``LayerFunction`` gives it a gradient, which the op
-``lstmkern::layer_backward`` computes. ``LayerBackward`` gives that gradient a gradient of its own.
+``lstmkern::layer_backward`` computes. ``LayerBackward`` makes that gradient differentiable.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,7 +26,7 @@ backward_op = torch.ops.lstmkern.layer_backward.default
 eager_forward = _extension.layer_forward
 eager_backward = _extension.layer_backward
 
-# What forward returns: output, h_n, c_n, the c of every step, and the gates kept for backward. Which of these are None
+# What forward returns: output, h_n, c_n, the c of every step, and the gates saved for backward. Which of these are None
 # depends on the call, in a way that types cannot express: hence Any.
 Results = tuple[Tensor, Any, Any, Any, Any]
 # What backward returns: the gradients of input, h0, c0 and of each weight; None where no gradient is needed.
@@ -108,17 +108,18 @@ class LayerFunction(torch.autograd.Function):
         if grad_output is None and grad_h_n is None and grad_c_n is None and grad_cells is None:
             return (None,) * len(needs)
         grads, primals = (grad_output, grad_h_n, grad_c_n, grad_cells), (input, h0, c0, weights)
-        ragged, saved = (batch_sizes, lengths, resets), (output, cells, gates)
+        boundaries, saved = (batch_sizes, lengths, resets), (output, cells, gates)
         wanted = (needs[0], needs[1] or needs[2], any(needs[9:]))
         if ctx.recompute and not torch.is_grad_enabled():
             return _in_order_of_arguments(needs, recomputing.layer_backward(
-                eager_forward, eager_backward, grads, *primals, ragged, output, cells, ctx.mode, ctx.batch_first, wanted
+                eager_forward, eager_backward, grads, *primals, boundaries, output, cells, ctx.mode, ctx.batch_first,
+                wanted,
             ))  # fmt: skip
         if ctx.recompute:
             with torch.no_grad():
-                saved = recomputing.recompute_saved(eager_forward, *primals, ragged, ctx.mode, ctx.batch_first)
+                saved = recomputing.recompute_saved(eager_forward, *primals, boundaries, ctx.mode, ctx.batch_first)
         return _in_order_of_arguments(
-            needs, layer_backward(*grads, *primals, *ragged, *saved, ctx.mode, ctx.batch_first, wanted)
+            needs, layer_backward(*grads, *primals, *boundaries, *saved, ctx.mode, ctx.batch_first, wanted)
         )
 
 
@@ -141,23 +142,23 @@ def _in_order_of_arguments(needs: Sequence[bool], gradients: Gradients) -> tuple
 
 
 class LayerBackward(torch.autograd.Function):
-    """``layer_backward`` with a gradient of its own: derivatives of any order, computed by reference.py."""
+    """``layer_backward`` with a gradient, for derivatives of any order; reference.py computes them."""
 
     @staticmethod
     def forward(
         ctx: Any,
         settings: tuple[str, bool, tuple[bool, bool, bool]],
-        ragged: tuple[Tensor | None, ...],
+        boundaries: tuple[Tensor | None, ...],
         saved: tuple[Tensor | None, ...],
         *tensors: Any,
     ) -> tuple[Tensor | None, ...]:
         grads, (input, h0, c0, *weights) = tensors[:4], tensors[4:]
         mode, batch_first, needs = settings
         *results, grad_weights = call_below_autograd(
-            eager_backward, *grads, input, h0, c0, weights, *ragged, *saved, mode, batch_first, needs
+            eager_backward, *grads, input, h0, c0, weights, *boundaries, *saved, mode, batch_first, needs
         )
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *ragged)
+        ctx.save_for_backward(*tensors, *boundaries)
         ctx.settings = settings
         return *results, *grad_weights
 
@@ -193,7 +194,7 @@ class LayerBackward(torch.autograd.Function):
 def _refuse_freed(tensors: Iterable[Tensor | None]) -> None:
     """Raise RuntimeError if the memory of a tensor was freed, as fully_shard does with gathered weights.
 
-    torch's own operations would read that memory and crash.
+    torch's operations would read that memory and crash.
     """
     for t in tensors:
         if t is None or type(t) not in (Tensor, torch.nn.Parameter) or not t.numel():
@@ -222,8 +223,8 @@ def _through_dispatcher(tensors: tuple[Tensor | None, ...]) -> bool:
 def _any_batched(grads: Iterable[Tensor | None]) -> bool:
     """Whether autograd.grad(is_grads_batched=True) maps over these gradients.
 
-    The results of an autograd.Function then lose their history with the mapped dimension. The op's own rule (ops.py)
-    keeps it.
+    The results of an autograd.Function then lose their history with the mapped dimension. The op's batching rule in
+    ops.py keeps it.
     """
     return any(g is not None and _is_legacy_batched(g) for g in grads)
 
@@ -278,8 +279,8 @@ def layer_forward(
     results: Results
     if _through_dispatcher(tensors):
         if torch.onnx.is_in_onnx_export():
-            ragged = (batch_sizes, lengths, resets)
-            return onnx.layer(input, h0, c0, weights, count_directions(weights), *ragged, mode, batch_first, cells)
+            boundaries = (batch_sizes, lengths, resets)
+            return onnx.layer(input, h0, c0, weights, count_directions(weights), *boundaries, mode, batch_first, cells)
         if h0 is None:
             h0, c0 = zero_states(mode, input, weights, batch_sizes, batch_first)
         results = forward_op(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
@@ -314,15 +315,16 @@ def layer_backward(
 ) -> Gradients:
     """The gradients of one layer, themselves differentiable; see the op ``lstmkern::layer_backward`` (csrc/ops.cpp)."""
     tensors = (grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, *weights)
-    ragged, saved = (batch_sizes, lengths, resets), (output, cells, gates)
+    boundaries, saved = (batch_sizes, lengths, resets), (output, cells, gates)
     if _through_dispatcher(tensors) or (needs_grad(tensors) and _any_batched(tensors[:4])):
-        gradients: Gradients = backward_op(*tensors[:7], weights, *ragged, *saved, mode, batch_first, needs)
+        gradients: Gradients = backward_op(*tensors[:7], weights, *boundaries, *saved, mode, batch_first, needs)
         return gradients
     if needs_grad(tensors):
         settings = (mode, batch_first, needs)
         apply: Any = LayerBackward.apply
-        results: tuple[Tensor | None, ...] = apply(settings, ragged, saved, *tensors)
+        results: tuple[Tensor | None, ...] = apply(settings, boundaries, saved, *tensors)
         return results[0], results[1], results[2], list(results[3:])
     return eager_backward(
-        grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, *ragged, *saved, mode, batch_first, needs
-    )
+        grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, *boundaries, *saved, mode, batch_first,
+        needs,
+    )  # fmt: skip

@@ -16,7 +16,7 @@ _registered = False
 
 
 def takes_dtensors(input: Tensor) -> bool:
-    """Whether input is a DTensor. If it is, the ops are registered for DTensors."""
+    """Whether input is a DTensor. The first DTensor registers the ops for DTensors."""
     tensor_module = sys.modules.get("torch.distributed.tensor")
     if tensor_module is None or not isinstance(input, tensor_module.DTensor):
         return False
@@ -38,7 +38,7 @@ def _on_whole_tensors(_: Any, op: Any, types: Any, args: tuple[Any, ...], kwargs
 
     def whole(t: Any) -> Any:
         if isinstance(t, DTensor):
-            detached: Any = t.detach()  # with a gradient torch 2.11 would call detach_, which DTensor lacks there
+            detached: Any = t.detach()  # full_tensor of torch 2.11 would otherwise call detach_, which DTensor lacks
             return detached.full_tensor()
         if isinstance(t, Tensor) and t.is_floating_point():
             raise RuntimeError(

@@ -1,7 +1,7 @@
 """torch.compile for modules that are instances of torch.nn.LSTM, GRU and RNN.
 
 Dynamo refuses every such instance ("Attempted to wrap RNN, GRU, or LSTM") unless torch._dynamo.config.allow_rnn is set,
-which would change how torch.nn's own modules compile. lstmkern's modules compile without a graph break. So the setting
+which would change how torch.nn's modules compile. lstmkern's modules compile without a graph break. So the setting
 is made only while Dynamo wraps one of them: VariableBuilder.wrap_module is replaced by a function that does this and
 then calls the original. Importing lstmkern changes nothing else in torch. torch.nn's modules are refused as before,
 also if a program has assigned lstmkern.LSTM to torch.nn.LSTM. torch.export allows all of them.
@@ -28,7 +28,7 @@ def _named_in_torch_nn() -> tuple[type, ...]:
 
 
 def let_through(ours: type) -> None:
-    """Let Dynamo trace instances of ``ours``, from the moment it is imported (by the first torch.compile)."""
+    """Let Dynamo trace instances of ``ours``, once Dynamo is imported (by the first torch.compile)."""
     if BUILDER in sys.modules:
         _wrap_builder(sys.modules[BUILDER], ours)
     else:
@@ -40,16 +40,16 @@ class _WhenImported(importlib.abc.MetaPathFinder):
 
     def __init__(self, ours: type) -> None:
         self.ours = ours
-        self.asking_others = False
+        self.searching = False
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name != BUILDER or self.asking_others:
+        if name != BUILDER or self.searching:
             return None
-        self.asking_others = True
+        self.searching = True
         try:
             spec = importlib.util.find_spec(name)
         finally:
-            self.asking_others = False
+            self.searching = False
         if spec is not None and spec.loader is not None:
             loader: Any = spec.loader
             execute = loader.exec_module
@@ -67,7 +67,7 @@ class _WhenImported(importlib.abc.MetaPathFinder):
 def _wrap_builder(builder: Any, ours: type) -> None:
     original = getattr(getattr(builder, "VariableBuilder", None), "wrap_module", None)
     if original is None or not hasattr(builder.config, "allow_rnn"):
-        return  # an unknown version of Dynamo, which reports itself what it refuses
+        return  # an unknown version of Dynamo, whose errors are not replaced
 
     @functools.wraps(original)
     def wrap_module(self: Any, value: Any) -> Any:
@@ -75,7 +75,7 @@ def _wrap_builder(builder: Any, ours: type) -> None:
             with builder.config.patch(allow_rnn=True):
                 return original(self, value)
         if isinstance(value, _THEIRS) and not isinstance(value, _named_in_torch_nn()) and not builder.config.allow_rnn:
-            builder.unimplemented(  # torch's own error, which it no longer raises: torch.nn.LSTM names another class
+            builder.unimplemented(  # torch's error, which torch does not raise if torch.nn.LSTM is another class
                 gb_type="Attempted to wrap RNN, GRU, or LSTM",
                 context=str(value),
                 explanation="Dynamo does not support RNN, GRU, or LSTM.",

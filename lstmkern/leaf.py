@@ -1,4 +1,4 @@
-"""What lstmkern's modules tell the parts of torch that inspect modules: torch.fx, torch.jit, torch.ao.quantization."""
+"""How torch.fx, torch.jit and torch.ao.quantization, which inspect modules, treat lstmkern's modules."""
 
 import warnings
 from typing import Any, NoReturn
@@ -16,11 +16,11 @@ def refuse_torchscript(*args: Any, **kwargs: Any) -> NoReturn:
 
 
 class ModuleName(str):
-    """A class's ``__module__`` that on instances starts with "torch.nn", so that torch.fx takes them for leaves.
+    """A class's ``__module__`` that starts with "torch.nn" on instances, so that torch.fx treats them as leaves.
 
-    torch.fx.Tracer.is_leaf_module, and the tracer of prepare_fx, make one node of the graph of a module whose
-    ``m.__module__`` starts with "torch.nn", and trace into every other. The class itself keeps its module's name, by
-    which pickle finds it.
+    torch.fx.Tracer.is_leaf_module and the tracer of prepare_fx make a module one node of the graph if its
+    ``m.__module__`` starts with "torch.nn", and trace into all others. The class keeps the name of its module, which
+    pickle needs.
     """
 
     def __get__(self, instance: object, owner: type | None = None) -> str:
@@ -31,7 +31,7 @@ class ModuleName(str):
 
 
 class KernelModule(torch.nn.Module):
-    """What every layer and cell of lstmkern has in common as a module."""
+    """The base class of all layers and cells of lstmkern."""
 
     _slow_forward = __prepare_scriptable__ = refuse_torchscript  # what torch.jit calls to trace and to compile
 
@@ -42,7 +42,7 @@ class KernelModule(torch.nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "qconfig":
-            # torch.ao.quantization sets it on each module that it visits, and then looks for torch.nn's own classes.
+            # torch.ao.quantization sets it on each module, and then quantizes only torch.nn's classes.
             warnings.warn(
                 f"torch.ao.quantization does not quantize lstmkern's {type(self).__name__}: if it is to be quantized, "
                 "call lstmkern.restore_modules(model, every=True) first",

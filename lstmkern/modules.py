@@ -196,7 +196,7 @@ class LSTM(RecurrentModule, torch.nn.LSTM):
 
 
 class _SingleState(RecurrentModule):
-    """What GRU and RNN share: one state, h."""
+    """The base class of GRU and RNN, which have one state, h."""
 
     @overload
     def forward(
@@ -256,6 +256,8 @@ class _SingleState(RecurrentModule):
             result: tuple[Any, Tensor] = super().forward(input, hx)
             return result
         return self._run(input, hx, None, lengths, resets, False)[:2]
+
+    forward.__qualname__ = "forward"  # in Python's errors about arguments, instead of this private class
 
 
 class GRU(_SingleState, torch.nn.GRU):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 __all__ = ["layer"]
 
-# The position among torch's gates of each of ONNX's.
+# For each of ONNX's gates, its position among torch's gates.
 _GATE_ORDER = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN_TANH": (0,), "RNN_RELU": (0,)}
 
 
@@ -53,11 +53,11 @@ def layer(
         The results of the op ``lstmkern::layer_forward``; absent ones are None.
 
     Raises:
-        NotImplementedError: the layer has what ONNX's operators lack: packed input, resets, a projection, the cell
-            states of every step.
+        NotImplementedError: the call uses what ONNX's operators do not support: packed input, resets, a projection,
+            or the cell states of every step.
 
     Example:
-        A model with a layer is exported with torch's own function (which needs the onnxscript package)::
+        A model with a layer is exported with torch's function (which needs the onnxscript package)::
 
             torch.onnx.export(model, (x,), "model.onnx", dynamo=True)
     """

@@ -1,8 +1,8 @@
-"""What the compiled ops need to work with the rest of torch: shapes without data, gradients, vmap.
+"""Registrations of the compiled ops for the rest of torch: shapes without data, gradients, vmap.
 
-The compiled part registers the schemas with their CPU and CUDA kernels; csrc/ops.cpp describes each argument. This file
-has the registrations in Python: fakes (for torch.compile, torch.export and the meta device), Autograd (so that an op
-called directly never drops a gradient), and the batching rules of torch.func.vmap and of autograd's own, older vmap.
+The compiled part registers the schemas with their CPU and CUDA kernels; csrc/ops.cpp describes each argument. The
+registrations in Python are fakes (for torch.compile, torch.export and the meta device), Autograd (so that an op
+called directly never drops a gradient), and the batching rules of torch.func.vmap and of autograd's older vmap.
 """
 
 import functools
@@ -27,7 +27,7 @@ from .autograd import (
     needs_grad,
 )  # fmt: skip
 
-# Of each mode: gates in the weights, and values that forward keeps for backward per unit and step (csrc/layer.h).
+# For each mode: gates in the weights, and values that forward saves for backward per unit and step (csrc/layer.h).
 GATES = {mode: gates for mode, (gates, _) in _extension.cells.items()}
 SAVED_PER_UNIT = {mode: saved for mode, (_, saved) in _extension.cells.items()}
 
@@ -170,7 +170,7 @@ def _forward_autograd(
     cells: bool,
 ) -> tuple[Tensor, ...]:
     tensors = (input, h0, c0, *weights)
-    if _has_tangent(tensors):  # forward mode, at the reference's speed
+    if _has_tangent(tensors):  # forward-mode derivatives, computed by reference.py
         *results, every_c = reference.layer(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first)
         gates = None
     elif needs_grad(tensors):
@@ -209,15 +209,15 @@ def _backward_autograd(
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     tensors = (grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, *weights)
-    ragged, saved = (batch_sizes, lengths, resets), (output, cells, gates)
+    boundaries, saved = (batch_sizes, lengths, resets), (output, cells, gates)
     if _has_tangent(tensors):
-        return reference.layer_vjp(tensors[:4], input, h0, c0, weights, *ragged, mode, batch_first)
+        return reference.layer_vjp(tensors[:4], input, h0, c0, weights, *boundaries, mode, batch_first)
     if needs_grad(tensors):
-        results = _apply(LayerBackward, (mode, batch_first, needs), ragged, saved, *tensors)
+        results = _apply(LayerBackward, (mode, batch_first, needs), boundaries, saved, *tensors)
         grad_weights = results[3:]
     else:
         *results, grad_weights = call_below_autograd(
-            eager_backward, *tensors[:7], weights, *ragged, *saved, mode, batch_first, needs
+            eager_backward, *tensors[:7], weights, *boundaries, *saved, mode, batch_first, needs
         )
     grad_input, grad_h0, grad_c0 = _filled(input, *results[:3])
     return grad_input, grad_h0, grad_c0, list(_filled(input, *grad_weights))
@@ -250,7 +250,7 @@ def _forward_vmap(
     B = info.batch_size
     args = (input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells)
     weights_differ = any(dim is not None for dim in in_dims[3])
-    if weights_differ or batch_sizes is not None or save:  # the layout of saved gates is the kernels' own
+    if weights_differ or batch_sizes is not None or save:  # only the kernels know the layout of saved gates
         return _one_by_one(forward_op, B, in_dims, args)
 
     def with_rows(tensor: Tensor | None, dim: int | None, n: int) -> Tensor | None:
@@ -315,10 +315,10 @@ def _one_by_one(
 
 
 def _register_legacy_vmap(op: Any) -> None:
-    """The same, element by element, for autograd's own vmap, whose tensors hide the mapped dimensions."""
+    """The same, element by element, for autograd's internal vmap, whose tensors hide the mapped dimensions."""
 
     def rule(*args: Any) -> Any:
-        level = torch._C._vmapmode_increment_nesting() - 1  # the vmaps around this call, numbered from 1
+        level = torch._C._vmapmode_increment_nesting() - 1  # the enclosing vmaps, numbered from 1
         torch._C._vmapmode_decrement_nesting()
         leaves, structure = tree_flatten(args)
         while True:

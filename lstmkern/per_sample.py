@@ -1,8 +1,8 @@
 """Per-sample gradients, for torch.nn.utils._per_sample_grad.call_for_per_sample_grads.
 
-torch replaces each parameter by an ExpandedWeight, a tensor subclass that looks up how a function treats it. This file
-says so for lstmkern::layer_forward: forward is unchanged; backward recomputes each sequence and differentiates it by
-itself, and stores the gradients in ``grad_sample``.
+torch replaces each parameter by an ExpandedWeight, a tensor subclass with a table of the functions that support it.
+This file adds lstmkern::layer_forward to that table. Forward is unchanged. Backward recomputes and differentiates each
+sequence separately and stores the gradients in ``grad_sample``.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from .autograd import eager_backward, eager_forward, forward_op
 try:
     from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight, implements_per_sample_grads
     from torch.nn.utils._expanded_weights.expanded_weights_utils import set_grad_sample_if_exists, standard_kwargs
-except ImportError:  # in a torch without them nothing calls this
+except ImportError:  # a torch without ExpandedWeights: this is never called
 
     def implements_per_sample_grads(torch_function: Any) -> Any:
         return lambda cls: cls
@@ -26,7 +26,7 @@ except ImportError:  # in a torch without them nothing calls this
 
 @implements_per_sample_grads(forward_op)
 class PerSampleLayer:
-    """The op for weights of which some are ExpandedWeights; those that need a gradient must be."""
+    """The op if some weights are ExpandedWeights, as all weights that need a gradient must be."""
 
     @staticmethod
     def apply(kwarg_names: Sequence[str], _: Any, *args: Any) -> Any:
@@ -56,7 +56,7 @@ class PerSampleLayer:
 
 
 def _check(weights: Sequence[Tensor], N: int, packed: bool) -> None:
-    """Run torch's own checks. A packed batch may be smaller than the batch size of the weights."""
+    """The checks of torch. A packed batch may be smaller than the batch size of the weights."""
     expanded = [w for w in weights if isinstance(w, ExpandedWeight)]
     for w in expanded:
         if w.batch_size < N or (w.batch_size > N and not packed):
@@ -124,10 +124,10 @@ class PerSampleFunction(torch.autograd.Function):
                 steps = one if batch_first or h0.dim() == 2 else (slice(None), one)
             state = (..., one, slice(None))
             received = _at(steps, grad_output), _at(state, grad_h_n), _at(state, grad_c_n), _at(steps, grad_cells)
-            ragged = None, _at(one, lengths), _at(steps, resets)
+            boundaries = None, _at(one, lengths), _at(steps, resets)
             layer = (_at(steps, input), _at(state, h0), _at(state, c0), weights)
-            saved = recomputing.recompute_saved(eager_forward, *layer, ragged, ctx.mode, batch_first)
-            dx, dh, dc, dw = eager_backward(*received, *layer, *ragged, *saved, ctx.mode, batch_first, needs)
+            saved = recomputing.recompute_saved(eager_forward, *layer, boundaries, ctx.mode, batch_first)
+            dx, dh, dc, dw = eager_backward(*received, *layer, *boundaries, *saved, ctx.mode, batch_first, needs)
             part: Any
             for whole, where, part in ((grad_input, steps, dx), (grad_h0, state, dh), (grad_c0, state, dc)):
                 if whole is not None:

@@ -68,9 +68,9 @@ def pair():
     """pair(kind, input_size, hidden_size, ...): torch.nn's module and ours, with the same weights."""
 
     def make(kind, *sizes, **options):
-        name, own = KINDS[kind]
-        theirs = getattr(torch.nn, name)(*sizes, **own, **options)
-        ours = getattr(lstmkern, name)(*sizes, **own, **options)
+        name, kind_options = KINDS[kind]
+        theirs = getattr(torch.nn, name)(*sizes, **kind_options, **options)
+        ours = getattr(lstmkern, name)(*sizes, **kind_options, **options)
         ours.load_state_dict(theirs.state_dict())
         return theirs, ours
 

@@ -61,7 +61,7 @@ def commands(source: str, language: str) -> Iterator[str]:
 
 
 def stand_in(command: str) -> str | None:
-    """What stands for ``command`` in ELSEWHERE; "" if it only prepares a machine, None if it is to be run here."""
+    """What replaces ``command`` in ELSEWHERE; "" if it only prepares a machine, None if it is to be run here."""
     command = re.sub(r"^(\w+=('[^']*'|\"[^\"]*\"|\S*) )+", "", command).removeprefix(".venv/bin/")
     command = command.replace("python -m lstmkern ", "lstmkern ")
     if any(re.fullmatch(pattern, command) for pattern in PREPARATION):
@@ -73,7 +73,7 @@ def stand_in(command: str) -> str | None:
 
 
 def check_stand_in(command: str, runs: str) -> None:
-    """Check that continuous integration has what stands for ``command``.
+    """Check that continuous integration has what replaces ``command``.
 
     Raises:
         AssertionError: there is no such target or file, or continuous integration does not run it.
@@ -88,7 +88,7 @@ def check_stand_in(command: str, runs: str) -> None:
 
 
 def check(command: str, folder: Path) -> None:
-    """Run ``command`` in ``folder``, or check that something stands for each part of it.
+    """Run ``command`` in ``folder``, or check that something replaces each part of it.
 
     Raises:
         AssertionError: it fails, or it is not a command that the documentation may have.

@@ -1,4 +1,4 @@
-"""Shell scripts that a test puts on PATH in place of real programs."""
+"""Shell scripts that a test adds to PATH in place of real programs."""
 
 import os
 

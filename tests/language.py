@@ -24,7 +24,7 @@ TRAIN = ["train", "--model", "char-gru", "--text", "text.txt", "--batch-size", "
 
 
 def source_text(functions):
-    """Python source code of so many short functions."""
+    """Python source code with this number of short functions."""
     return "".join(f"def f{n}(x):\n    return x + {n}\n\n\n" for n in range(functions))
 
 

@@ -55,8 +55,8 @@ def test_batched_grads_are_each_grad(kind, form, recompute, pair):
     each = [torch.randn(4, *r.shape, dtype=r.dtype) for r in results]
     together = torch.autograd.grad(results, leaves, each, is_grads_batched=True, retain_graph=True)
     for b in range(4):
-        alone = torch.autograd.grad(results, leaves, [grads[b] for grads in each], retain_graph=True)
-        torch.testing.assert_close([t[b] for t in together], list(alone))
+        expected = torch.autograd.grad(results, leaves, [grads[b] for grads in each], retain_graph=True)
+        torch.testing.assert_close([t[b] for t in together], list(expected))
 
 
 def test_only_some_inputs_and_results(kind, pair):
@@ -65,8 +65,8 @@ def test_only_some_inputs_and_results(kind, pair):
     results = function(x, *rest)
     each = torch.randn(4, *results[1].shape, dtype=x.dtype)
     (together,) = torch.autograd.grad(results[1], x, each, is_grads_batched=True, retain_graph=True)
-    alone = [torch.autograd.grad(results[1], x, grad, retain_graph=True)[0] for grad in each]
-    torch.testing.assert_close(together, torch.stack(alone))
+    expected = [torch.autograd.grad(results[1], x, grad, retain_graph=True)[0] for grad in each]
+    torch.testing.assert_close(together, torch.stack(expected))
 
 
 def test_vmap_over_nothing(pair):

@@ -163,8 +163,8 @@ def test_products_by_hand():
         product(3, 48, 4): 10,
         product(15, 48, 7): 1,
         product(15, 48, 4): 1,
-        product(12, 15, 7, down=True): 1,
-        product(12, 15, 4, down=True): 3,
+        product(12, 15, 7, transposed=True): 1,
+        product(12, 15, 4, transposed=True): 3,
     }
     # 600 rows come in chunks of 384 + 60.
     assert bounds.products(Case("LSTM", 10, 60, 8, 4))[product(444, 8, 4, 4)] == pytest.approx(600 / 444)
@@ -182,7 +182,7 @@ def test_a_bare_product_takes_time_with_its_work(tmp_path, gates, dtype):
 import json
 from benchmarks import bounds
 shapes = [bounds.Product(24, k, 64, {gates}, dtype="{dtype}") for k in (64, 4096)]
-shapes += [bounds.Product(r, 64, 64, down=True, dtype="{dtype}") for r in (64, 4096)]
+shapes += [bounds.Product(r, 64, 64, transposed=True, dtype="{dtype}") for r in (64, 4096)]
 times = zip(*([p.seconds(duration=2e-4) for p in shapes] for _ in range(50)), strict=True)
 print(json.dumps([min(t) for t in times]))  # the minimum is the least disturbed
 """

@@ -31,10 +31,10 @@ def test_resets_start_a_new_sequence(kind, batch_first, pair):
     output = output.transpose(0, 1) if batch_first else output
     for row in range(N):
         for k, part in enumerate(segments(row)):
-            alone = x[part, row : row + 1]
+            single = x[part, row : row + 1]
             hx = (h[:, row : row + 1], c[:, row : row + 1]) if lstm else h[:, row : row + 1]
             hx = None if k or RESETS[0, row] else hx
-            expected, final = theirs(alone.transpose(0, 1) if batch_first else alone, hx)
+            expected, final = theirs(single.transpose(0, 1) if batch_first else single, hx)
             expected = expected.transpose(0, 1) if batch_first else expected
             torch.testing.assert_close(output[part, row : row + 1], expected)
         for mine, last in zip(state if lstm else [state], final if lstm else [final], strict=True):
@@ -132,8 +132,8 @@ def test_cells_of_ragged_batches():
     assert isinstance(packed, PackedSequence)
     torch.testing.assert_close(pad_packed_sequence(packed, total_length=T)[0], padded)
     assert not padded[4:, 0].any()
-    _, _, alone = module(x[:, 1], return_cells=True)
-    torch.testing.assert_close(padded[:, 1], alone)
+    _, _, single = module(x[:, 1], return_cells=True)
+    torch.testing.assert_close(padded[:, 1], single)
 
 
 def test_cells_without_gradients():

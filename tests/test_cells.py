@@ -23,11 +23,11 @@ NAMES = ("LSTMCell", "GRUCell", "RNNCell")
 @pytest.fixture(params=CELLS)
 def cells(request):
     """cells(I, H, ...): torch.nn's cell and ours, with the same weights."""
-    name, own = CELLS[request.param]
+    name, kind_options = CELLS[request.param]
 
     def make(*sizes, **options):
-        theirs = getattr(nn, name)(*sizes, **own, **options)
-        ours = getattr(lstmkern, name)(*sizes, **own, **options)
+        theirs = getattr(nn, name)(*sizes, **kind_options, **options)
+        ours = getattr(lstmkern, name)(*sizes, **kind_options, **options)
         ours.load_state_dict(theirs.state_dict())
         return theirs, ours
 
@@ -78,8 +78,8 @@ def test_forms_of_input(cells):
 def test_stepping_is_the_layer(cells):
     _, cell = cells(4, 5)
     layer = {"LSTMCell": lstmkern.LSTM, "GRUCell": lstmkern.GRU, "RNNCell": lstmkern.RNN}[type(cell).__name__]
-    own = {"nonlinearity": cell.nonlinearity} if isinstance(cell, lstmkern.RNNCell) else {}
-    module = layer(4, 5, **own)
+    kind_options = {"nonlinearity": cell.nonlinearity} if isinstance(cell, lstmkern.RNNCell) else {}
+    module = layer(4, 5, **kind_options)
     module.load_state_dict({f"{name}_l0": p for name, p in cell.state_dict().items()})
     x, state = torch.randn(6, 3, 4), None
     for t in range(6):
@@ -153,8 +153,8 @@ def test_same_construction(cells, bias):
     _, ours = cells(4, 5, bias=bias)
     for cls in (type(theirs), type(ours)):
         torch.manual_seed(0)
-        own = {"nonlinearity": ours.nonlinearity} if isinstance(ours, lstmkern.RNNCell) else {}
-        made.append((cls(4, 5, bias=bias, **own), torch.get_rng_state()))
+        kind_options = {"nonlinearity": ours.nonlinearity} if isinstance(ours, lstmkern.RNNCell) else {}
+        made.append((cls(4, 5, bias=bias, **kind_options), torch.get_rng_state()))
     (theirs, their_rng), (ours, our_rng) = made
     assert repr(ours) == repr(theirs) and torch.equal(our_rng, their_rng)
     assert list(ours.state_dict()) == list(theirs.state_dict())

@@ -181,7 +181,7 @@ def test_opcheck_backward(mode, form, requires_grad):
     with torch.no_grad():
         output, *state, cells, gates = torch.ops.lstmkern.layer_forward(*arguments, mode, False, True, True)
     grads = [torch.randn_like(t).requires_grad_(requires_grad) if t.numel() else None for t in (output, *state, cells)]
-    # torch.compile has no second derivatives: AOT dispatch cannot trace this op's own gradient.
+    # torch.compile has no second derivatives: AOT dispatch cannot trace the gradient of this op.
     checks = ALL[:3] if requires_grad else ALL
     partly = ([grads[0], None, None, None], [False, True, False], ALL[:3])
     for received, needs, tests in ((grads, [True, True, True], checks), partly):
@@ -212,15 +212,15 @@ def test_opcheck_one_step(mode, requires_grad):
     with torch.no_grad():
         output, _, _, cells, gates = torch.ops.lstmkern.layer_forward(*arguments, True, True)
     grads = (torch.randn_like(output), None, None, torch.randn_like(cells) if mode == "LSTM" else None)
-    for own in (output,) if "RNN" in mode else (output, None):  # gated cells do not read it
-        call = (*grads, *arguments[:7], own, cells, gates, mode, False, [True, True, True])
+    for given_output in (output,) if "RNN" in mode else (output, None):  # gated cells do not read it
+        call = (*grads, *arguments[:7], given_output, cells, gates, mode, False, [True, True, True])
         torch.library.opcheck(torch.ops.lstmkern.layer_backward, call, test_utils=ALL[:3] if requires_grad else ALL)
 
 
 @pytest.mark.parametrize("over", ["x", "state", "both", "weights"])
 @pytest.mark.parametrize("mode", ["LSTM", "GRU", "RNN_TANH"])
 def test_vmap_of_cells(mode, over):
-    """torch.nn's cells know no vmap: beside the reference's step."""
+    """torch.nn's cells do not support vmap, so the results are compared with the reference's step."""
     cell = getattr(lstmkern, f"{mode.split('_')[0]}Cell")(I, H).double()
     weights = {n: p.detach() for n, p in cell.named_parameters()}
     x, h = torch.randn(3, I, dtype=torch.float64), torch.randn(3, H, dtype=torch.float64)
@@ -369,8 +369,8 @@ def test_per_sample_gradients(kind, pair):
 
     each = vmap(grad(loss), (None, 1))(weights, x)
     for n in range(3):
-        alone = grad(loss)(weights, x[:, n])
-        torch.testing.assert_close({name: g[n] for name, g in each.items()}, alone)
+        expected = grad(loss)(weights, x[:, n])
+        torch.testing.assert_close({name: g[n] for name, g in each.items()}, expected)
 
 
 def test_ensemble_by_vmap(kind, pair):

@@ -1,4 +1,4 @@
-"""Every .cu file compiles with nvcc alone, for sm_80 and sm_90a, without a warning and without a spilled register."""
+"""Every .cu file compiles with nvcc for sm_80 and sm_90a, without a warning and without a spilled register."""
 
 import re
 import shutil

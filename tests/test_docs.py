@@ -102,7 +102,7 @@ def test_examples_of_docstrings_run(module, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_block_is_only_indented(page):
-    """Such a block has no language, so nothing tells whether it is to be run."""
+    """A block without a language is refused, because it is unclear whether it is to be run."""
     tokens = MarkdownIt("commonmark").parse(without_comments(page.read_text()))
     lines = [token.map[0] + 1 for token in tokens if token.type == "code_block"]
     assert not lines, f"fence the blocks of lines {lines} and name their language"

@@ -96,7 +96,7 @@ WRONG = [
 @pytest.mark.parametrize("wrong", WRONG, ids=str)
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
 def test_constructors_refuse_what_torch_refuses(name, wrong):
-    """With the same error, except that Python names our constructor where a keyword is none of its arguments."""
+    """With the same error, except that Python names our constructor for an unknown keyword."""
     arguments = {"input_size": 4, "hidden_size": 5, **wrong}
     unknown = next((key for key in wrong if key not in inspect.signature(getattr(lstmkern, name)).parameters), None)
     errors = []
@@ -127,7 +127,7 @@ def test_factory_arguments():
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
 def test_what_it_is_an_instance_of(name):
-    """torch.nn's own class: client libraries branch on it. replace_modules() gives the same."""
+    """torch.nn's class: client libraries branch on it. replace_modules() gives the same."""
     ours, theirs = getattr(lstmkern, name), getattr(nn, name)
     swapped = nn.ModuleList([theirs(4, 5)])
     lstmkern.replace_modules(swapped)
@@ -138,7 +138,7 @@ def test_what_it_is_an_instance_of(name):
 
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN"])
 def test_helpers_that_subclasses_call(name):
-    """A subclass with a forward of its own checks its arguments by these."""
+    """A subclass that overrides forward checks its arguments by these."""
     results = []
     for module in (
         getattr(nn, name)(3, 4, 2, bidirectional=True),
@@ -155,7 +155,7 @@ def test_helpers_that_subclasses_call(name):
 
 
 def test_flat_weights_may_be_assigned(pair):
-    """Old recipes for weight dropout and pruning assign the list that torch.nn keeps beside the parameters."""
+    """Old recipes for weight dropout and pruning assign the list that torch.nn keeps in addition to the parameters."""
     theirs, ours = pair("lstm", 4, 5, 2)
     x = torch.randn(3, 2, 4)
 
@@ -167,7 +167,7 @@ def test_flat_weights_may_be_assigned(pair):
     for module in (theirs, ours):
         module._flat_weights = [getattr(module, n) for n in module._flat_weights_names]
     assert torch.equal(both(), first)
-    for module in (theirs, ours):  # other tensors stand in for the parameters
+    for module in (theirs, ours):  # other tensors replace the parameters
         module._flat_weights = [2 * w.detach() for w in module._flat_weights]
     doubled = both()
     assert not torch.equal(doubled, first)
@@ -440,7 +440,7 @@ def test_replaced_parameter_is_used(pair):
 
 
 def test_shared_memory_weights(pair):
-    """Weights that are views of one flat buffer, as optimizers and sharding libraries lay them out."""
+    """Weights that are views of one flat buffer, as optimizers and sharding libraries store them."""
     theirs, ours = pair("lstm", 4, 5)
     flat = torch.cat([p.detach().flatten() for p in ours.parameters()])
     offset = 0

@@ -79,7 +79,7 @@ ONLY_WE_SEE = {  # keyword arguments and what the message says
     "negative length": ({"lengths": torch.tensor([-1, 2])}, RuntimeError, "lengths must be between 0 and 3, got -1"),
     "length past T": ({"lengths": torch.tensor([3, 4])}, RuntimeError, "lengths must be between 0 and 3, got 4"),
     "resets int": ({"resets": torch.zeros(T, N)}, ValueError, "resets: Expected a tensor of torch.bool"),
-    "resets turned": (
+    "resets transposed": (
         {"resets": torch.zeros(N, T).bool()},
         ValueError,
         r"resets: Expected size \(3, 2\), got \[2, 3\]",

@@ -112,12 +112,12 @@ def test_any_subset_of_the_inputs(kind, pair):
     _, leaves, function = problem(kind, pair)
     together = torch.autograd.grad(function(*leaves)[0].sin().sum(), leaves)
     for k, expected in enumerate(together):
-        alone = [leaf.detach().requires_grad_(i == k) for i, leaf in enumerate(leaves)]
-        (grad,) = torch.autograd.grad(function(*alone)[0].sin().sum(), alone[k])
+        leaf_copies = [leaf.detach().requires_grad_(i == k) for i, leaf in enumerate(leaves)]
+        (grad,) = torch.autograd.grad(function(*leaf_copies)[0].sin().sum(), leaf_copies[k])
         torch.testing.assert_close(grad, expected)
-        result = function(*alone)[0]
-        (first,) = torch.autograd.grad(result.sin().sum(), alone[k], create_graph=True)
-        (second,) = torch.autograd.grad(first.sin().sum(), alone[k])
+        result = function(*leaf_copies)[0]
+        (first,) = torch.autograd.grad(result.sin().sum(), leaf_copies[k], create_graph=True)
+        (second,) = torch.autograd.grad(first.sin().sum(), leaf_copies[k])
         assert second.abs().max() > 0
 
 

@@ -1,4 +1,4 @@
-"""HUMAN_NUMBERS has the same size as in the book, and batches continue each other."""
+"""HUMAN_NUMBERS has the same size as in fastbook, and batches continue each other."""
 
 import pytest
 import torch
@@ -117,10 +117,10 @@ def test_smallest_corpus_that_fills_a_batch():
 def test_written_corpus_reads_back_the_same(tmp_path):
     for name, lines in zip(("train.txt", "valid.txt"), human_numbers(), strict=True):
         (tmp_path / name).write_text("\n".join(lines) + "\n")
-    corpus, own = load_corpus(tmp_path), load_corpus()
-    assert torch.equal(corpus.ids, own.ids)
-    assert corpus.vocab == own.vocab
-    assert corpus.fingerprint == own.fingerprint
+    corpus, default = load_corpus(tmp_path), load_corpus()
+    assert torch.equal(corpus.ids, default.ids)
+    assert corpus.vocab == default.vocab
+    assert corpus.fingerprint == default.fingerprint
     assert make_corpus(["a b"]).fingerprint != make_corpus(["b a"]).fingerprint
 
 

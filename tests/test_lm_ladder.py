@@ -1,4 +1,4 @@
-"""LMModel1 to LMModel5, LSTM cells in Python, and the ladder: each agrees with the book and with our kernels."""
+"""LMModel1 to LMModel5, LSTM cells in Python, and the ladder: each agrees with fastbook and with our kernels."""
 
 import csv
 from functools import partial
@@ -61,7 +61,7 @@ def test_lmmodel5_is_torch_rnn(layers):
 
 
 class LSTMCellOfFour(nn.Module):
-    """The book's first LSTM cell: four Linear layers, one per gate, on the concatenation of h and the input."""
+    """fastbook's first LSTM cell: four Linear layers, one per gate, on the concatenation of h and the input."""
 
     def __init__(self, ni, nh):
         super().__init__()
@@ -81,7 +81,7 @@ class LSTMCellOfFour(nn.Module):
 
 
 class LSTMCellChunked(nn.Module):
-    """The book's second LSTM cell: one matrix product for all gates, split in the order i, f, o, g."""
+    """fastbook's second LSTM cell: one matrix product for all gates, split in the order i, f, o, g."""
 
     def __init__(self, ni, nh):
         super().__init__()
@@ -169,7 +169,7 @@ def test_learning_rates_and_epochs_of_the_book():
 
 @pytest.mark.slow
 def test_the_ladder_reaches_the_accuracy_of_the_book(tmp_path, monkeypatch, capsys):
-    """The command with two models: accuracy near the book's, a table, a CSV file and a plot."""
+    """The command with two models: accuracy near fastbook's, a table, a CSV file and a plot."""
     monkeypatch.setattr(climb, "EXPECTED", {name: climb.EXPECTED[name] for name in ("lm2", "lm3")})
     assert main(["ladder", "--out", str(tmp_path / "out"), "--threads", "1"]) == 0
     with open(tmp_path / "out" / "ladder.csv", newline="") as file:
@@ -214,8 +214,8 @@ def test_the_ladder_names_the_models_below_the_book():
             self.config, self.history = config_of(model), [Result(accuracy)]
 
     note = climb._below_the_book([[Done("lm4", 0.63)], [Done("lm6", 0.60)], [Done("lm7", 0.80)]])
-    assert note.startswith("Below the book: LMModel6 by 0.12, LMModel7 by 0.03. Accuracy depends on the seed")
+    assert note.startswith("Below fastbook: LMModel6 by 0.12, LMModel7 by 0.03. Accuracy depends on the seed")
     assert "--seeds 5" in note
     note = climb._below_the_book([[Done("lm6", accuracy) for accuracy in (0.60, 0.65, 0.90)]])
-    assert note.startswith("Below the book: LMModel6 by 0.07. ") and "lowest and highest" in note
+    assert note.startswith("Below fastbook: LMModel6 by 0.07. ") and "lowest and highest" in note
     assert climb._below_the_book([[Done("lm6", 0.71)], [Done("lm1", 0.49)]]) == ""

@@ -1,4 +1,4 @@
-"""Training reaches the accuracy of the book, agrees with torch.nn, and resumes with the same bits."""
+"""Training reaches the accuracy of fastbook chapter 12, agrees with torch.nn, and resumes with the same bits."""
 
 from dataclasses import replace
 from statistics import median

@@ -117,8 +117,8 @@ def train(run, module, values, lengths=None, resets=None):
 
 def sequences(results, case, keep):
     """The parts of the results that belong to the sequences ``keep``, without the gradients of weights."""
-    own = ("output", "h_n", "c_n", "grad_x", "grad_h0", "grad_c0")
-    return {key: value[:, keep] for key, value in results.items() if key in own}
+    per_sequence = ("output", "h_n", "c_n", "grad_x", "grad_h0", "grad_c0")
+    return {key: value[:, keep] for key, value in results.items() if key in per_sequence}
 
 
 def masks_differ(got, wanted):

@@ -56,12 +56,12 @@ class Everything(torch.nn.Module):
     def forward(self, x, lengths, h):
         results = []
         for layer, cell, (states, ragged, unbatched) in zip(self.layers, self.cells, self.calls, strict=True):
-            input, own, lengths_ = (x[:, 0], h[:, 0], lengths[0]) if unbatched else (x, h, lengths)
-            own = own[: layer.num_layers * (1 + layer.bidirectional)]
-            hx = (own, own / 2) if layer.mode == "LSTM" else own
+            input, state, lengths_ = (x[:, 0], h[:, 0], lengths[0]) if unbatched else (x, h, lengths)
+            state = state[: layer.num_layers * (1 + layer.bidirectional)]
+            hx = (state, state / 2) if layer.mode == "LSTM" else state
             steps = input.transpose(0, 1) if layer.batch_first and not unbatched else input
             results.append(layer(steps, hx if states else None, lengths=lengths_ if ragged else None))
-            hx = (own[0], own[0] / 2) if layer.mode == "LSTM" else own[0]
+            hx = (state[0], state[0] / 2) if layer.mode == "LSTM" else state[0]
             results.append(cell(input[0], hx if states else None))
         return results
 
@@ -197,21 +197,21 @@ def test_a_refused_export_writes_nothing(tmp_path):
 
 
 class Within(torch.nn.Module):
-    def __init__(self, own):
+    def __init__(self, inner):
         super().__init__()
-        self.own = own
+        self.inner = inner
 
     def forward(self, x):
-        return self.own(x)
+        return self.inner(x)
 
 
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("kind", [*KINDS, *CELLS])
 def test_torchscript_is_refused_in_one_sentence(tmp_path, kind, grad):
-    own = {**KINDS, **CELLS}[kind](5, 7)
+    module = {**KINDS, **CELLS}[kind](5, 7)
     x = torch.randn(3, 5) if kind in CELLS else torch.randn(4, 3, 5)
-    expected = own(x)
-    for model in (own, Within(own)):
+    expected = module(x)
+    for model in (module, Within(module)):
         with torch.set_grad_enabled(grad), warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # a warning of torch.jit
             with pytest.raises(NotImplementedError, match=r"^lstmkern .* use torch.onnx.export\(dynamo=True\)"):
@@ -221,7 +221,7 @@ def test_torchscript_is_refused_in_one_sentence(tmp_path, kind, grad):
             with pytest.raises(NotImplementedError, match="^lstmkern"):
                 torch.jit.script(model)
     assert not (tmp_path / "m.onnx").exists()
-    torch.testing.assert_close(own(x), expected, rtol=0, atol=0)
+    torch.testing.assert_close(module(x), expected, rtol=0, atol=0)
 
 
 class Functional(torch.nn.Module):

@@ -179,7 +179,7 @@ def test_titles_name_the_configuration(drawn):
 
 
 def test_ladder(drawn):
-    """All models and their accuracy in the book. LMModel1 and LMModel2, which compute the same, are both visible."""
+    """All models and their accuracy in fastbook. LMModel1 and LMModel2, which compute the same, are both visible."""
     runs = [run for model in climb.EXPECTED for run in runs_of(model, config_of(model).epochs, [OURS])]
     climb._plot(Path("ladder.png"), runs)
     (figure,) = drawn

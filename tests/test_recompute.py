@@ -7,10 +7,10 @@ import lstmkern
 from lstmkern import autograd, functional
 
 
-def step(module, x, hx, **ragged):
+def step(module, x, hx, **masks):
     x = x.detach().requires_grad_()
     hx = [h.detach().requires_grad_() for h in hx]
-    output, state = module(x, tuple(hx) if len(hx) == 2 else hx[0], **ragged)
+    output, state = module(x, tuple(hx) if len(hx) == 2 else hx[0], **masks)
     state = state if isinstance(state, tuple) else (state,)
     loss = output.sin().sum() + sum((k + 2) * s.cos().sum() for k, s in enumerate(state))
     return [output, *state, *torch.autograd.grad(loss, [x, *hx, *module.parameters()])]
@@ -24,19 +24,19 @@ RAGGED = {
 }
 
 
-@pytest.mark.parametrize("ragged", RAGGED)
+@pytest.mark.parametrize("masks", RAGGED)
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"batch_first": True}, {"bias": False}], ids=str)
-def test_same_results(kind, options, ragged, pair):
+def test_same_results(kind, options, masks, pair):
     _, module = pair(kind, 5, 7, 2, dtype=torch.float64, **options)
-    x, ragged, D = torch.randn(21, 3, 5, dtype=torch.float64), RAGGED[ragged], 2 if module.bidirectional else 1
+    x, masks, D = torch.randn(21, 3, 5, dtype=torch.float64), RAGGED[masks], 2 if module.bidirectional else 1
     if module.batch_first:
-        x, ragged = x.transpose(0, 1), {k: v if v.dim() == 1 else v.transpose(0, 1) for k, v in ragged.items()}
+        x, masks = x.transpose(0, 1), {k: v if v.dim() == 1 else v.transpose(0, 1) for k, v in masks.items()}
     hx = [torch.randn(2 * D, 3, module.proj_size or 7, dtype=torch.float64)]
     if module.mode == "LSTM":
         hx.append(torch.randn(2 * D, 3, 7, dtype=torch.float64))
-    expected = step(module, x, hx, **ragged)
+    expected = step(module, x, hx, **masks)
     with lstmkern.recompute():
-        results = step(module, x, hx, **ragged)
+        results = step(module, x, hx, **masks)
     for a, b in zip(results, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
@@ -55,8 +55,8 @@ def test_saves_less_memory(cell):
 
         with lstmkern.recompute(enabled), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
             output, _ = module(x)
-        own = {t.untyped_storage().data_ptr() for t in [x, *module.parameters()]}
-        return sum(n for p, n in sizes.items() if p not in own), output
+        given = {t.untyped_storage().data_ptr() for t in [x, *module.parameters()]}
+        return sum(n for p, n in sizes.items() if p not in given), output
 
     (kept, _a), (kept_less, _b) = held(False), held(True)
     state = 8 * 64 * 4 * 2  # h0 and c0

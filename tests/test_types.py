@@ -1,4 +1,4 @@
-"""What a type checker knows of lstmkern in somebody else's program."""
+"""A type checker understands lstmkern in another program."""
 
 import subprocess
 import sys

@@ -45,8 +45,8 @@ def test_lengths_equal_single_sequences(kind, batch_first, bidirectional, with_s
     output, state = ours(x, hx, lengths=lengths)
     by_row = output if batch_first else output.transpose(0, 1)
     for n, length in enumerate(lengths.tolist()):
-        alone = x[n : n + 1, :length] if batch_first else x[:length, n : n + 1]
-        expected, final = theirs(alone, None if hx is None else row_of(hx, n))
+        single = x[n : n + 1, :length] if batch_first else x[:length, n : n + 1]
+        expected, final = theirs(single, None if hx is None else row_of(hx, n))
         torch.testing.assert_close(by_row[n, :length], expected.squeeze(0 if batch_first else 1))
         assert not by_row[n, length:].any()
         torch.testing.assert_close(row_of(state, n), final)
@@ -97,10 +97,10 @@ def test_rows_without_steps_keep_their_state(kind, pair, as_good_as_torch):
         return [output, dx, *as_tuple(state), *rest[: len(hx)]], rest[len(hx) :]
 
     x[:, [0, 2, 5]] = float("nan")
-    (results, weights), (alone, weights_alone) = step(slice(None), torch.float32), step(some, torch.float32)
+    (results, weights), (expected, expected_weights) = step(slice(None), torch.float32), step(some, torch.float32)
     exact, weights_exact = step(some, torch.float64)
-    as_good_as_torch([r[:, some] for r in results], alone, exact)
-    as_good_as_torch(list(weights), list(weights_alone), list(weights_exact))
+    as_good_as_torch([r[:, some] for r in results], expected, exact)
+    as_good_as_torch(list(weights), list(expected_weights), list(weights_exact))
     empty, n = [0, 2, 5], len(hx)
     assert all((r[:, empty] == 0).all() for r in results[:2])
     for given, final, grad, weight in zip(hx, results[2 : 2 + n], results[2 + n :], state_weights, strict=True):
@@ -139,9 +139,9 @@ def test_many_rows_without_steps(threads, pair):
             results.append([output, *grads])
     finally:
         torch.set_num_threads(before)
-    (output, dx, *weights), (alone, dx_alone, *weights_alone) = results
-    torch.testing.assert_close([output[:, some], dx[:, some]], [alone, dx_alone])
-    torch.testing.assert_close(weights, weights_alone, rtol=1e-4, atol=1e-4)
+    (output, dx, *weights), (single, single_dx, *expected_weights) = results
+    torch.testing.assert_close([output[:, some], dx[:, some]], [single, single_dx])
+    torch.testing.assert_close(weights, expected_weights, rtol=1e-4, atol=1e-4)
     assert not output[:, lengths == 0].any() and not dx[:, lengths == 0].any()
 
 

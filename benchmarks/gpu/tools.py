@@ -1,7 +1,7 @@
 """The NVIDIA programs: nvidia-smi, nvcc, compute-sanitizer, ncu. Does not need torch.
 
 tests/test_gpu_device.py runs every line with stand-ins for the programs. Nothing here changes a setting of the GPU; ncu
-is told not to change its clocks.
+runs with an option that leaves its clocks unchanged.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 namespace cells {
 
 // In: the values before the nonlinearities, in i f g o. Out: the gates in i f g o, and c, h. The step comes in two
-// halves for callers that have many cells at hand: each cell is a long chain of dependent operations, and a processor
+// halves for callers that compute many cells: each cell is a long chain of dependent operations, and a processor
 // fills its pipeline with the same half of other cells.
 template <class V>
 LSTMKERN_CELL void lstm_state(V& i, V& f, V& g, V& o, const V& c_prev, V& c) {

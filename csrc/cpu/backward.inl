@@ -1,6 +1,6 @@
 // One layer backward, one direction at a time, in chunks of steps from the last to the first. A chunk's time loop
 // leaves the derivatives of its gates in a buffer that the cache holds; from there one product adds to dW_ih, one to
-// dW_hh (their sums run over all chunks, gradients.inl) and one gives dx. The team meets once per chunk.
+// dW_hh (their sums run over all chunks, gradients.inl) and one gives dx. The team has one barrier per chunk.
 
 // A row of sums of no product.
 template <class C>
@@ -78,7 +78,7 @@ class BackwardKernel : BackwardPass<S> {
     w_hr = memory.take<X>(project ? hidden.template packed<X>(L.P) : 0);
     carry = memory.take<C>(L.N * Hp);
     for (int half = 0; half < halves; ++half)
-      chunks[half] = {memory.take<X>(chunk_rows * planes.ld + WeightGradients<S>::kCut),
+      chunks[half] = {memory.take<X>(chunk_rows * planes.ld + WeightGradients<S>::kOverread),
                       memory.take<X>(project ? chunk_rows * projected_ld : 0),
                       memory.take<X>(project ? chunk_rows * Hp : 0)};
     row_out = memory.take<S*>(ranks * chunk_rows);
@@ -94,7 +94,7 @@ class BackwardKernel : BackwardPass<S> {
     barrier.wait(size);
     const Share share(rank, size, by_rows(size));
     int half = 0;
-    const X* after = nullptr;  // dgates of the step after the one at hand
+    const X* after = nullptr;  // dgates of the step after the current one
     for (int64_t end = L.T; end > 0;) {
       const int64_t begin = steps.chunk_begin(end, chunk_rows);
       const int64_t count = steps.count(begin, end, 0, L.N);

@@ -1,7 +1,8 @@
-// Where the kernels of every cell meet those of one: the cell itself, for a tile of a step's sums. Everything else
-// (GEMMs, packing, threads, weight gradients) is compiled once for all cells. After steps.h.
+// The interface between the kernels for all cells and the code of one cell, which computes the cell for a tile of a
+// step's sums. Everything else (GEMMs, packing, threads, weight gradients) is compiled once for all cells. Included
+// after steps.h.
 
-// ---- what is in memory during a pass ----
+// ---- memory of a pass ----
 
 // A layer's forward pass in one direction: what a step reads and writes besides the weights.
 template <class S>
@@ -14,11 +15,11 @@ struct ForwardPass {
   const bool project;
   const int64_t Hp, x_columns, h_ld, full_ld;
 
-  C *bias, *bias_hn;  // [G*Hp]: b_ih + b_hh, but [Hp]: GRU's b_hn
-  // Rows of operands. A GEMM may read them up to a multiple of its words, and 0 * inf is NaN: what follows a row's
-  // values is zero from the start and never written to.
-  X *h[2], *full;  // [N, h_ld] twice: the state before a step, after the step's x where joint, and the state after
-                   // it; [N, full_ld]: h before the projection
+  C *bias, *bias_hn;  // [G*Hp]: b_ih + b_hh; [Hp]: GRU's b_hn, which is not added to b_in
+  // Rows of operands. A GEMM may read the padding of a row up to whole words, and 0 * inf is NaN. So the padding is
+  // zeroed once and never written again.
+  X *h[2], *full;  // [N, h_ld] each: the states before and after a step, in joint steps preceded by x;
+                   // [N, full_ld]: h before the projection
   C* c;            // [N, Hp], LSTM
 
   // Whether the state of sequence j is zeroed before step s.
@@ -43,7 +44,7 @@ struct HiddenRow {
   }
 };
 
-// The rows of a step. (Copies: for all that the compiler knows, a kernel's stores might change the pass itself.)
+// The rows of a step. (Members are copies, because the compiler must assume that a kernel's stores change the pass.)
 template <class S>
 struct HiddenRows {
   using X = typename Types<S>::Operand;
@@ -81,7 +82,7 @@ struct BackwardPass {
   const Steps steps;
   const bool project;
   const int64_t Hp;
-  // Of a row of gate gradients: columns of one gate's plane, before the first plane, and of the row.
+  // Columns in a row of gate gradients: of one gate's plane, before the first plane, and of the row.
   const int64_t plane, lead, dgates_ld;
   C* carry;  // [N, Hp]: dc, or GRU's direct part of dh
 
@@ -99,14 +100,14 @@ struct BackwardPass {
   }
 };
 
-// A row of gate gradients holds a plane of whole registers for each gate, in the gates' order. GRU's n has two: n_h,
-// its part of h, has a gradient of its own. They are stored as n r z n_h, so that the three that meet the input and the
-// three that meet the state before are each contiguous.
+// A row of gate gradients has a plane of whole registers for each gate, in the order of the gates. GRU's n has two
+// planes, because its recurrent part n_h has a separate gradient. They are stored as n r z n_h, so that the three for
+// the input (n r z) and the three for the state before the step (r z n_h) are each contiguous.
 struct GruPlanes {
   static constexpr int n = 0, r = 1, z = 2, n_h = 3;
 };
 
-// What reaches h of one sequence's step besides the recurrent GEMM: the gradients of the output and of h_n.
+// The gradients that reach h of one sequence's step in addition to the recurrent GEMM: those of the output and of h_n.
 template <class S>
 struct IncomingRow {
   using C = typename Types<S>::Sum;
@@ -119,7 +120,7 @@ struct IncomingRow {
                    ? static_cast<const S*>(L.grad_h_n) + (pass.d * L.N + L.order[j]) * L.P
                    : nullptr;
   }
-  // dh before the cell's own parts: `sum` from the recurrent GEMM, and the rest.
+  // dh without what the cell adds: `sum` from the recurrent GEMM, and the gradients of the output and of h_n.
   INLINE Vec<C> add_to(Vec<C> sum, int64_t column, int64_t n) const {
     if (cut) sum = Vec<C>{};
     if (grad_output) sum += load(grad_output + column, n);
@@ -130,8 +131,8 @@ struct IncomingRow {
 
 // ---- one tile ----
 
-// Sums of a step of the forward pass: `rows` sequences from j on, `registers` of units (one of each gate, or with one
-// gate several) from `unit` on.
+// Sums of a step of the forward pass: `rows` sequences from j on, and from `unit` on one register of units per gate or,
+// with one gate, several.
 template <class S>
 struct ForwardTile {
   using C = typename Types<S>::Sum;
@@ -139,9 +140,9 @@ struct ForwardTile {
   int64_t j, unit;
   int rows, registers;
   C* sums;                 // [rows][registers * W]: h W_hh^T; the cell may overwrite them
-  const C* x_sums;         // x W_ih^T of the first row,
-  int64_t x_ld, x_across;  // elements to the next row's and to the next register's;
-  int64_t bias_across;     // the bias in addition, so many elements from register to register; -1: x_sums include it
+  const C* x_sums;         // x W_ih^T of the first row
+  int64_t x_ld, x_across;  // elements from one row to the next, and from one register to the next
+  int64_t bias_across;     // elements of the bias from one register to the next; -1: x_sums include the bias
 };
 
 // Sums of a step of the backward pass: dgates W_hh for `rows` sequences from j on, `registers` of units from `unit` on.
@@ -150,11 +151,11 @@ struct BackwardTile {
   using C = typename Types<S>::Sum;
   int64_t s, j, unit, rows;
   int registers;
-  const C* sums;  // registers * W of each row, sums_ld elements from row to row
+  const C* sums;  // [rows][registers * W], with sums_ld elements from one row to the next
   int64_t sums_ld;
-  bool incoming;                              // whether IncomingRow is to be added (with a projection it has been)
-  typename Types<S>::Operand *dgates, *full;  // rows of the chunk: the tile's first; `full` (h before the projection)
-                                              // may be null
+  bool incoming;                              // whether to add IncomingRow (with a projection it is added before)
+  typename Types<S>::Operand *dgates, *full;  // the chunk's row of the tile's first sequence; `full` (h before the
+                                              // projection) may be null
 };
 
 // The two functions of a cell.
@@ -164,7 +165,7 @@ struct CellKernels {
   void (*backward)(const BackwardPass<S>& pass, const BackwardTile<S>& tile);
 };
 
-// Each is compiled in a unit of its own: lstm.inl, gru.inl, rnn.inl.
+// Each is compiled in a separate translation unit: lstm.inl, gru.inl, rnn.inl.
 template <class S>
 CellKernels<S> lstm_kernels();
 template <class S>
@@ -185,7 +186,7 @@ CellKernels<S> kernels_of(Cell cell) {
   return {};
 }
 
-// In the unit of a cell: its functions for every type of this instruction set.
+// Instantiates a cell's functions for all types of this instruction set.
 #if LSTMKERN_BF16
 #define LSTMKERN_FOR_EVERY_TYPE(function) template CellKernels<bf16> function<bf16>();
 #else

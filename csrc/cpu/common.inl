@@ -1,37 +1,41 @@
-// How a team of threads shares a layer, and the panels of its gates. After gemm.h and pack.h.
+// How a team of threads shares a layer, and the panels of its gates. Included after gemm.h and pack.h.
 
-// Panels of up to this many bytes in all stay in a core's L2 cache from step to step and need no prefetch.
+// Panels of up to this many bytes together stay in a core's L2 cache from step to step and need no prefetch.
 constexpr int64_t kKept = 1 << 20;
 
-// Reading the weights takes about as long as computing this many rows: they come from the farthest memory.
+// Reading the weights from main memory takes about as long as the GEMM of this many rows.
 constexpr int64_t kReading = 3;
 
-// Whether a team divides the rows of a batch, given the weights that a step reads and the panels that they make. With 8
-// rows a thread, yes, while the second-level cache holds the weights. From beyond it every thread would read all of
-// them at every step, which takes as long as the products of `reading` rows. Dividing the hidden units, each reads its
-// own, but panels leave the last thread less than its share and there is the `exchange` to pay for, in parts of the
-// products: a barrier per step and what the others have computed (measured: docs/benchmarks/findings.md).
+// Whether a team divides the rows of a batch rather than the hidden units. `bytes` and `panels` are those of the
+// weights that a step reads. With at least 8 rows per thread it does, if the weights fit into the L2 cache. If they do
+// not, every thread reads all of them at every step, which takes as long as the GEMM of `reading` rows. With hidden
+// units divided, each thread reads only its part of the weights. But whole panels cannot always be divided equally, and
+// each step costs `exchange`, a fraction of the GEMM's time, for a barrier and for reading what the other threads
+// computed (measured: docs/benchmarks/findings.md).
 template <class X>
 bool divides_rows(int64_t N, int size, int64_t bytes, int64_t panels, double exchange) {
-  const int64_t held = on_tiles<X> ? 7 << 18 : 5 << 19, tallest = (panels + size - 1) / size;
-  if (N < 8 * size || bytes <= held) return N >= 8 * size;
-  const double rows = double(N) / size, reading = on_tiles<X> ? 16 : kReading, busy = double(panels) / (tallest * size);
+  const int64_t cached = on_tiles<X> ? 7 << 18 : 5 << 19, most = (panels + size - 1) / size;  // panels of a thread
+  if (N < 8 * size || bytes <= cached) return N >= 8 * size;
+  const double rows = double(N) / size, reading = on_tiles<X> ? 16 : kReading, busy = double(panels) / (most * size);
   return rows + reading <= (1 + exchange) * (rows + reading / size) / busy;
 }
 
-// How a team shares a layer: by rows of the batch, which needs no barrier inside the time loop, or by hidden units
-// with a barrier per step, where rows are too few (divides_rows) and where there is only one step.
+// How a team shares a layer. It divides the rows of the batch, which needs no barrier inside the time loop, or, if
+// there are too few rows (divides_rows) or only one step, the hidden units, with a barrier per step.
 //
-// Why no two threads meet (ThreadSanitizer cannot say: it does not see into OpenMP). Packed weights are written before
-// the first barrier and only read after it; a panel that is used once is its thread's own. In forward's time loop a
-// group owns its sequences' rows of states and results and a region of the chunks' buffers, so groups need not be at
-// the same chunk; its members own columns, and what one of them reads of another's, inputs as operands or h of the step
-// before, was written before the last barrier and is not overwritten until after the next one (h[s & 1]).
-// Backward's chunks are everybody's: a group owns its sequences' rows as long as the chunk lasts, and the next chunk,
-// after a barrier, may divide them differently. Its chunks, where there are several, take turns between two halves of
-// their buffers: the products that read one half run while the next chunk fills the other, and the barrier after that
-// chunk comes before this half is filled again. The weight gradients' rows and dx's rows (or columns) are divided
-// again, each written by one thread.
+// Why there are no data races (ThreadSanitizer does not understand OpenMP and cannot check it):
+// - Packed weights are written before the first barrier and only read after it. A panel that is used once is in the
+//   memory of its thread.
+// - In forward's time loop only one group writes the rows of its sequences (states and results) and its region of the
+//   chunks' buffers, so groups may be at different chunks. Each member of a group writes other columns. A member reads
+//   what another has written (inputs as operands, h of the step before) only after the barrier that follows the write,
+//   and it is not overwritten before the next barrier (h[s & 1]).
+// - In backward all groups work on the same chunk. Only one group writes the rows of its sequences while the chunk
+//   lasts. After a barrier the next chunk may divide the sequences differently.
+// - If backward has several chunks, they alternate between two buffers. The GEMMs that read one buffer run while the
+//   next chunk fills the other, and the barrier after that chunk comes before the first buffer is filled again.
+// - The rows of the weight gradients and the rows (or columns) of dx are divided among all threads, and one thread
+//   writes each.
 struct Share {
   int groups, members;  // row groups, members of each
   int group, member;
@@ -44,17 +48,16 @@ struct Share {
   struct Sequences {
     int64_t j0, j1;
   };
-  // Those that the group takes through steps [begin, end).
+  // The sequences whose steps [begin, end) this group computes.
   Sequences sequences(const Steps& steps, int64_t begin, int64_t end) const {
     const int64_t N = steps.layer.N, *active = steps.layer.active;
     if (groups == 1) return {0, N};
     const int64_t t0 = steps.reversed ? steps.layer.T - end : begin, t1 = t0 + end - begin;
     if (active[t0] == active[t1 - 1])
       return {part(active[t0], group, groups), group + 1 < groups ? part(active[t0], group + 1, groups) : N};
-    // Sequences are sorted by length, so equal counts are not equal work: the least cost is sought that no group
-    // exceeds.
-    auto place = [&](int index, int64_t most) {  // where each before it takes what costs at most that
-      int64_t j = 0, stop = t1;                  // of sequence j
+    // Sequences are sorted by length, so equal counts are not equal work. Find the smallest cost that no group exceeds.
+    auto place = [&](int index, int64_t most) {  // group `index` begins here if each one before it costs at most `most`
+      int64_t j = 0, stop = t1;                  // the end of sequence j
       for (int g = 0; g < index; ++g)
         for (int64_t cost = 0; j < N; ++j) {
           while (stop > t0 && active[stop - 1] <= j) --stop;
@@ -75,10 +78,10 @@ struct Share {
   }
 };
 
-// The number of threads that is worth using for `products` GEMMs with each weight matrix.
+// The number of threads worth using for `products` GEMMs with each weight matrix.
 inline int useful_threads(const Layer& layer, int64_t rows, int products) {
 #if defined(__SANITIZE_ADDRESS__)
-  return layer.threads;  // so that tests of small layers are tests of teams
+  return layer.threads;  // so that tests of small layers test teams too
 #endif
   // Below about half a million multiplications a thread's wake-up costs more than its work.
   int64_t work = products * (rows + kReading) * gates_of(layer.cell) * layer.H * (layer.I + layer.P) / 500000;
@@ -91,16 +94,16 @@ inline int64_t count_rows(const Layer& layer) {
   return rows;
 }
 
-// Row length in a buffer of the kernel: rows a multiple of 1 KiB apart would map to the same sets of the L1 cache, so
-// such lengths get one more cache line.
+// Row length in a buffer of the kernel. Rows whose distance is a multiple of 1 KiB map to the same sets of the L1
+// cache, so such lengths get one more cache line.
 template <class X>
 constexpr int64_t spread(int64_t columns) {
   return columns * sizeof(X) % 1024 == 0 ? columns + 64 / sizeof(X) : columns;
 }
 
-// Panels of the gate GEMMs. They hold all gates of the same units next to each other, so that the cell is finished in
-// registers. A gated cell takes one register of units for each gate; the RNN, with one gate, several registers of
-// units.
+// Panels of the gate GEMMs. A panel holds all gates of its units next to each other, so that one tile of sums has
+// everything that the cell needs. For a gated cell it has one register of units per gate; for the RNN, which has one
+// gate, several registers of units.
 template <class X, class C>
 struct GatePanels {
   int64_t H;
@@ -111,7 +114,7 @@ struct GatePanels {
   Panel panel(int64_t index) const {  // nv: G times the registers of units
     return G > 1 ? Panel{index * width<C>, G} : Columns<C, kWide>{H}.panel(index);
   }
-  int64_t largest(int64_t K) const { return (G > 1 ? G : kWide) * width<C> * depth<X>(K); }  // panel
+  int64_t largest(int64_t K) const { return (G > 1 ? G : kWide) * width<C> * depth<X>(K); }  // elements of a panel
   // Register v of a panel: its gate, and its first unit.
   int gate(int v) const { return G > 1 ? v : 0; }
   int64_t unit(const Panel& p, int v) const { return G > 1 ? p.first : p.first + v * width<C>; }
@@ -124,7 +127,7 @@ struct GatePanels {
   }
 };
 
-// Prepares a thread for GEMMs of X while it lives.
+// Prepares a thread for GEMMs of X. Released by the destructor.
 template <class X>
 struct Products {};
 #if LSTMKERN_BF16 == 2

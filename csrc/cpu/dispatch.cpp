@@ -44,9 +44,9 @@ struct Choice {
   std::vector<const char*> compiled;  // names, best first
 };
 
-// The best variant that may be used, among those from the wished one (or the first) on.
+// The best usable variant, at most the one that the environment variable names.
 Choice choose() {
-  const char* wish = std::getenv("LSTMKERN_CPU_CAPABILITY");
+  const char* requested = std::getenv("LSTMKERN_CPU_CAPABILITY");
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -54,7 +54,8 @@ Choice choose() {
   const bool pairs = avx512 && __builtin_cpu_supports("avx512bf16");
   // Intel's cores multiply pairs at half the rate of single values (Sapphire Rapids: 0.7 of the speed), so there they
   // are used on request only.
-  const bool fast_pairs = pairs && (!__builtin_cpu_is("intel") || (wish && std::strcmp(wish, "avx512_bf16") == 0));
+  const bool fast_pairs =
+      pairs && (!__builtin_cpu_is("intel") || (requested && std::strcmp(requested, "avx512_bf16") == 0));
   const Variant variants[] = {
       {"amx", pairs && amx_granted(), amx::forward, amx::backward, true},
       {"avx512_bf16", fast_pairs, avx512_bf16::forward, avx512_bf16::backward, true},
@@ -67,7 +68,7 @@ Choice choose() {
 #endif
   const Variant* from = variants;
   for (const Variant& v : variants)
-    if (wish && std::strcmp(wish, v.name) == 0) from = &v;
+    if (requested && std::strcmp(requested, v.name) == 0) from = &v;
   auto best = [&](bool bf16) {
     const Variant* v = from;
     while (!v->usable || (v->bf16_only && !bf16)) ++v;

@@ -1,6 +1,6 @@
-// The weights of a layer's gates and the forward GEMMs with them, in one of four ways: from panels that were packed
-// before the time loop, for x and h separately or for both at once; from panels packed one by one, where each is used
-// once; and from the unpacked weights (direct.h).
+// The weights of a layer's gates and the forward GEMMs with them. The weights are used in one of four ways: as panels
+// packed before the time loop, for x and h in two GEMMs or in one; as panels packed one by one, if each is used once;
+// and unpacked (direct.h).
 
 template <class S>
 class GateWeights {
@@ -13,10 +13,10 @@ class GateWeights {
   const GatePanels<X, C> units;
   const bool direct, once;
   const int64_t bytes;
-  X* panels;  // of W_ih and, behind it in each, of W_hh; where once, of each rank the one at hand
+  X* panels;  // each of W_ih, followed by W_hh; if `once`, one panel per thread
 
  public:
-  const int64_t x_columns;  // of a row before h's: room for x, where the two may be rows of one product
+  const int64_t x_columns;  // space for x before h in a row of operands, so that one GEMM can take both
 
   GateWeights(const Layer& layer, int direction, int64_t total)
       : L(layer),
@@ -27,19 +27,19 @@ class GateWeights {
         bytes(units.packed(layer.I + layer.P) * sizeof(X)),
         x_columns(direct ? 0 : depth<X>(layer.I)) {}
 
-  // Whether a step of so many rows takes x and h as rows of one product, in a group of so many members. That saves
-  // x W_ih^T the way through the cache (the sums are the same, bit for bit), but needs rows enough to read W_ih for at
-  // every step, more where the second-level cache does not hold it (measured: docs/benchmarks/findings.md).
+  // Whether a step of `rows` rows, in a group of `members` threads, computes x W_ih^T and h W_hh^T in one GEMM. Then
+  // x W_ih^T does not pass through the cache (the sums are the same, bit for bit), but W_ih is read at every step. That
+  // needs enough rows, and more of them if the L2 cache does not hold W_ih (measured: docs/benchmarks/findings.md).
   bool joint(int64_t rows, int members) const {
     if (direct || once) return !direct;
     const int64_t tiles = (rows + 31) / 32;
-    // Tiles that are a quarter lower than they could be are too low for what they load.
+    // Tiles with less than three quarters of their rows in use load too much for what they compute.
     if (on_tiles<X> && 4 * rows < 3 * tiles * (rows <= 16 * tiles ? 16 : 32)) return false;
     const double mib = double(bytes) / members / (1 << 20);
     return rows >= (mib < 1.75 ? 5 : on_tiles<X> ? 48 : mib < 12 ? 10 + 1.5 * mib : 28);
   }
 
-  // Whether a team divides the rows of the batch and not the hidden units.
+  // Whether a team divides the rows of the batch rather than the hidden units.
   bool by_rows(int size) const {
     return L.T > 1 && divides_rows<X>(L.N, size, bytes, units.panels(), (on_tiles<X> ? 0.36 : 0.14) / units.G);
   }
@@ -48,15 +48,15 @@ class GateWeights {
     panels = memory.take<X>(direct ? 0 : once ? L.threads * units.largest(K()) : units.packed(K()));
   }
 
-  // Packs a thread's share of what is packed before the time loop.
+  // Packs a thread's part of the panels that are packed before the time loop.
   void pack(int rank, int size) {
     if (direct || once) return;
     for (int64_t i = part(units.panels(), rank, size); i < part(units.panels(), rank + 1, size); ++i)
       pack_panel(panels + units.offset(units.panel(i), K()), units.panel(i));
   }
 
-  // The products with panel p of inputs' rows and of a step's: of h, or of x and h, two products side by side. The
-  // arguments as for multiply_panel().
+  // The GEMMs with panel p: multiply_inputs() for rows of inputs; multiply_step() for a step's rows of h or, if
+  // `joint`, of x and h with separate sums. The other arguments are those of multiply_panel().
   template <class A, class F>
   INLINE void multiply_inputs(int64_t j0, int64_t j1, const Panel& p, const Panel& next, A&& row, F&& receive) {
     if (direct) return multiply_direct(j0, j1, p, next, L.I, w.w_ih, row, receive);
@@ -69,9 +69,9 @@ class GateWeights {
     if (direct) return multiply_direct(j0, j1, p, next, L.P, w.w_hh, row, receive);
     X *panel = panels + units.offset(p, K()), *after = bytes <= kKept ? panel : panels + units.offset(next, K());
     if (once) pack_panel(panel = after = panels + rank * units.largest(K()), p);
-    const int64_t left_out = joint ? 0 : x_columns, of_panel = p.nv * W * left_out;
-    multiply_panel<C>(L.N == 1, j0, j1, p.nv, K() - left_out, panel + of_panel, after + of_panel, row, receive,
-                      x_columns - left_out);
+    const int64_t skipped = joint ? 0 : x_columns, offset = p.nv * W * skipped;
+    multiply_panel<C>(L.N == 1, j0, j1, p.nv, K() - skipped, panel + offset, after + offset, row, receive,
+                      x_columns - skipped);
   }
 
  private:

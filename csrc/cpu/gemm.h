@@ -60,7 +60,7 @@ constexpr int64_t depth(int64_t K) {  // of a row of A in elements, its padding 
 // 32 registers (AVX-512) take 24 sums and leave the rest for A and the panel; 16 (AVX2, and the safe guess elsewhere)
 // take 12.
 constexpr int kSums = LSTMKERN_VECTOR_BYTES == 64 ? 24 : 12;
-constexpr int kWide = LSTMKERN_VECTOR_BYTES == 64 ? 4 : 2;  // registers a row in products without gates
+constexpr int kWide = LSTMKERN_VECTOR_BYTES == 64 ? 4 : 2;  // registers per row of a panel without gates
 constexpr int kMaxRows = LSTMKERN_BF16 == 2 ? 32 : 12;
 template <class X>
 constexpr int tile_rows(int nv) {
@@ -78,8 +78,8 @@ struct Tile {  // [rows][nv * W]; a product in two parts has its first part's su
 #include "tiles.h"
 #endif
 
-// Makes the compiler load a value once. It would rather read it from memory for each of two or three uses, but a load
-// is what the loop has least room for.
+// Makes the compiler load a value once. It would otherwise load it again for each of two or three uses, but loads are
+// the bottleneck of the loop.
 template <class V>
 INLINE void hold([[maybe_unused]] V& value) {
 #if defined(__x86_64__)
@@ -89,7 +89,7 @@ INLINE void hold([[maybe_unused]] V& value) {
 #endif
 }
 
-constexpr int kSoon = 12;  // k's between the request for a line of this panel and its use
+constexpr int kSoon = 12;  // steps of k between the prefetch of a line of this panel and its use
 
 // tile[r][v] = sum over k of a[r][k * Stride] * panel[k][v]. With a `split` these are two products with
 // separate sums: the second one begins with the word `split`.
@@ -167,7 +167,7 @@ INLINE Kernel<W, C> kernel_for(int rows) {
   return kernel<1, MR, NV, W, C>;
 }
 
-// To come before multiply(): of `rows` rows each time, or one less.
+// Call before multiply() of `rows` rows each time, or one less.
 template <class X>
 INLINE void prepare([[maybe_unused]] int rows) {
 #if LSTMKERN_BF16 == 2
@@ -175,8 +175,8 @@ INLINE void prepare([[maybe_unused]] int rows) {
 #endif
 }
 
-// Rows of A: a[r][k]. On tiles they must be equally far apart, and prepared for, unless the batch has a
-// `single_row`. (Its sums round differently, so this must not depend on how threads share the batch.)
+// Rows of A: a[r][k]. On tiles they must have equal distances, and prepare() must come before, except for the
+// `single_row` of a batch of one. (Its sums round differently, so this must not depend on how threads share the batch.)
 template <class X, class C>
 INLINE void multiply(bool single_row, int rows, int nv, const X* const* a, const X* panel, int64_t K, Tile<C>& tile,
                      const X* ahead, [[maybe_unused]] int64_t share, int64_t split = 0) {
@@ -195,27 +195,27 @@ INLINE void multiply(bool single_row, int rows, int nv, const X* const* a, const
     reinterpret_cast<const W*>(ahead), words<X>(split));
 }
 
-// A whose rows are columns of a row-major matrix (the weight gradients): kDown of them packed side by side, a[k * kDown
-// + r], or on tiles one after the other. Panels of at most kAcross registers.
+// A = B^T of a row-major matrix B (the weight gradients): kPackedColumns columns of B are packed next to each other,
+// a[k * kPackedColumns + r], or for tiles one after the other. Panels of at most kPackedWidth registers.
 template <class X>
-constexpr int kDown = on_tiles<X> ? 16 : kSums / 3;
+constexpr int kPackedColumns = on_tiles<X> ? 16 : kSums / 3;
 template <class X>
-constexpr int kAcross = on_tiles<X> ? 4 : 3;
+constexpr int kPackedWidth = on_tiles<X> ? 4 : 3;
 
 template <class X, class C>
 INLINE void multiply_packed(int nv, const X* a, const X* panel, int64_t K, Tile<C>& tile, const X* ahead,
                             [[maybe_unused]] int64_t share) {
   using W = Word<X>;
-  constexpr int down = kDown<X>;
-  const X* rows[down];
-  for (int r = 0; r < down; ++r) rows[r] = a + r * (on_tiles<X> ? depth<X>(K) : per_word<X>);
+  constexpr int height = kPackedColumns<X>;
+  const X* rows[height];
+  for (int r = 0; r < height; ++r) rows[r] = a + r * (on_tiles<X> ? depth<X>(K) : per_word<X>);
   if constexpr (on_tiles<X>) {
-    prepare<X>(down);
-    multiply(false, down, nv, rows, panel, K, tile, ahead, share);
+    prepare<X>(height);
+    multiply(false, height, nv, rows, panel, K, tile, ahead, share);
   } else {
-    Kernel<W, C> f = nv == 1   ? kernel<down, down, 1, W, C>
-                     : nv == 2 ? kernel<down, down, 2, W, C>
-                               : kernel<down, down, 3, W, C>;
+    Kernel<W, C> f = nv == 1   ? kernel<height, height, 1, W, C>
+                     : nv == 2 ? kernel<height, height, 2, W, C>
+                               : kernel<height, height, 3, W, C>;
     f(reinterpret_cast<const W* const*>(rows), reinterpret_cast<const W*>(panel), words<X>(K), tile.sums,
       reinterpret_cast<const W*>(ahead), 0);
   }

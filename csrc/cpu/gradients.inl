@@ -1,13 +1,13 @@
-// The gradients of a layer's weights: a chunk's dgates, transposed, times its inputs and its states before each step.
+// The gradients of a layer's weights: for each chunk, dgates^T times the inputs and times the states before each step.
 
-// Where the gradients of a row's gates are stored: GruPlanes, every other cell's gates in their order. Tiles take K in
-// steps of 16 words; the input's three planes must not end with part of n_h, so what they lack of a whole step comes
-// before them.
+// Where the gradients of a row's gates are stored: GRU as in GruPlanes, other cells in the order of the gates. Tiles
+// read K in steps of 16 words. The last step of the input's three planes must not read a part of n_h, so the padding to
+// whole steps comes before the planes.
 template <class X, class C>
 struct GatePlanes {
   const bool split;  // GRU
   const int count, first_hidden;
-  const int64_t plane, lead, ld;  // columns of a plane, before the first plane, of a row
+  const int64_t plane, lead, ld;  // columns of a plane, before the first plane, and of a row
   explicit GatePlanes(const Layer& layer)
       : split(splits_candidate(layer.cell)),
         count(gates_of(layer.cell) + split),
@@ -20,13 +20,13 @@ struct GatePlanes {
   int64_t column(int which) const { return lead + which * plane; }
 };
 
-// What the time loop leaves of a chunk of steps. dgates and dprojected are operands of products that may read what is
-// not theirs of a row (padding of planes, of K): that is zero from the start and never written to.
+// What the time loop stores of a chunk of steps. dgates and dprojected are operands of GEMMs, which may read the
+// padding of planes and of K. The padding is zeroed once and never written again.
 template <class X>
 struct Chunk {
   X* dgates;      // [chunk_rows, planes.ld]
-  X* dprojected;  // [chunk_rows, projected_ld], with projection: dh behind it
-  X* full;        // [chunk_rows, padded H], with projection: h before it
+  X* dprojected;  // [chunk_rows, projected_ld], only with projection: the gradient of the projected h
+  X* full;        // [chunk_rows, padded H], only with projection: h before the projection
 };
 
 template <class S>
@@ -34,28 +34,28 @@ class WeightGradients {
   using C = typename Types<S>::Sum;
   using X = typename Types<S>::Operand;
   using Planes = GatePlanes<X, C>;
-  static constexpr int W = width<C>, down = kDown<X>;
-  static constexpr int kRun = 64 / down;  // tiles of gradients transposed at a time
+  static constexpr int W = width<C>, height = kPackedColumns<X>;
+  static constexpr int kRun = 64 / height;  // tiles of dgates that are packed at a time
 
   const BackwardPass<S>& pass;
   const Backward& L;
   const int d, G;  // direction, gates
   const Steps steps;
   const Planes planes;
-  const Columns<C, kAcross<X>> by_x, by_h, by_full;  // I, P and H columns
-  const int64_t vectors, projected_ld, chunk_rows;   // vectors: registers of H
+  const Columns<C, kPackedWidth<X>> by_x, by_h, by_full;  // I, P and H columns
+  const int64_t vectors, projected_ld, chunk_rows;        // vectors: registers of H
   const bool project;
 
   X *packed_x[2], *packed_h[2], *packed_full[2];  // a chunk's x, h_prev and h before projection as panels
-  C* sums[5];  // w_ih w_hh b_ih b_hh w_hr: running sums, the result itself where types agree
+  C* sums[5];  // of w_ih w_hh b_ih b_hh w_hr over the chunks so far; the results themselves if they have type C
 
  public:
-  static constexpr bool kNarrow = sizeof(S) != sizeof(C);  // the sums are not in the result's type
-  static constexpr int kCut = down;  // elements that the last tile of a chunk's dgates may read past their end
+  static constexpr bool kNarrow = sizeof(S) != sizeof(C);  // the results have another type than the sums
+  static constexpr int kOverread = height;  // elements that the last tile may read past the end of a chunk's dgates
 
-  // Elements that add() needs for a run of tiles of gradients, transposed.
+  // Elements that add() needs to pack tiles of dgates.
   static int64_t transposed(const Backward& layer, int64_t chunk_rows) {
-    return layer.want_weights ? kRun * down * depth<X>(chunk_rows) : 0;
+    return layer.want_weights ? kRun * height * depth<X>(chunk_rows) : 0;
   }
 
   WeightGradients(const BackwardPass<S>& pass, int64_t projected_ld, int64_t chunk_rows)
@@ -87,7 +87,7 @@ class WeightGradients {
   // Packs x and h_prev of the chunk of `count` rows that begins with step `begin`.
   void pack_operands(int half, int64_t begin, int64_t count, int rank, int size) {
     const int64_t all = words<X>(count), w0 = part(all, rank, size), w1 = part(all, rank + 1, size);
-    const S *x[per_word<X>], *h[per_word<X>];  // of the rows that make a word
+    const S *x[per_word<X>], *h[per_word<X>];  // the rows of one word
     const int64_t last = w1 * per_word<X> < count ? w1 * per_word<X> : count;
     int64_t word = w0;
     auto pack = [&](int64_t row) {
@@ -104,22 +104,22 @@ class WeightGradients {
     while (word < w1) pack(word * per_word<X>);  // zeros
   }
 
-  // Adds a chunk's part to dW_ih, dW_hh, db and dW_hr. Their rows are divided among the team; `packed`: transposed()
-  // elements that no other thread uses.
+  // Adds a chunk's part to dW_ih, dW_hh, db and dW_hr, whose rows the threads divide. `packed` has transposed()
+  // elements and is used by this thread only.
   void add(const Chunk<X>& chunk, int half, int64_t count, bool first, X* packed, int rank, int size,
            Barrier& barrier) {
-    const int64_t tall = (L.H + down - 1) / down;  // tiles of one gate
-    for (int64_t tile = part(G * tall, rank, size), last = part(G * tall, rank + 1, size), tiles; tile < last;
-         tile += tiles) {
-      const int gate = static_cast<int>(tile / tall);
-      tiles = (gate + 1) * tall < last ? (gate + 1) * tall - tile : last - tile;
+    const int64_t gate_tiles = (L.H + height - 1) / height;  // tiles of one gate
+    for (int64_t tile = part(G * gate_tiles, rank, size), last = part(G * gate_tiles, rank + 1, size), tiles;
+         tile < last; tile += tiles) {
+      const int gate = static_cast<int>(tile / gate_tiles);
+      tiles = (gate + 1) * gate_tiles < last ? (gate + 1) * gate_tiles - tile : last - tile;
       if (tiles > kRun) tiles = kRun;
-      const int64_t unit = (tile - gate * tall) * down;
+      const int64_t unit = (tile - gate * gate_tiles) * height;
       const X* x_part = chunk.dgates + planes.column(planes.of_input(gate)) + unit;
       const X* h_part = chunk.dgates + planes.column(planes.of_hidden(gate)) + unit;
-      pack_down<X, C>(packed, x_part, planes.ld, tiles, count);
+      pack_columns<X, C>(packed, x_part, planes.ld, tiles, count);
       add_product(packed, tiles, unit, L.H, by_x, packed_x[half], count, sums[0] + gate * L.H * L.I, first);
-      if (x_part != h_part) pack_down<X, C>(packed, h_part, planes.ld, tiles, count);
+      if (x_part != h_part) pack_columns<X, C>(packed, h_part, planes.ld, tiles, count);
       add_product(packed, tiles, unit, L.H, by_h, packed_h[half], count, sums[1] + gate * L.H * L.P, first);
     }
     for (int64_t v = part(G * vectors, rank, size); sums[2] && v < part(G * vectors, rank + 1, size); ++v) {
@@ -136,16 +136,16 @@ class WeightGradients {
     for (int64_t word = part(words<X>(count), rank, size); word < part(words<X>(count), rank + 1, size); ++word)
       pack_word(packed_full[half], by_full, count, word, [&](int64_t row) { return chunk.full + row * padded(L.H); });
     barrier.wait(size);
-    const int64_t across = (L.P + down - 1) / down;
-    for (int64_t tile = part(across, rank, size), last = part(across, rank + 1, size), tiles; tile < last;
-         tile += tiles) {
+    const int64_t projected_tiles = (L.P + height - 1) / height;
+    for (int64_t tile = part(projected_tiles, rank, size), last = part(projected_tiles, rank + 1, size), tiles;
+         tile < last; tile += tiles) {
       tiles = last - tile > kRun ? kRun : last - tile;
-      pack_down<X, C>(packed, chunk.dprojected + tile * down, projected_ld, tiles, count);
-      add_product(packed, tiles, tile * down, L.P, by_full, packed_full[half], count, sums[4], first);
+      pack_columns<X, C>(packed, chunk.dprojected + tile * height, projected_ld, tiles, count);
+      add_product(packed, tiles, tile * height, L.P, by_full, packed_full[half], count, sums[4], first);
     }
   }
 
-  // The sums in the result's type, where kNarrow; after the last add() and a barrier.
+  // Converts the sums to the results' type if kNarrow. Called after the last add() and a barrier.
   void write_results(int rank, int size) {
     for (int i = 0; i < 5; ++i) {
       if (!result(i)) continue;
@@ -166,8 +166,8 @@ class WeightGradients {
     return sizes[i];
   }
 
-  // into[0..n) (+)= the sums over the chunk's rows of a register of gradients, by runs of 16 rows: one chain over
-  // hundreds of them would round at its full height every time.
+  // into[0..n) (+)= the sums over the chunk's rows of a register of gradients. Sums of 16 rows are added up: in one
+  // chain over hundreds of rows every addition would round to the precision of the large total.
   INLINE Vec<C> add_rows(const X* from, int64_t count, C* into, int64_t n, bool first) const {
     Vec<C> sum = first ? Vec<C>{} : load(into, n);
     for (int64_t begin = 0; begin < count; begin += 16) {
@@ -179,11 +179,11 @@ class WeightGradients {
     return sum;
   }
 
-  // into[unit.., columns] (+)= packed^T B for a run of tiles.
-  template <class Across>
-  void add_product(const X* packed, int64_t tiles, int64_t unit, int64_t units, const Across& columns, const X* panels,
-                   int64_t count, C* into, bool first) {
-    const int64_t size = down * depth<X>(count);
+  // into[unit.., columns] (+)= packed^T B for a number of tiles.
+  template <class ColumnPanels>
+  void add_product(const X* packed, int64_t tiles, int64_t unit, int64_t units, const ColumnPanels& columns,
+                   const X* panels, int64_t count, C* into, bool first) {
+    const int64_t size = height * depth<X>(count);
     for (int64_t q = 0; q < columns.panels(); ++q) {
       const Panel p = columns.panel(q);
       const X* panel = panels + p.offset<X>(count);
@@ -194,8 +194,8 @@ class WeightGradients {
         multiply_packed(p.nv, packed + i * size, panel, count, tile, next, share);
         next += share;
         const C* sum = tile.sums;
-        for (int64_t r = 0; r < down && unit + i * down + r < units; ++r) {
-          C* to = into + (unit + i * down + r) * columns.count + p.first;
+        for (int64_t r = 0; r < height && unit + i * height + r < units; ++r) {
+          C* to = into + (unit + i * height + r) * columns.count + p.first;
           for (int v = 0; v < p.nv; ++v, sum += W, to += W) {
             const int64_t n = columns.count - p.first - v * W;
             store(to, first ? load(sum) : load(sum) + load(to, n), n);

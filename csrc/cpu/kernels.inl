@@ -20,7 +20,7 @@ namespace LSTMKERN_VARIANT {
 // f(value of the type that the layer's values are stored as).
 template <class F>
 void with_type(DType dtype, F&& f) {
-#if LSTMKERN_BF16  // a variant for bf16 only: everything else is as fast in its plain sibling
+#if LSTMKERN_BF16  // a variant for bf16 only: for the other types it would be no faster than avx512
   f(bf16{});
 #else
   switch (dtype) {

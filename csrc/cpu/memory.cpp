@@ -20,15 +20,15 @@ namespace {
 
 constexpr size_t kHeader = 128, kMapped = size_t(128) << 10, kHugePage = size_t(2) << 20;
 
-// A result may take a block of up to kReach times its size, so that batches of many lengths soon reuse the blocks of
-// the longest. Results that are shorter still need other blocks, each group kReach times smaller than the one before:
-// together 1 / (kReach - 1) of the largest.
+// A result may use a cached block of up to kReach times its size, so that batches of various lengths reuse the blocks
+// of the longest. Shorter results need other blocks. If each group of sizes is kReach times smaller than the one
+// before, these take together 1 / (kReach - 1) of the largest.
 constexpr size_t kReach = 4;
 
-// Precedes the memory that is handed out, on its own pair of cache lines.
+// Stored before the memory of a block, in a separate pair of cache lines.
 struct Header {
-  size_t bytes;  // with it
-  Header* next;  // of the cached blocks
+  size_t bytes;  // of the block, including this header
+  Header* next;  // the next cached block
 };
 Header* header_of(void* data) { return reinterpret_cast<Header*>(static_cast<char*>(data) - kHeader); }
 
@@ -39,18 +39,18 @@ size_t whole_pages(size_t bytes) {
 }
 #endif
 
-// Lets the system take a block's pages back when it is short of memory; until then they stay as they are. Whole huge
-// pages, as parts of one would cost it its size, and not the one with the header.
-void offer([[maybe_unused]] Header* block) {
+// Lets the system reclaim a block's pages when it is short of memory; until then they keep their contents. Only whole
+// huge pages (the system would have to split one to reclaim a part of it), except the one with the header.
+void make_reclaimable([[maybe_unused]] Header* block) {
 #if defined(__linux__) && defined(MADV_FREE)
   char* const begin = reinterpret_cast<char*>(block) + kHugePage;
   if (block->bytes >= 2 * kHugePage) madvise(begin, (block->bytes / kHugePage - 1) * kHugePage, MADV_FREE);
 #endif
 }
 
-// Blocks of kMapped bytes and more (the C library's own threshold) are mapped from the system and returned to it:
-// in the C library's heap they would leave holes, and stay resident. Those of a huge page and more are aligned to one:
-// a page fault of theirs brings 2 MiB instead of 4 KiB, where the system has such pages.
+// Blocks of at least kMapped bytes (the threshold of the C library, too) are mapped from the system and unmapped when
+// they are released. In the C library's heap they would cause fragmentation and stay resident. Blocks of at least one
+// huge page are aligned to one, so that a page fault maps 2 MiB instead of 4 KiB, if the system has huge pages.
 Header* allocate(size_t bytes) {
   if (bytes > std::numeric_limits<size_t>::max() / 2) return nullptr;
   void* data = nullptr;
@@ -89,10 +89,10 @@ void release(Header* block) {
 
 class Pool {
  public:
-  // At least `bytes`, but no waiting block of more than `most`; nullptr if there is not so much.
+  // Memory of at least `bytes`. A cached block is used if it has at most `most` bytes. nullptr if there is no memory.
   char* take(size_t bytes, size_t most) {
     std::lock_guard<std::mutex> lock(mutex_);
-    Header* block = take_waiting(bytes += kHeader, most);
+    Header* block = take_cached(bytes += kHeader, most);
     if (!block) {
       const size_t all = most_used_ + most_used_ / (kReach - 1), now = used_ + bytes;
       shrink_to(now < all ? all - now : 0);
@@ -108,17 +108,17 @@ class Pool {
 #if defined(__SANITIZE_ADDRESS__)
     __asan_unpoison_memory_region(block, block->bytes);
 #endif
-    offer(block);
+    make_reclaimable(block);
     std::lock_guard<std::mutex> lock(mutex_);
     used_ -= block->bytes;
-    waits_ += block->bytes;
+    cached_ += block->bytes;
     block->next = nullptr;
     *end_ = block;
     end_ = &block->next;
-    if (kAlone) shrink_to(0);
+    if (kNoCache) shrink_to(0);
   }
 
-  void release_waiting() {
+  void release_cached() {
     std::lock_guard<std::mutex> lock(mutex_);
     shrink_to(0);
   }
@@ -127,12 +127,12 @@ class Pool {
 
  private:
 #if defined(__SANITIZE_ADDRESS__)
-  static constexpr bool kAlone = true;  // a separate block for each call, checked at both ends
+  static constexpr bool kNoCache = true;  // AddressSanitizer then checks both ends of every block
 #else
-  static constexpr bool kAlone = false;
+  static constexpr bool kNoCache = false;
 #endif
 
-  Header* take_waiting(size_t bytes, size_t most) {
+  Header* take_cached(size_t bytes, size_t most) {
     Header** best = nullptr;
     for (Header** at = &oldest_; *at; at = &(*at)->next) {
       const size_t size = (*at)->bytes;
@@ -141,22 +141,22 @@ class Pool {
     return best ? remove(best) : nullptr;
   }
 
-  // Frees those that have waited longest until the rest holds at most so many bytes.
+  // Releases the oldest cached blocks until the rest has at most `bytes`.
   void shrink_to(size_t bytes) {
-    while (waits_ > bytes) release(remove(&oldest_));
+    while (cached_ > bytes) release(remove(&oldest_));
   }
 
   Header* remove(Header** at) {
     Header* block = *at;
     *at = block->next;
     if (!*at) end_ = at;
-    waits_ -= block->bytes;
+    cached_ -= block->bytes;
     return block;
   }
 
   std::mutex mutex_;
-  Header *oldest_ = nullptr, **end_ = &oldest_;  // the waiting blocks, and where the next one's address goes
-  size_t used_ = 0, waits_ = 0, most_used_ = 0;  // bytes; waits_: of waiting blocks
+  Header *oldest_ = nullptr, **end_ = &oldest_;   // list of the cached blocks; the next one's address is stored at end_
+  size_t used_ = 0, cached_ = 0, most_used_ = 0;  // bytes of live blocks, of cached blocks, and the peak of used_
 };
 
 struct Pools {
@@ -169,19 +169,20 @@ struct Pools {
   }
 };
 
-// Never destroyed: threads may still free while the process ends.
+// Never destroyed: threads may still free memory while the process ends.
 Pools& pools = *new Pools;
 
 #if defined(__unix__) || defined(__APPLE__)
-// Nobody forks while a thread is in a pool: the child would have it half changed, and locked for ever. From the start,
-// as a fork that has begun does not hear of it any more.
-[[maybe_unused]] const int told = pthread_atfork([] { pools.lock(); }, [] { pools.unlock(); }, [] { pools.unlock(); });
+// fork() waits until no thread is in a pool: otherwise the child would have a pool that is half changed and locked
+// forever. Registered at load time, because a fork that has begun does not call handlers registered later.
+[[maybe_unused]] const int registered =
+    pthread_atfork([] { pools.lock(); }, [] { pools.unlock(); }, [] { pools.unlock(); });
 #endif
 
 char* take(Pool& pool, size_t bytes, size_t most) {
   if (char* data = pool.take(bytes, most)) return data;
-  pools.results.release_waiting();
-  pools.workspaces.release_waiting();
+  pools.results.release_cached();
+  pools.workspaces.release_cached();
   if (char* data = pool.take(bytes, most)) return data;
   throw std::bad_alloc();
 }

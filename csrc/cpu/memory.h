@@ -1,5 +1,5 @@
-// Memory for the kernels and their results, used again as long as the process computes: the system hands out pages only
-// as they are touched, and cleared, which for a large layer is a tenth of its time.
+// Memory for the kernels and their results, which is cached and reused. New memory is slow: the operating system maps
+// and zeroes each page at its first use, which takes a tenth of a large layer's time.
 #pragma once
 
 #include <cstddef>
@@ -16,11 +16,11 @@ namespace cpu {
 // later result that is not much smaller. Cached plus live blocks stay below 4/3 of the peak of live blocks, and Linux
 // can reclaim cached blocks of 4 MiB or more whenever it is short of memory.
 void* take_result(size_t bytes);
-size_t result_bytes(void* data);  // of its block
+size_t result_bytes(void* data);  // the size of its block
 void give_result(void* data);
 
-// Memory that one call of a kernel works in: the same, but one block serves calls of any size that follow each other.
-// Contents are undefined.
+// Memory for the buffers of one call of a kernel; contents are undefined. It is cached too, and a later call may reuse
+// a larger block of any size.
 class Workspace {
  public:
   explicit Workspace(size_t bytes);
@@ -33,7 +33,7 @@ class Workspace {
   char* data_;
 };
 
-// Hands out parts of a workspace. First run over a null base to learn the size, then over the real one.
+// Divides a workspace into arrays. It runs twice: with a null base to learn the size, then with the real one.
 class Arena {
  public:
   explicit Arena(char* base) : base_(base) {}
@@ -41,7 +41,7 @@ class Arena {
   T* take(int64_t count) {
     const size_t at = used_, bytes = sizeof(T) * static_cast<size_t>(count > 0 ? count : 0);
     used_ += (bytes + 127) / 128 * 128 + 128;
-#if defined(__SANITIZE_ADDRESS__)  // the gap between two parts belongs to neither
+#if defined(__SANITIZE_ADDRESS__)  // the gap between two arrays belongs to neither
     if (base_) __asan_poison_memory_region(base_ + at + bytes, used_ - at - bytes);
 #endif
     return reinterpret_cast<T*>(base_ + at);

@@ -1,17 +1,17 @@
-// Operands brought into the form that gemm.h multiplies: panels of columns, and transposed rows.
+// Packing of operands for gemm.h: panels of columns, and transposed rows.
 
 struct Panel {
   int64_t first;  // column
-  int nv;         // registers across
-  // Where the panel's values begin among the packed, in elements, for K rows.
+  int nv;         // width in registers
+  // Offset of the panel in the packed matrix of K rows, in elements.
   template <class X>
   int64_t offset(int64_t K, int per_column = 1) const {
     return first * per_column * depth<X>(K);
   }
 };
 
-// Columns cut into panels of at most Max registers of sums of type C, widths differing by one at most (13 registers:
-// 4 3 3 3).
+// Columns divided into panels of at most Max registers of sums of type C. Widths differ by at most one register
+// (13 registers: 4 3 3 3).
 template <class C, int Max>
 struct Columns {
   int64_t count;  // columns
@@ -27,8 +27,8 @@ struct Columns {
   }
 };
 
-// Word `word` of panel p, which begins at `to`, from the rows of B that it is made of: source(k) is the address of
-// row k, null for zeros. B has K rows of `count` columns; beyond them the panel holds zeros.
+// Packs word `word` of panel p, which begins at `to`. source(k) is the address of row k of B, or null for zeros. B has
+// K rows of `count` columns; past them the panel holds zeros.
 template <class X, class C, class F>
 INLINE void pack_word(X* to, const Panel& p, int64_t count, int64_t K, int64_t word, F&& source) {
   constexpr int W = width<C>;
@@ -46,7 +46,7 @@ INLINE void pack_word(X* to, const Panel& p, int64_t count, int64_t K, int64_t w
   }
 }
 
-// The same of every panel.
+// The same for every panel.
 template <class X, class C, int Max, class F>
 void pack_word(X* packed, const Columns<C, Max>& columns, int64_t K, int64_t word, F&& source) {
   for (int64_t i = 0, panels = columns.panels(); i < panels; ++i) {
@@ -55,7 +55,7 @@ void pack_word(X* packed, const Columns<C, Max>& columns, int64_t K, int64_t wor
   }
 }
 
-// Of every two neighbouring blocks of Step lanes: a keeps its first, b its second, the other two change places.
+// In every two adjacent blocks of Step lanes, exchanges the second block of a with the first block of b.
 template <int Step, class C>
 INLINE void exchange_blocks(Vec<C>& a, Vec<C>& b) {
   constexpr int W = width<C>;
@@ -80,8 +80,8 @@ INLINE void exchange(Vec<C> (&v)[width<C>]) {
   if constexpr (Step * 2 < W) exchange<Step * 2, C>(v);
 }
 
-// Rows of a weight matrix become lanes: word k of lane l, at to + k * stride + l words, is from row l; zeros beyond
-// `rows` and K. stride in elements.
+// Packs rows of a weight matrix as lanes: word k of row l is stored at to + k * stride + l words. Past `rows` and K the
+// result is zero. stride in elements.
 template <class X, class C, class S>
 void pack_transposed(X* to, int64_t stride, const S* from, int64_t ld, int64_t rows, int64_t K) {
   constexpr int W = width<C>;
@@ -103,11 +103,11 @@ void pack_transposed(X* to, int64_t stride, const S* from, int64_t ld, int64_t r
   }
 }
 
-// `tiles` tiles of kDown columns each, from K rows, ld elements apart: packed as multiply_packed reads them.
+// Packs `tiles` tiles of kPackedColumns columns each for multiply_packed(), from K rows with a distance of ld elements.
 template <class X, class C>
-void pack_down(X* packed, const X* from, int64_t ld, int64_t tiles, int64_t K) {
-  constexpr int down = kDown<X>;
-  const int64_t size = down * depth<X>(K);
+void pack_columns(X* packed, const X* from, int64_t ld, int64_t tiles, int64_t K) {
+  constexpr int columns = kPackedColumns<X>;
+  const int64_t size = columns * depth<X>(K);
   if constexpr (on_tiles<X>) {
     const int64_t all = words<X>(K);
     for (int64_t i = 0; i < tiles; ++i)
@@ -115,7 +115,7 @@ void pack_down(X* packed, const X* from, int64_t ld, int64_t tiles, int64_t K) {
         Vec<C> block[16];
 #pragma GCC unroll 16
         for (int r = 0; r < 16; ++r) {
-          const X* row = from + (k + r) * 2 * ld + i * down;
+          const X* row = from + (k + r) * 2 * ld + i * columns;
           block[r] = (Vec<C>)interleave((k + r) * 2 < K ? load_bits(row) : Halves{},
                                         (k + r) * 2 + 1 < K ? load_bits(row + ld) : Halves{});
         }
@@ -126,15 +126,15 @@ void pack_down(X* packed, const X* from, int64_t ld, int64_t tiles, int64_t K) {
   } else {
     for (int64_t k = 0; k < K; k += per_word<X>)
       for (int64_t i = 0; i < tiles; ++i) {
-        X* to = packed + i * size + k * down;
-        const X* row = from + k * ld + i * down;
+        X* to = packed + i * size + k * columns;
+        const X* row = from + k * ld + i * columns;
         if constexpr (is_pair<X>)
-          for (int r = 0; r < down; ++r) {
+          for (int r = 0; r < columns; ++r) {
             to[r * 2] = row[r];
             to[r * 2 + 1] = k + 1 < K ? row[ld + r] : X{};
           }
         else
-          __builtin_memcpy(to, row, sizeof(X) * down);
+          __builtin_memcpy(to, row, sizeof(X) * columns);
       }
   }
 }

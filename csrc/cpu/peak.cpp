@@ -1,4 +1,4 @@
-// Runs the loops of peak.inl, compiled for each instruction set, on a team and against the clock.
+// Times the loops of peak.inl, compiled for each instruction set, on a team of threads.
 #include "peak.h"
 
 #include <algorithm>
@@ -20,19 +20,19 @@ namespace lstmkern {
 namespace cpu {
 namespace {
 
-// A measurable rate: run() returns the work done in `rounds` rounds, on memory that no other thread uses,
-// at least 4096 bytes that hold ones, on a boundary of 64.
+// A rate to measure. run() returns the work done in `rounds` rounds. Its memory is used by one thread, has at least
+// 4096 bytes, is aligned to 64 bytes and holds ones.
 struct Rate {
   const char* name;  // null ends a list
   bool (*supported)();
   double (*run)(int64_t rounds, char* memory, int64_t bytes);
 };
-// Those of an instruction set.
+// The rates of an instruction set.
 const Rate* rates(const std::string& capability);
 
 using Clock = std::chrono::steady_clock;
 
-struct Race {
+struct Measurement {
   const Rate* rate;
   int64_t bytes;
   double seconds;
@@ -42,27 +42,27 @@ struct Race {
 };
 
 void run(void* arg, int rank, int size) {
-  Race& race = *static_cast<Race*>(arg);
-  if (rank == 0) race.size = size;
-  const int64_t bytes = std::max<int64_t>(race.bytes / size / 4096 * 4096, 4096);
+  Measurement& measured = *static_cast<Measurement*>(arg);
+  if (rank == 0) measured.size = size;
+  const int64_t bytes = std::max<int64_t>(measured.bytes / size / 4096 * 4096, 4096);
   std::unique_ptr<char[]> memory(new char[bytes + 64]);  // touched by the thread that will read it
   char* aligned = memory.get() + (64 - reinterpret_cast<uintptr_t>(memory.get()) % 64);
   std::fill_n(reinterpret_cast<float*>(aligned), bytes / 4, 1.0f);
-  // So many rounds that the clock is read about every 50 microseconds.
+  // Enough rounds that the clock is read about every 50 microseconds.
   int64_t rounds = 1;
   auto timed = [&](double& work) {
     const auto begin = Clock::now();
-    work = race.rate->run(rounds, aligned, bytes);
+    work = measured.rate->run(rounds, aligned, bytes);
     return std::chrono::duration<double>(Clock::now() - begin).count();
   };
   for (double work; timed(work) < 50e-6;) rounds *= 2;
-  race.start.wait(size);
+  measured.start.wait(size);
   double work = 0, elapsed = 0, part = 0;
-  while (elapsed < race.seconds) {
+  while (elapsed < measured.seconds) {
     elapsed += timed(part);
     work += part;
   }
-  race.speed[rank] = work / elapsed;
+  measured.speed[rank] = work / elapsed;
 }
 
 #if defined(__x86_64__) && defined(__linux__)
@@ -78,16 +78,16 @@ double peak(const std::string& capability, const std::string& rate, int threads,
   threads = std::max(threads, 1);
   for (const Rate* r = rates(capability); r->name; ++r) {
     if (rate != r->name || !r->supported()) continue;
-    Race race{r, bytes, seconds, {}, std::unique_ptr<double[]>(new double[threads]()), 1};
-    run_team(threads, run, &race);
+    Measurement measured{r, bytes, seconds, {}, std::unique_ptr<double[]>(new double[threads]()), 1};
+    run_team(threads, run, &measured);
     double sum = 0;
-    for (int i = 0; i < race.size; ++i) sum += race.speed[i];
+    for (int i = 0; i < measured.size; ++i) sum += measured.speed[i];
     return sum;
   }
   return 0;
 }
 
-// After everything else: nothing from outside may be compiled for these targets.
+// Last in the file, because no other code may be compiled for these targets.
 namespace {
 namespace baseline {
 #define VECTOR_BYTES 16

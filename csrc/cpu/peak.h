@@ -1,4 +1,4 @@
-// What this machine can do at most, measured: the benchmarks' roofline.
+// Measures the peak rates of this machine, for the benchmarks' roofline.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +7,9 @@
 namespace lstmkern {
 namespace cpu {
 
-// Work per second of a team of `threads` for about `seconds`: floating point operations of rate fp32, fp64, bf16 or
-// amx (bf16 by instructions of its own, and by tiles), or with rate read the bytes that the threads read, over and
-// over, each from its own part of `bytes`. 0 where the instruction set or the machine has no such rate.
+// Work per second of `threads` threads, measured for about `seconds`. For the rates fp32, fp64, bf16 (AVX-512 BF16
+// instructions) and amx (bf16 on tiles) it is floating point operations. For the rate read it is bytes: each thread
+// reads its part of `bytes` repeatedly. 0 if the instruction set or the machine does not have the rate.
 double peak(const std::string& capability, const std::string& rate, int threads, int64_t bytes, double seconds);
 
 }  // namespace cpu

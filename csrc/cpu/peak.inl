@@ -1,6 +1,6 @@
-// What bounds a kernel on this machine: loops that do nothing but multiply and add, or nothing but read memory.
-// The benchmarks' roofline. Included by peak.cpp once per instruction set, in its namespace and under its target
-// pragma, with VECTOR_BYTES as the width of a register; a new unit is one more entry in kRates.
+// Loops that only multiply and add, or only read memory, for the benchmarks' roofline. peak.cpp includes this file once
+// per instruction set, in its namespace and under its target pragma. VECTOR_BYTES is the width of a register. To
+// measure another unit, add an entry to kRates.
 
 template <class C>
 struct Register {
@@ -11,14 +11,15 @@ using Vec = typename Register<C>::type;
 template <class C>
 constexpr int width = VECTOR_BYTES / sizeof(C);
 
-// Twelve independent chains hide the latency of two units with four to six cycles each, and fit sixteen registers.
+// Twelve independent chains hide the latency of two units of four to six cycles each, and fit into sixteen registers.
 constexpr int kChains = 12;
-constexpr int kResults = 2048;  // where results go in the memory (at least 4096 bytes), past what is read
+constexpr int kResults = 2048;  // offset of the results in the memory (at least 4096 bytes), past what is read
 
 template <class C>
 double multiply_add(int64_t rounds, char* memory, int64_t) {
   C* values = reinterpret_cast<C*>(memory);
-  // From memory, so that nothing is computed beforehand; x -> x f + f with f < 1 neither overflows nor vanishes.
+  // Loaded from memory, so that the compiler cannot compute the result. x f + f with f < 1 neither overflows nor
+  // vanishes.
   const Vec<C> factor = (values[0] - Vec<C>{}) * C(0.5), term = factor;
   Vec<C> chain[kChains];
 #pragma GCC unroll 16
@@ -68,7 +69,7 @@ double dot_bf16(int64_t rounds, char* memory, int64_t) {
 inline bool has_dot_bf16() { return __builtin_cpu_supports("avx512bf16"); }
 #endif
 
-// Tiles of 16 rows of 32 bf16 by 32 x 16 into 16 x 16 fp32 sums; Linux grants them to a process that asks.
+// Products of 16 x 32 by 32 x 16 bf16 with 16 x 16 fp32 sums. A process must request the tile registers from Linux.
 #if VECTOR_BYTES == 64 && defined(__linux__)
 #pragma GCC push_options
 #pragma GCC target("amx-tile,amx-bf16")
@@ -78,7 +79,7 @@ double dot_tiles(int64_t rounds, char* memory, int64_t) {
     uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
     uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
   } shape;
-  asm volatile("" : : "r"(&shape) : "memory");  // the intrinsic tells the compiler of 8 of the 64 bytes
+  asm volatile("" : : "r"(&shape) : "memory");  // the intrinsic declares only 8 of the 64 bytes as read
   _tile_loadconfig(&shape);
   _tile_zero(0);
   _tile_zero(1);
@@ -102,7 +103,7 @@ double dot_tiles(int64_t rounds, char* memory, int64_t) {
 inline bool has_tiles() { return __builtin_cpu_supports("amx-bf16") && tiles_granted(); }
 #endif
 
-// What runs, by name: floating point operations of a product (bf16, amx: bf16 into fp32 sums), bytes read.
+// The loops by the name of their rate: floating point operations (bf16, amx: bf16 with fp32 sums), or bytes read.
 inline const Rate* rates() {
   static const Rate kRates[] = {
       {"fp32", always, multiply_add<float>}, {"fp64", always, multiply_add<double>},

@@ -1,4 +1,4 @@
-// Runs the products of product.inl, compiled for each instruction set, on a team and against the clock.
+// Times the GEMMs of product.inl, compiled for each instruction set, on a team of threads.
 #include "product.h"
 
 #include <algorithm>
@@ -16,7 +16,7 @@ namespace lstmkern {
 namespace cpu {
 namespace {
 
-// Does it `rounds` times, by the kernels in use.
+// Computes the part `rounds` times, with the instruction set in use.
 void multiply_part(const ProductPart& part, int64_t rounds) {
 #if defined(__x86_64__)
   const std::string used = capability(part.product.dtype);
@@ -30,45 +30,45 @@ void multiply_part(const ProductPart& part, int64_t rounds) {
 
 using Clock = std::chrono::steady_clock;
 
-struct Race {
+struct Measurement {
   const Product& product;
   char *panels, *rows;
   double seconds;
   Barrier start;
-  std::unique_ptr<double[]> took;  // by each thread for its part
+  std::unique_ptr<double[]> times;  // seconds of each thread for its part
 };
 
 void run(void* arg, int rank, int size) {
-  Race& race = *static_cast<Race*>(arg);
-  const ProductPart part{race.product, race.panels, race.rows, rank, size};
+  Measurement& measured = *static_cast<Measurement*>(arg);
+  const ProductPart part{measured.product, measured.panels, measured.rows, rank, size};
   auto timed = [&](int64_t rounds) {
     const auto begin = Clock::now();
     multiply_part(part, rounds);
     return std::chrono::duration<double>(Clock::now() - begin).count();
   };
-  // So many rounds that the clock is read about every 50 microseconds; the first ones bring the operands into caches.
+  // Enough rounds that the clock is read about every 50 microseconds. The first ones load the operands into the caches.
   int64_t rounds = 1;
   while (timed(rounds) < 50e-6) rounds *= 2;
-  race.start.wait(size);
+  measured.start.wait(size);
   double elapsed = 0;
   int64_t done = 0;
-  for (; elapsed < race.seconds; done += rounds) elapsed += timed(rounds);
-  race.took[rank] = elapsed / done;
+  for (; elapsed < measured.seconds; done += rounds) elapsed += timed(rounds);
+  measured.times[rank] = elapsed / done;
 }
 
-// Whether bf16 is multiplied as such.
+// Whether the instruction set in use multiplies bf16.
 bool has_bf16_products() {
   const std::string used = capability(DType::bf16);
   return used == "amx" || used == "avx512_bf16";
 }
 
-// What layers of a dtype multiply (Types in common.inl).
+// The operands' type in layers of a dtype (Types in steps.h).
 DType operand_of(DType dtype) {
   if (dtype == DType::f64) return dtype;
   return dtype == DType::bf16 && has_bf16_products() ? DType::bf16 : DType::f32;
 }
 
-// Values between 1/2 and 3/2 in no order that a unit could profit from.
+// Pseudo-random values between 1/2 and 3/2.
 template <class Store>
 void fill(int64_t count, Store&& store) {
   uint32_t state = 1;
@@ -93,20 +93,20 @@ void fill(DType operand, char* memory, int64_t bytes) {
 double product_seconds(const Product& p, int threads, double seconds) {
   if (p.rows < 1 || p.K < 1 || p.columns < 1 || threads < 1)
     throw std::invalid_argument("rows, K, columns and threads must be at least 1");
-  if ((p.gates != 1 && p.gates != 3 && p.gates != 4) || (p.down && p.gates != 1))
-    throw std::invalid_argument("gates must be 1, 3 or 4, and 1 in a product of weight gradients");
-  // Columns end at a register's, rows at a tile's or with `spread` (see common.inl): 128 bytes more hold either. K ends
-  // at a tile's.
+  if ((p.gates != 1 && p.gates != 3 && p.gates != 4) || (p.transposed && p.gates != 1))
+    throw std::invalid_argument("gates must be 1, 3 or 4, and 1 if transposed");
+  // Columns are padded to whole registers, rows to whole tiles or by spread() (common.inl): at most 128 bytes. K is
+  // padded to whole tiles.
   const DType operand = operand_of(p.dtype);
   const int64_t size = operand == DType::f64 ? 8 : operand == DType::f32 ? 4 : 2, K = (p.K + 31) / 32 * 32;
-  const int64_t of_panels = p.gates * (p.columns * size + 128) * K;
-  const int64_t of_rows = p.down ? 64 * size * K : p.rows * (size * K + 128);
-  Workspace panels(of_panels), rows(of_rows);
-  for (auto [memory, bytes] : {std::pair(panels.data(), of_panels), std::pair(rows.data(), of_rows)})
+  const int64_t panel_bytes = p.gates * (p.columns * size + 128) * K;
+  const int64_t row_bytes = p.transposed ? 64 * size * K : p.rows * (size * K + 128);
+  Workspace panels(panel_bytes), rows(row_bytes);
+  for (auto [memory, bytes] : {std::pair(panels.data(), panel_bytes), std::pair(rows.data(), row_bytes)})
     fill(operand, memory, bytes);
-  Race race{p, panels.data(), rows.data(), seconds, {}, std::unique_ptr<double[]>(new double[threads]())};
-  run_team(threads, run, &race);
-  return *std::max_element(race.took.get(), race.took.get() + threads);
+  Measurement measured{p, panels.data(), rows.data(), seconds, {}, std::unique_ptr<double[]>(new double[threads]())};
+  run_team(threads, run, &measured);
+  return *std::max_element(measured.times.get(), measured.times.get() + threads);
 }
 
 }  // namespace cpu

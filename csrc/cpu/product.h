@@ -1,4 +1,4 @@
-// A layer's matrix products without the rest of the layer: what the benchmarks compare a whole layer with.
+// The GEMMs of a layer without the rest of the layer, for the benchmarks.
 #pragma once
 
 #include <cstdint>
@@ -8,26 +8,25 @@
 namespace lstmkern {
 namespace cpu {
 
-// rows x K times K x (gates * columns), on panels of the layout that layers use: gates registers wide where there are
-// several gates (as forward), as wide as fits otherwise (as backward's products for dh and dx). down: the product of
-// weight gradients instead, whose rows are packed columns of a row-major matrix; gates must be 1.
+// A GEMM of [rows, K] by [K, gates * columns] with a layer's packed panels: `gates` registers wide if there are several
+// gates (as in forward), otherwise kWide (as backward's GEMMs for dh and dx). transposed: as the GEMM of the weight
+// gradients, whose left operand is packed from the columns of a row-major matrix; gates must be 1.
 struct Product {
-  DType dtype;  // of the layer: what it multiplies may be wider
+  DType dtype;  // of the layer; the operands may be wider
   int64_t rows, K, columns;
   int gates;  // 1, 3 or 4
-  bool down;
+  bool transposed;
 };
 
-// One thread's part of a product.
+// One thread's part of a GEMM.
 struct ProductPart {
   const Product& product;
   const void *panels, *rows;
   int rank, size;
 };
 
-// Seconds that a team of `threads` needs for the product, measured for about `seconds` (at least twice): rows shared
-// as a layer shares them, the sums left where the microkernel puts them. std::invalid_argument if there is no such
-// product.
+// Seconds per GEMM on `threads` threads, measured for about `seconds` (at least twice). The threads divide it as those
+// of a layer do, and the sums stay in the microkernel's tile. std::invalid_argument for sizes that no layer has.
 double product_seconds(const Product& product, int threads, double seconds);
 
 }  // namespace cpu

@@ -1,7 +1,7 @@
-// GEMMs on rows and panels in a layer's layout, with nothing done to their sums: the layers' own microkernels. See
+// The layers' GEMMs by themselves, with the layers' microkernels and memory layout; the sums are not used. See
 // product.h.
 
-// As a step of the forward kernel (gates > 1) or of the backward kernel multiplies.
+// As in a step of the forward kernel (gates > 1) or of the backward kernel.
 template <class S>
 void multiply_part_rows(const ProductPart& part_of, int64_t rounds) {
   using C = typename Types<S>::Sum;
@@ -17,8 +17,9 @@ void multiply_part_rows(const ProductPart& part_of, int64_t rounds) {
                 i1 = by_rows ? units.panels() : part(units.panels(), rank + 1, size);
   for (int64_t round = 0; round < rounds; ++round)
     for (int64_t i = i0; i < i1; ++i) {
-      auto at_turn = [&](int64_t k) { return units.panel(round & 1 ? i0 + i1 - 1 - k : k); };  // there and back
-      const Panel now = at_turn(i), next = at_turn(i + 1 < i1 ? i + 1 : i);
+      // Panels forwards and backwards in turn, as in a layer.
+      auto panel = [&](int64_t k) { return units.panel(round & 1 ? i0 + i1 - 1 - k : k); };
+      const Panel now = panel(i), next = panel(i + 1 < i1 ? i + 1 : i);
       multiply_panel<C>(
           p.rows == 1, j0, j1, now.nv, p.K, panels + units.offset(now, p.K), panels + units.offset(next, p.K),
           [&](int64_t j) { return rows + j * ld; },
@@ -28,16 +29,16 @@ void multiply_part_rows(const ProductPart& part_of, int64_t rounds) {
     }
 }
 
-// As the weight gradients' product: a run of packed tiles, reused for all rows, by every panel.
+// As in the GEMM of the weight gradients. The same packed tiles are used again for all rows.
 template <class S>
-void multiply_part_down(const ProductPart& part_of, int64_t rounds) {
+void multiply_part_transposed(const ProductPart& part_of, int64_t rounds) {
   using C = typename Types<S>::Sum;
   using X = typename Types<S>::Operand;
-  constexpr int down = kDown<X>, run = 64 / down;
+  constexpr int height = kPackedColumns<X>, run = 64 / height;
   const Product& p = part_of.product;
   const X *panels = static_cast<const X*>(part_of.panels), *packed = static_cast<const X*>(part_of.rows);
-  const Columns<C, kAcross<X>> columns{p.columns};
-  const int64_t all = (p.rows + down - 1) / down, first = part(all, part_of.rank, part_of.size),
+  const Columns<C, kPackedWidth<X>> columns{p.columns};
+  const int64_t all = (p.rows + height - 1) / height, first = part(all, part_of.rank, part_of.size),
                 last = part(all, part_of.rank + 1, part_of.size);
   for (int64_t round = 0; round < rounds; ++round)
     for (int64_t from = first; from < last; from += run) {
@@ -48,7 +49,7 @@ void multiply_part_down(const ProductPart& part_of, int64_t rounds) {
         const int64_t size = panel.nv * width<C> * depth<X>(p.K);
         for (int64_t i = 0; i < tiles; ++i) {
           Tile<C> tile;
-          multiply_packed(panel.nv, packed + i * down * depth<X>(p.K), values, p.K, tile,
+          multiply_packed(panel.nv, packed + i * height * depth<X>(p.K), values, p.K, tile,
                           values + size + i * (size / tiles), size / tiles);
           asm volatile("" : : "r"(&tile) : "memory");
         }
@@ -59,7 +60,7 @@ void multiply_part_down(const ProductPart& part_of, int64_t rounds) {
 template <class S>
 void multiply_part_typed(const ProductPart& part_of, int64_t rounds) {
   [[maybe_unused]] Products<typename Types<S>::Operand> scope;
-  if (part_of.product.down) return multiply_part_down<S>(part_of, rounds);
+  if (part_of.product.transposed) return multiply_part_transposed<S>(part_of, rounds);
   multiply_part_rows<S>(part_of, rounds);
 }
 
@@ -68,6 +69,6 @@ void multiply_part(const ProductPart& part_of, int64_t rounds) { multiply_part_t
 #else
 void multiply_part(const ProductPart& part_of, int64_t rounds) {
   if (part_of.product.dtype == DType::f64) return multiply_part_typed<double>(part_of, rounds);
-  multiply_part_typed<float>(part_of, rounds);  // as which 16-bit values are multiplied here
+  multiply_part_typed<float>(part_of, rounds);  // 16-bit values are multiplied as fp32 here
 }
 #endif

@@ -1,9 +1,9 @@
-// Registers and elementary functions of one instruction set, through the compiler's own vector types.
+// Registers and elementary functions of one instruction set, written with the compiler's vector types.
 //
-// Included by every unit of an instruction set (avx512/*.cpp, avx2/*.cpp, ...) inside that set's namespace and under
-// its target pragma; LSTMKERN_VECTOR_BYTES is the width of a register, LSTMKERN_BF16 whether there are products
-// of bf16 pairs (1: in registers, 2: on AMX's tiles too). No standard library function may be called from here:
-// compiled under a wider target it could be picked by the linker for everyone.
+// Every translation unit of an instruction set (avx512/*.cpp, avx2/*.cpp, ...) includes this file inside the namespace
+// of that set and under its target pragma. LSTMKERN_VECTOR_BYTES is the width of a register. LSTMKERN_BF16 is 1 if
+// there are instructions that multiply pairs of bf16, 2 if AMX's tiles do so too. Code here must not call a standard
+// library function: the linker could choose the copy compiled for a wider target for the whole program.
 
 #define INLINE inline __attribute__((always_inline))
 
@@ -26,7 +26,7 @@ using Vec = typename Register<T>::type;
 template <class T>
 constexpr int width = LSTMKERN_VECTOR_BYTES / sizeof(T);
 
-// 16-bit storage types: only ever loaded into and stored from float registers.
+// 16-bit storage types: only loaded into and stored from float registers.
 struct bf16 {
   uint16_t bits;
 };
@@ -79,7 +79,7 @@ INLINE Halves narrow(Vec<float> v, f16) { return (Halves)_mm512_cvtps_ph((__m512
 INLINE Vec<float> widen(Halves h, f16) { return (Vec<float>)_mm256_cvtph_ps((__m128i)h); }
 INLINE Halves narrow(Vec<float> v, f16) { return (Halves)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
 #else
-// Portable: exponents are shifted by a multiplication with a power of two, which also rounds subnormals right.
+// Portable. A multiplication by a power of two shifts the exponent and also rounds subnormals correctly.
 INLINE Vec<float> widen(Halves h, f16) {
   Words w = __builtin_convertvector(h, Words);
   Words sign = (w & 0x8000) << 16, rest = (w & 0x7fff) << 13;
@@ -109,8 +109,8 @@ INLINE Vec<float> load(const f16* p) { return load_half(p); }
 INLINE void store(bf16* p, Vec<float> v) { *reinterpret_cast<LooseHalves*>(p) = narrow(v, bf16{}); }
 INLINE void store(f16* p, Vec<float> v) { *reinterpret_cast<LooseHalves*>(p) = narrow(v, f16{}); }
 
-// The first n lanes of a register; a row of a tensor may end anywhere. The ends are rare, and masked where the
-// instruction set can do so without touching the memory after them.
+// Load and store the first n lanes of a register, because a row of a tensor may end anywhere. This is rare. It is done
+// with masks if the instruction set has masked loads that do not access the memory past the end.
 template <class S>
 constexpr int lanes = width<float> / (sizeof(S) == 8 ? 2 : 1);
 
@@ -172,7 +172,7 @@ template <class C>
 using Bits = typename Register<C>::bits;
 
 #if LSTMKERN_BF16
-// bf16 as bits. Two that neighbour along k make a word; so do two rows, lane by lane.
+// bf16 as bits. A word has two values adjacent along k, or the values of two rows at one lane.
 INLINE Halves load_bits(const bf16* p) { return *reinterpret_cast<const LooseHalves*>(p); }
 INLINE Halves load_bits(const bf16* p, int64_t n) {
   return (Halves)_mm256_maskz_loadu_epi16(n >= 16 ? 0xffff : (1 << (n > 0 ? n : 0)) - 1, p);
@@ -189,10 +189,10 @@ INLINE void store_words(bf16* p, Words v) {
 }
 #endif
 
-// exp(y), y = Sign * x, and the power of two it was scaled by: y = n ln2 + r, |r| <= ln2 / 2, exp(y) = scale * (1 + p).
-// p = expm1(r) is accurate relative to itself, so that neither exp nor expm1 loses digits. Polynomials: float a fit by
-// reweighted least squares that leaves 1.3e-8 of p (a ninth of an ulp); double the Taylor series, whose first omitted
-// term is below 2^-57 of the sum.
+// exp(y) for y = Sign * x as scale * (1 + p): y = n ln2 + r, |r| <= ln2 / 2, scale = 2^n, p = expm1(r). p has a small
+// relative error, so that neither exp nor expm1 loses digits. Polynomials: for float a fit by reweighted least squares
+// with a relative error of 1.3e-8 (a ninth of an ulp); for double the Taylor series, whose first omitted term is below
+// 2^-57 of the sum.
 template <class C>
 struct Exponential {
   Vec<C> scale, p;
@@ -200,7 +200,7 @@ struct Exponential {
 
 template <int Sign>
 INLINE Exponential<float> exponential(Vec<float> x) {
-  // Adding it leaves the rounded integer, biased as exponents are, in the low bits.
+  // After this is added, the low bits hold the rounded integer with the bias of an exponent.
   const float magic = 0x1.8p23f + 127;
   Vec<float> shifted = x * (Sign * 0x1.715476p0f) + magic;
   Vec<float> n = shifted - magic;
@@ -236,7 +236,7 @@ INLINE Exponential<double> exponential(Vec<double> x) {
   return {(Vec<double>)((Bits<double>)shifted << 52), p};
 }
 
-// Arguments past these would push the scale, or one over it, out of the normal numbers. NaN passes.
+// For larger arguments, scale or 1 / scale would not be a normal number. NaN passes.
 template <class C>
 constexpr C kLimit = sizeof(C) == 4 ? C(87.3) : C(708);
 
@@ -250,8 +250,8 @@ INLINE Vec<float> at_least(Vec<float> x, float low) {
 INLINE Vec<float> at_most(Vec<float> x, float top) {
   return (Vec<float>)_mm512_min_ps((__m512)broadcast(top), (__m512)x);
 }
-// a / b. A division keeps the divider of an Intel core busy for 16 cycles; 14 bits of the reciprocal and one correction
-// of the quotient, which leaves an error of about its last rounding, take four.
+// a / b. A division occupies the divider of an Intel core for 16 cycles. The 14 bits of rcp14 and one correction of the
+// quotient take four, and the error is about that of the last rounding.
 INLINE Vec<float> quotient(Vec<float> a, Vec<float> b) {
   const Vec<float> y = (Vec<float>)_mm512_rcp14_ps((__m512)b), q = a * y;
   return q + (a - q * b) * y;
@@ -270,8 +270,8 @@ INLINE Vec<float> at_most(Vec<float> x, float top) { return x > top ? broadcast(
 INLINE Vec<float> quotient(Vec<float> a, Vec<float> b) { return a / b; }
 #endif
 
-// sigmoid(x) = 1 / (1 + exp(-x)), 0 below the lower limit (there the quotient is anything): a closed gate times inf is
-// NaN, not inf.
+// sigmoid(x) = 1 / (1 + exp(-x)). Below the lower limit, where the quotient is undefined, it is 0: a closed gate times
+// inf is NaN, not inf.
 template <class C>
 INLINE Vec<C> sigmoid_of(Vec<C> x) {
   Exponential<C> e = exponential<-1>(at_most(x, kLimit<C>));
@@ -279,8 +279,8 @@ INLINE Vec<C> sigmoid_of(Vec<C> x) {
   return x < -kLimit<C> ? Vec<C>{} : s;
 }
 
-// With e = exp(-2|x|): tanh(|x|) = (1 - e) / (1 + e), the numerator from expm1 so that it keeps its digits near zero;
-// and 1 - 2e / (1 + e) where that is the more accurate (a gradient's 1 - tanh(x)^2 cancels, and shows every ulp).
+// With e = exp(-2|x|): tanh(|x|) = (1 - e) / (1 + e), with 1 - e from expm1 so that it keeps its digits near zero; or
+// 1 - 2e / (1 + e), where that is more accurate (in a gradient, 1 - tanh(x)^2 cancels and amplifies every ulp).
 template <class C>
 INLINE Vec<C> tanh_of(Vec<C> x) {
   const Bits<C> minus = (Bits<C>)broadcast(C(-0.0));
@@ -297,10 +297,10 @@ INLINE Vec<C> tanh_of(Vec<C> x) {
 INLINE Vec<float> sigmoid(Vec<float> x) { return sigmoid_of<float>(x); }
 INLINE Vec<double> sigmoid(Vec<double> x) { return sigmoid_of<double>(x); }
 #if LSTMKERN_BF16
-// For results that are rounded to 8 bits, in half the operations: x P(x^2) / Q(x^2) with a minimax fit of tanh(x) / x
-// up to where tanh is 1. The fit leaves 2.1e-8 of the value, all roundings together up to 5 ulp of fp32. At the limit
-// numerator and denominator are the same number (with multiplications and additions fused, as compilers do from -O2
-// on), so that tanh is 1 and its derivative 0, whatever that multiplies.
+// For results that are rounded to 8 bits, in half the operations: x P(x^2) / Q(x^2), a minimax fit of tanh(x) / x up to
+// the limit where tanh is 1. The fit has a relative error of 2.1e-8; with all roundings it is at most 5 ulp of fp32. At
+// the limit numerator and denominator are the same number (with fused multiply-adds, which compilers use from -O2 on),
+// so that tanh is exactly 1 and its derivative exactly 0.
 INLINE Vec<float> tanh(Vec<float> x) {
   const float limit = 0x1.205a32p3f;  // 9.011
   const Vec<float> y = at_most(at_least(x, -limit), limit), u = y * y;

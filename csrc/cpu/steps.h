@@ -1,14 +1,14 @@
-// Types, addresses in tensors and the order of the steps: what the kernels and the cells share. After simd.h.
+// Types, addresses in tensors and the order of the steps, for the kernels and the cells. Included after simd.h.
 
-// For values stored as S: what sums, states and cells are computed in, and what products read.
+// The types for values stored as S: that of sums, states and cells, and that of the operands of GEMMs.
 template <class S>
 struct Types {
   using Sum = float;
-  using Operand = float;  // 16-bit values are only stored as such,
+  using Operand = float;  // 16-bit values are computed in fp32
 };
 #if LSTMKERN_BF16
 template <>
-struct Types<bf16> {  // unless there are products of them
+struct Types<bf16> {  // except where instructions multiply bf16
   using Sum = float;
   using Operand = bf16;
 };
@@ -24,7 +24,7 @@ INLINE T* at(const View& view, const Layer& layer, int64_t t, int64_t j) {
   return static_cast<T*>(view.data) + view.step * layer.place[t] + view.lane * layer.order[j];
 }
 
-// A value as it will be read back from storage type S.
+// A value rounded to storage type S.
 template <class S, class C>
 INLINE Vec<C> rounded(Vec<C> v) {
   if constexpr (sizeof(S) == sizeof(C))
@@ -47,7 +47,8 @@ struct Steps {
     const int64_t n = active(s);
     return n <= j0 ? 0 : (n < j1 ? n : j1) - j0;
   }
-  // Of the sequences j0..j1, steps [s, end) make a chunk: as many as bring at most `rows` rows together, at least one.
+  // The end of a chunk of the sequences j0..j1 that begins at step s: as many steps as have together at most `rows`
+  // rows, at least one.
   int64_t chunk_end(int64_t s, int64_t rows, int64_t j0, int64_t j1) const {
     int64_t sum = active(s, j0, j1);
     for (++s; s < layer.T && sum + active(s, j0, j1) <= rows; ++s) sum += active(s, j0, j1);
@@ -58,7 +59,7 @@ struct Steps {
     for (; s > 0 && sum + active(s - 1) <= rows; --s) sum += active(s - 1);
     return s;
   }
-  // Rows that the sequences j0..j1 have in steps [begin, end).
+  // The number of rows of the sequences j0..j1 in steps [begin, end).
   int64_t count(int64_t begin, int64_t end, int64_t j0, int64_t j1) const {
     int64_t rows = 0;
     for (int64_t s = begin; s < end; ++s) rows += active(s, j0, j1);

@@ -1,4 +1,4 @@
-// The team on OpenMP (the one that torch itself uses, so there is one pool of threads).
+// The team on OpenMP, which torch uses too, so that both share one pool of threads.
 #include "team.h"
 
 #include <chrono>
@@ -29,22 +29,22 @@ void run_team(int threads, void (*body)(void*, int, int), void* arg) {
   body(arg, 0, 1);
 }
 
-void Barrier::await(uint32_t phase) {
+void Barrier::wait_for_others(uint32_t phase) {
   using Clock = std::chrono::steady_clock;
-  auto over = [&] { return (__atomic_load_n(&phase_, __ATOMIC_ACQUIRE) & ~1u) != phase; };
-  const auto until = Clock::now() + std::chrono::microseconds(100);  // about what waking takes: 10 to 100
+  auto is_open = [&] { return (__atomic_load_n(&phase_, __ATOMIC_ACQUIRE) & ~1u) != phase; };
+  const auto until = Clock::now() + std::chrono::microseconds(100);  // a wake-up takes 10 to 100
   do
     for (int i = 0; i < 16; ++i) {
-      if (over()) return;
+      if (is_open()) return;
 #if defined(__x86_64__) || defined(__i386__)
       __builtin_ia32_pause();
 #endif
     }
   while (Clock::now() < until);
-  while (!over()) {
+  while (!is_open()) {
 #if defined(__linux__)
-    uint32_t awake = phase;
-    __atomic_compare_exchange_n(&phase_, &awake, phase | 1, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    uint32_t expected = phase;
+    __atomic_compare_exchange_n(&phase_, &expected, phase | 1, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
     syscall(SYS_futex, &phase_, FUTEX_WAIT_PRIVATE, phase | 1, nullptr, nullptr, 0);
 #else
     std::this_thread::sleep_for(std::chrono::microseconds(50));

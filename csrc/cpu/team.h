@@ -7,41 +7,43 @@
 namespace lstmkern {
 namespace cpu {
 
-// Runs body(arg, rank, size) on at most `threads` threads at once and returns when all are done. The size may come
-// out smaller (inside another parallel region it is 1), so work is divided by the size that body is told.
+// Runs body(arg, rank, size) on at most `threads` threads at once and returns when all are done. `size`, the number of
+// threads that run, may be smaller (1 inside another parallel region), so body divides its work by `size`.
 void run_team(int threads, void (*body)(void* arg, int rank, int size), void* arg);
 
-// Barrier of a team. A waiting thread spins for some microseconds, enough for a partner that is running, and then
-// sleeps until the last one arrives: on a machine with more work than cores the partner may well need this very core,
-// and a thread that sleeps keeps its claim to a core, while one that spins or yields uses it up.
+// Barrier of a team. A waiting thread spins for 100 microseconds, enough if the other threads are running, and then
+// sleeps until the last one arrives. On a machine with more threads than cores, another thread of the team may need
+// this core, and the scheduler favours a thread that has slept over one that has used its time slice to spin or yield.
 //
-// Why it is right. Everything hangs on phase_: even, two more at every meeting, and odd once somebody sleeps on it.
-// - Nobody leaves early or reads an old phase: it only changes when all `size` threads have arrived, so a thread that
-//   has left one meeting finds the phase of the next, and that stays until the thread itself has arrived.
-// - What any thread wrote before the meeting is seen by all after it: arriving is a release and, for the last one, an
-//   acquire of everybody's arrival (read-modify-writes of waiting_ are one release sequence); its exchange of phase_
-//   releases that to all who wait, who acquire it by their load. The reset of waiting_ travels the same way.
-// - Nobody oversleeps: the system lets a thread sleep only if phase_ is still odd as that thread saw it, the exchange
-//   takes the odd value away in the same stroke as it learns of it, and only then wakes. Who comes between the
-//   exchange and the waking is not let to sleep, and who wakes for no reason looks at the phase again.
-// - Waking touches nothing but the address, and the barrier is there until its team has ended.
+// Why it is correct. phase_ is even and grows by two each time the barrier opens. It is odd (phase + 1) while a thread
+// sleeps on it.
+// - No thread leaves early or reads an old phase. The phase changes only when all `size` threads have arrived. So a
+//   thread that has left the barrier reads the new phase, which stays until that thread has arrived again.
+// - After the barrier all threads see what any thread wrote before it. Each arrival is a release. The last one also
+//   acquires all earlier arrivals, because read-modify-writes of arrived_ form one release sequence. Its exchange of
+//   phase_ is a release, and the waiting threads acquire it with their load. They see the reset of arrived_ in the same
+//   way.
+// - No wake-up is lost. The kernel lets a thread sleep only while phase_ is odd. One atomic exchange reads phase_ and
+//   replaces it, and if it was odd, the sleeping threads are woken. A thread that tries to sleep between the exchange
+//   and the wake-up finds another value and does not sleep. A thread that wakes without a reason reads the phase again.
+// - The wake-up uses only the address of phase_, and the barrier lives until its team has ended.
 class Barrier {
  public:
   void wait(int size) {
     if (size == 1) return;
     const uint32_t phase = __atomic_load_n(&phase_, __ATOMIC_RELAXED) & ~1u;
-    if (__atomic_add_fetch(&waiting_, 1, __ATOMIC_ACQ_REL) == size) {
-      __atomic_store_n(&waiting_, 0, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&arrived_, 1, __ATOMIC_ACQ_REL) == size) {
+      __atomic_store_n(&arrived_, 0, __ATOMIC_RELAXED);
       if (__atomic_exchange_n(&phase_, phase + 2, __ATOMIC_ACQ_REL) & 1) wake();
     } else {
-      await(phase);
+      wait_for_others(phase);
     }
   }
 
  private:
-  void await(uint32_t phase);
+  void wait_for_others(uint32_t phase);
   void wake();
-  alignas(64) int waiting_ = 0;
+  alignas(64) int arrived_ = 0;
   alignas(64) uint32_t phase_ = 0;
 };
 

@@ -11,8 +11,8 @@ struct alignas(64) TileConfig {
   uint8_t rows[16];
 };
 
-// Rows of a tile of sums and of one of A, as this thread has told its tile registers; 0: nothing. A product takes as
-// many cycles.
+// Rows of a tile of sums and of a tile of A, as this thread has configured its tile registers; 0: not configured. A
+// product takes as many cycles as a tile has rows.
 inline __thread int tile_high = 0;
 
 INLINE void configure_tiles(int high) {
@@ -23,12 +23,12 @@ INLINE void configure_tiles(int high) {
     config.row_bytes[i] = 64;
     config.rows[i] = i == kTileOfB ? 16 : high;
   }
-  asm volatile("" : : "r"(&config) : "memory");  // GCC takes _tile_loadconfig to read 8 bytes
+  asm volatile("" : : "r"(&config) : "memory");  // GCC assumes that _tile_loadconfig reads 8 bytes
   _tile_loadconfig(&config);
   tile_high = high;
 }
 
-// Tile registers are a thread's while it has a use for them.
+// Releases the thread's tile registers at the end of its use.
 struct TileScope {
   ~TileScope() {
     if (tile_high) _tile_release();
@@ -36,20 +36,20 @@ struct TileScope {
   }
 };
 
-// Prepares for tiles of `rows` rows or one less: two halves that may overlap, or one where that is high enough.
+// Prepares for tiles of `rows` rows or one less: two halves that may overlap, or one tile if that has enough rows.
 INLINE void prepare_tiles(int rows) { configure_tiles(rows <= 16 ? rows : (rows + 1) / 2); }
 
-// Sums of tile_high rows and, if Down is 2, of as many again from row `lower` on; Across registers of columns at a
-// time. With every 16 words it prefetches `lines` cache lines from `ahead` on; split as for kernel() in gemm.h. The
-// fewer tiles are in use, the more resources the core has for the next loads: besides the sums there is one tile for
-// rows and one for columns, loaded again for each product that needs another. When nothing else runs on the core this
-// is as fast as keeping tiles for a second use (within 5 %), otherwise up to twice as fast
+// Sums of tile_high rows and, if RowTiles is 2, of as many again from row `lower` on, for ColumnTiles registers of
+// columns at a time. With every 16 words it prefetches `lines` cache lines from `ahead` on; split as for kernel() in
+// gemm.h. The fewer tiles are in use, the more resources the core has for the next loads: besides the sums there is one
+// tile for rows and one for columns, loaded again for each product that needs another. When nothing else runs on the
+// core this is as fast as keeping tiles for a second use (within 5 %), otherwise up to twice as fast
 // (docs/benchmarks/findings.md).
-template <int NV, int Down, int Across, int First = 0>
+template <int NV, int RowTiles, int ColumnTiles, int First = 0>
 INLINE void tile_sums(int lower, const bf16* a, int64_t lda, const bf16* panel, int64_t K, float* sums,
                       const bf16* ahead, int lines, int64_t split) {
   constexpr int64_t ldb = NV * 64;  // bytes
-  constexpr bool two = Down > 1, right = Across > 1 && First + 1 < NV;
+  constexpr bool two = RowTiles > 1, right = ColumnTiles > 1 && First + 1 < NV;
   const bf16* const a_lower = reinterpret_cast<const bf16*>(reinterpret_cast<const char*>(a) + lower * lda);
   int64_t k = 0;
   for (int64_t end = split ? split : K;; end = K) {
@@ -83,13 +83,12 @@ INLINE void tile_sums(int lower, const bf16* a, int64_t lda, const bf16* panel, 
     if constexpr (two && right) _tile_stored(3, to_lower + 16, ldb);
     if (end == K) break;
   }
-  if constexpr (First + Across < NV)
-    tile_sums<NV, Down, Across, First + Across>(lower, a, lda, panel, K, sums, ahead, lines, split);
+  if constexpr (First + ColumnTiles < NV)
+    tile_sums<NV, RowTiles, ColumnTiles, First + ColumnTiles>(lower, a, lda, panel, K, sums, ahead, lines, split);
 }
 
 // One row leaves tiles nearly empty; vectors of pairs read the same panels about as fast as tiles at their best, and up
-// to half as fast again otherwise (docs/benchmarks/findings.md). Several chains of sums, because one would wait for its
-// own latency.
+// to 1.5 times as fast otherwise (docs/benchmarks/findings.md). Several chains of sums hide the latency of one.
 template <int NV>
 INLINE void row_sums(const bf16* a, const bf16* panel, int64_t K, float* sums, const bf16* ahead, int64_t split) {
   constexpr int chains = NV < 3 ? 4 : 2;

@@ -1,4 +1,4 @@
-// What every unit of the CPU kernels includes before its target (see avx2/target.h and its siblings).
+// Headers that every translation unit of the CPU kernels includes before its target.h (avx2/target.h and the others).
 #pragma once
 
 #include <cstdint>

@@ -57,7 +57,7 @@ narrow_sums(S* to, const Compute<S>* sums, int64_t count, bool more) {
   });
 }
 
-// Column sums in an order that depends on the sizes alone. Step 1: sums of `chunks` runs of rows, [chunks, columns]. A
+// Column sums in an order that depends only on the sizes. Step 1: sums of `chunks` runs of rows, [chunks, columns]. A
 // block sums 32 pieces of columns; its 8 warps take the rows in turn.
 constexpr int kSumWarps = 8;
 

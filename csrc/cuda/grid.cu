@@ -13,7 +13,7 @@ namespace lstmkern {
 namespace cuda {
 namespace {
 
-constexpr int kFlagStride = 32;  // each team's counter has its own cache line
+constexpr int kFlagStride = 32;  // each team's counter is in a separate cache line
 
 template <class S>
 struct GridState {

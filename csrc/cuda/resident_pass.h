@@ -92,7 +92,7 @@ LSTMKERN_DEVICE int steps_of(const Mask& mask, bool exists, int sequence, int64_
   return static_cast<int>(length < 0 ? 0 : length < T ? length : T);
 }
 
-// How a step relates to a sequence, as far as that depends on the sequence's length alone.
+// How a step relates to a sequence, as far as that depends only on the sequence's length.
 enum Kind : unsigned { kOutside, kPadding, kReal };
 
 LSTMKERN_DEVICE Kind kind_of(bool exists, int sequence, const Moment& m, int length) {

@@ -192,14 +192,14 @@ inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 // A launch with a thread for every V columns of rows x columns values.
 inline Launch cover(int64_t rows, int64_t columns, int V, void* stream) {
   const int64_t groups = (columns + V - 1) / V;
-  unsigned across = 1;
-  while (across < groups && across < kThreads) across *= 2;
-  const unsigned down = kThreads / across;
-  const int64_t tall = (rows + down - 1) / down;
+  unsigned threads_x = 1;
+  while (threads_x < groups && threads_x < kThreads) threads_x *= 2;
+  const unsigned threads_y = kThreads / threads_x;
+  const int64_t blocks_y = (rows + threads_y - 1) / threads_y;
   Launch config;
-  config.block = {across, down, 1};
-  config.grid.x = static_cast<unsigned>((groups + across - 1) / across);
-  config.grid.y = static_cast<unsigned>(tall < kMaxGridY ? tall : kMaxGridY);
+  config.block = {threads_x, threads_y, 1};
+  config.grid.x = static_cast<unsigned>((groups + threads_x - 1) / threads_x);
+  config.grid.y = static_cast<unsigned>(blocks_y < kMaxGridY ? blocks_y : kMaxGridY);
   config.stream = stream;
   return config;
 }
@@ -233,7 +233,7 @@ class Workspace {
   size_t used_ = 0;
 };
 
-// The types that are compiled: 1 is fp32 alone, 2 is fp32 and bf16. The mutation tests, which compile many copies, set
+// The types that are compiled: 1 is only fp32, 2 is fp32 and bf16. The mutation tests, which compile many copies, set
 // it.
 #if !defined(LSTMKERN_TYPES)
 #define LSTMKERN_TYPES 4

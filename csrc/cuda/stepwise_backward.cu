@@ -9,7 +9,7 @@ namespace {
 // --- kernels ---
 
 // The gradient of a step's h, from the layer's output and from the step after it. Without projection it is part of the
-// cell's kernel. With projection (h is then the projected h) it has a kernel of its own.
+// cell's kernel. With projection (h is then the projected h) it has a separate kernel.
 template <class S>
 struct Incoming {
   using C = Compute<S>;

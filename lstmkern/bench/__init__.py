@@ -1,1 +1,1 @@
-"""What `python -m lstmkern bench` and benchmarks/ share: interleaved timing, the roofline, the cases, the reports."""
+"""Code shared by `python -m lstmkern bench` and benchmarks/: interleaved timing, the roofline, cases and reports."""

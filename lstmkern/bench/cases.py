@@ -20,7 +20,7 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 class Case:
     """One measurement: T steps, N sequences, I inputs, H hidden units, P = proj or H, D = 2 if bidirectional else 1.
 
-    ``rows`` is the number of non-padding tokens of a ragged batch; 0 means T * N.
+    ``rows`` is the number of non-padding tokens of a batch with padding; 0 means T * N.
     """
 
     cell: str
@@ -37,7 +37,7 @@ class Case:
 
     @property
     def shape(self) -> str:
-        """T,N,I,H,layers, and what else is unusual."""
+        """T,N,I,H,layers, and the options that are not the defaults."""
         extra = f", proj {self.proj}" if self.proj else ""
         extra += ", bidirectional" if self.bidirectional else ""
         return f"{self.T},{self.N},{self.I},{self.H},{self.layers}{extra}"
@@ -89,7 +89,7 @@ class Case:
         return (GATES[self.cell] * self.H * P + (self.H * P if self.proj else 0)) * DTYPES[self.dtype].itemsize
 
     def sweeps(self) -> int:
-        """How often recurrent weights of a direction are read: once per step, and once more per step in backward."""
+        """How often the recurrent weights of a direction are read: once per step in forward and once in backward."""
         return len(self._directions()) * self.T * (2 if self.train else 1)
 
 
@@ -104,7 +104,7 @@ SHAPES = {
     (128, 128, 512, 512, 1): "",
     (1, 1, 256, 256, 1): "one step of one sequence",
 }
-MIDDLE = (32, 32, 256, 256, 1)  # for goals that do not depend on the shape
+MIDDLE = (32, 32, 256, 256, 1)  # a shape of medium size, for goals that do not depend on the shape
 COLUMNS = [(cell, dtype, train) for dtype in ("fp32", "bf16") for cell in ("LSTM", "GRU") for train in (False, True)]
 _GOALS = [
     (1.6, 1.5, 4, 3.5, 1.7, 1.5, 4.9, 4.2),
@@ -158,10 +158,10 @@ def step_of(module: torch.nn.RNNBase, x: Tensor, train: bool, **keywords: Tensor
     columns = (module.proj_size or module.hidden_size) * (2 if module.bidirectional else 1)
     grad = torch.randn(*x.shape[:2], columns).to(x.dtype)
 
-    def learn() -> object:
+    def train_step() -> object:
         return torch.autograd.grad(module(x, **keywords)[0], wanted, grad)
 
-    return learn
+    return train_step
 
 
 class Contest:

@@ -1,4 +1,4 @@
-"""The table of goals on this machine: each shape's speed relative to torch.nn, its goal, its share of the roofline.
+"""The table of goals: for each shape the speed relative to torch.nn, the goal and the share of the roofline.
 
 Run by ``python -m lstmkern bench`` and ``make bench-quick``.
 """
@@ -81,8 +81,8 @@ def run_goals(
 ) -> dict[str, Any]:
     """Measure ``cases`` with each number of ``threads`` in about ``seconds``.
 
-    Cheap cases come first. Each gets a share of the remaining time in proportion to its work. A case of which not one
-    round fits into the remaining time is left out.
+    Cheap cases come first. Each gets a share of the remaining time in proportion to its work. A case is left out if
+    not even one round fits into the remaining time.
 
     Returns:
         {"roofline": [...], "peaks": [...], "cases": [...], "left_out": [...]}.
@@ -109,7 +109,7 @@ def run_goals(
         for k, (count, case) in enumerate(work):
             bar.update(task, description=f"{count} thread{'s' if count > 1 else ''}: {case}", refresh=True)
             remaining = deadline - clock()
-            # pace: seconds per unit of cost, at least. A case that would not fit is not started.
+            # A case that does not fit into the remaining time is not started. pace: least seconds per unit of cost.
             if remaining <= 0 or pace * cost[k] > remaining:
                 left_out.append({"threads": count, "case": str(case)})
             else:

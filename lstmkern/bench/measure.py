@@ -55,15 +55,15 @@ def summarize(values: list[float]) -> Summary:
 
 
 class Pairs:
-    """Rounds of (theirs, ours), each a block of calls. The two blocks follow so closely that the machine is in one
-    state.
+    """Rounds of (theirs, ours), each a block of calls. The two blocks follow each other closely, so that changes in the
+    speed of the machine affect both.
 
     Args:
         ours: a function without arguments.
         theirs: a function without arguments that does the same work.
         warm_up: called before anything is timed, so that both are ready. It may return the estimated seconds of one
             call of (ours, theirs). Default: call both once; the estimate is then the faster of two more calls each.
-        probe: called in every round. Its results (what the machine can do at that moment) are in ``probed``.
+        probe: called in every round. Its results (the speed of the machine at that moment) are in ``probed``.
         block: least seconds of a timed block.
         clock: returns seconds.
     """
@@ -108,7 +108,7 @@ class Pairs:
         if self._probe:
             self.probed.append(self._probe())
 
-    def own_block(self) -> None:
+    def our_block(self) -> None:
         """The second half of a round: ours."""
         self.ours.append(self._time(self._functions[0], self.calls[0]))
 
@@ -122,7 +122,7 @@ class Pairs:
         """Measure as many rounds as fit into ``seconds``; see rounds_within."""
         for _ in range(self.rounds_within(seconds, least, most)):
             self.peer_block()
-            self.own_block()
+            self.our_block()
         return self
 
     @property

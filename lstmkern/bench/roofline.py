@@ -2,7 +2,7 @@
 
 The rate of fused multiply-adds (FMA) is that of a loop in registers (csrc/cpu/peak.inl). The bandwidth is that of
 reading a buffer of a given size repeatedly. Both are measured for each instruction set, so that a share of the roofline
-compares a kernel with the limit of its own instructions.
+compares a kernel with the limit of its instructions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .cases import Case
 
 CAPABILITIES = ("baseline", "avx2", "avx512")  # each includes the ones before it
 RATES = ("fp32", "fp64", "bf16", "amx")
-# The units that can compute the GEMMs of a dtype: for bf16 its own instructions, tiles (AMX), or fp32 instructions.
+# The units that can compute the GEMMs of a dtype: for bf16 fp32 instructions, bf16 instructions, or tiles (AMX).
 UNITS = {"fp32": ("fp32",), "fp64": ("fp64",), "bf16": ("fp32", "bf16", "amx"), "fp16": ("fp32",)}
 SLICE = 2e-3  # seconds for which a rate is measured
 
@@ -102,7 +102,7 @@ class Roofline:
         """A function that returns the floor of ``case`` in seconds, with rates that it measures when called.
 
         It measures the FMA rate and, for a case bound by bytes, the rate of reading the recurrent weights. The best of
-        a few slices counts, because a slice may be interrupted.
+        a few measurements counts, because other processes may interrupt one.
         """
         rate, size = self.unit(case.dtype), case.recurrent_bytes()
         streams = self.floor(case).bound == "bytes"

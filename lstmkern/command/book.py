@@ -1,4 +1,4 @@
-"""demo and ladder: the commands that train models of fastbook chapter 12 with the book's settings."""
+"""demo and ladder: the commands that train models of fastbook chapter 12 with its settings."""
 
 from __future__ import annotations
 

@@ -17,11 +17,11 @@ from .train import Run, config_of, fit
 
 # Accuracy after the last epoch in fastbook chapter 12. It depends on the seed.
 EXPECTED = {"lm1": 0.49, "lm2": 0.49, "lm3": 0.61, "lm4": 0.64, "lm5": 0.52, "lm6": 0.72, "lm7": 0.83}
-NOTABLE = 0.02  # a model whose accuracy is this much below the book's is mentioned below the table
+NOTABLE = 0.02  # a model whose accuracy is this much below fastbook's is mentioned below the table
 
 
 def climb(console: Console, seeds: Sequence[int], make_directory: Callable[[], Path]) -> Path:
-    """Train LMModel1 to LMModel7 with the book's learning rates and epochs, once with each seed.
+    """Train LMModel1 to LMModel7 with fastbook's learning rates and epochs, once with each seed.
 
     Prints a table with each model's median accuracy, and writes ladder.csv and ladder.png.
 
@@ -84,7 +84,7 @@ def _range(runs: list[Run]) -> dict[str, object]:
 
 
 def _below_the_book(models: list[list[Run]]) -> str:
-    """A note about the models whose median accuracy is clearly below the book's; empty if there is none."""
+    """A note about the models whose median accuracy is clearly below fastbook's; empty if there is none."""
     medians = [_median(runs) for runs in models]
     missing = {run.config.model: EXPECTED[run.config.model] - _accuracy(run) for run in medians}
     below = [f"{_title(name)} by {amount:.2f}" for name, amount in missing.items() if amount >= NOTABLE]
@@ -94,7 +94,7 @@ def _below_the_book(models: list[list[Run]]) -> str:
         advice = "Accuracy depends on the seed: --seeds 5 shows the median and the range."
     else:
         advice = "The columns lowest and highest show how much accuracy depends on the seed."
-    return f"Below the book: {', '.join(below)}. {advice}"
+    return f"Below fastbook: {', '.join(below)}. {advice}"
 
 
 def _title(name: str) -> str:
@@ -158,5 +158,5 @@ def _plot(path: Path, runs: list[Run]) -> None:
     axes.set_ylabel("accuracy on the validation text")
     pictures.whole_epochs(axes, max(run.epoch for run in runs))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", title="accuracy after the last epoch\n(large open marker: the book's)")
+    figure.legend(loc="outside right upper", title="accuracy after the last epoch\n(large open marker: fastbook's)")
     pictures.save(figure, path)

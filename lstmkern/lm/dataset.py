@@ -67,7 +67,7 @@ def load_dataset(
 
 
 def _words(config: Config, *_: object) -> Dataset:
-    # Like the book: the last, incomplete batch is dropped if the model keeps its state.
+    # As in fastbook chapter 12: the last, incomplete batch is dropped if the model keeps its state.
     keep_last = not config.recipe.stateful
     return _batched(config, config.data or HUMAN_NUMBERS, load_corpus(config.data), keep_last)
 

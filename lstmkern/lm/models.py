@@ -50,7 +50,7 @@ class Recipe:
 
 
 CELLS = ("lstm", "gru")
-DROPOUT = 0.4  # dropout probability of LMModel7, as in the book
+DROPOUT = 0.4  # dropout probability of LMModel7, as in fastbook
 CHARACTER_DROPOUT = 0.5  # dropout probability of CharLSTM, as in the lectures
 # On texts of 22 to 100 kB char-gru writes blanks after 20 to 80 steps, fragments after 150 and mostly words after 300;
 # after 600 steps it has memorised 22 kB. A million characters in the default 4 epochs are 780 steps.

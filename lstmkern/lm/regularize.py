@@ -1,7 +1,7 @@
 """Activation regularisation (AR) and temporal activation regularisation (TAR).
 
 Source: Merity, McCann, Socher, "Revisiting Activation Regularization for Language RNNs" (2017).
-Both are added to the loss that is minimised; the loss that is reported is the cross entropy alone.
+Both are added to the loss that is minimised; the loss that is reported is only the cross entropy.
 """
 
 from __future__ import annotations

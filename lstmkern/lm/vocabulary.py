@@ -142,7 +142,7 @@ class Subwords(Vocabulary):
         for i in ids:
             pending.append(i)
             text = self.decode(pending)
-            if not text.endswith("\ufffd"):  # stands for a character whose last bytes are still missing
+            if not text.endswith("\ufffd"):  # in place of a character whose last bytes are still missing
                 yield text
                 pending = []
         if pending:

@@ -4,5 +4,5 @@
 #define LSTMKERN_BF16 0
 #include "../variant.h"
 
-// After every other header: nothing from outside may be compiled for this target (see ../simd.h).
+// After all other headers: no code from outside may be compiled for this target (see ../simd.h).
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,f16c")
