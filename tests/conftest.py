@@ -1,17 +1,10 @@
-"""Fixtures of many tests: kinds of layers, pairs of torch.nn's module and ours with equal weights, the error bound."""
+"""Fixtures of many tests: pairs of torch.nn's module and ours with equal weights, the error bound."""
 
 import pytest
 import torch
+from pairs import KINDS
 
 import lstmkern
-
-KINDS = {
-    "lstm": ("LSTM", {}),
-    "lstm-proj": ("LSTM", {"proj_size": 2}),
-    "gru": ("GRU", {}),
-    "rnn-tanh": ("RNN", {}),
-    "rnn-relu": ("RNN", {"nonlinearity": "relu"}),
-}
 
 
 def pytest_terminal_summary(terminalreporter):

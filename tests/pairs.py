@@ -1,9 +1,17 @@
-"""Shared by tests that compare our modules with torch.nn's: states, and errors that must be the same."""
+"""Shared by tests that compare our modules with torch.nn's: kinds of layers, states, errors that must be the same."""
 
 import pytest
 import torch
 
 import lstmkern
+
+KINDS = {
+    "lstm": ("LSTM", {}),
+    "lstm-proj": ("LSTM", {"proj_size": 2}),
+    "gru": ("GRU", {}),
+    "rnn-tanh": ("RNN", {}),
+    "rnn-relu": ("RNN", {"nonlinearity": "relu"}),
+}
 
 
 def as_tuple(state):

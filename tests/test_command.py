@@ -185,3 +185,13 @@ def test_commands_that_train_have_threads():
     trains = {name for name in COMMANDS if parser.parse_args([name, *needed.get(name, [])]).trains}
     assert trains == {"demo", "ladder", "train", "classify"}
     assert all(hasattr(parser.parse_args([name]), "threads") for name in trains)
+
+
+def test_an_error_of_one_process_only_is_reported(monkeypatch, capsys):
+    for name, value in {"TORCHELASTIC_RUN_ID": "run", "RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    waited = []
+    monkeypatch.setattr(command.time, "sleep", waited.append)
+    assert main(["generate", "--checkpoint", "missing", "--prompt", "one"]) == 2
+    assert waited == [command.SECONDS_FOR_THE_FIRST]
+    assert capsys.readouterr().err.startswith("lstmkern: ")

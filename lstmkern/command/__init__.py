@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,6 +20,8 @@ from ..lm.output import explained
 from . import book, machine, texts, train
 from .options import Parser, program
 from .waiting import sleep_while_waiting
+
+SECONDS_FOR_THE_FIRST = 10.0  # to report an error that all processes have
 
 
 def make_parser() -> Parser:
@@ -57,15 +60,13 @@ def main(argv: Sequence[str], *, own_process: bool = False) -> int:
     except SystemExit as stop:  # argparse, after --help or an error
         return int(stop.code or 0)
     except InputError as error:
-        if distributed.first():
-            print(f"lstmkern: {error}", file=sys.stderr)
+        report(str(error))
         return 2
     except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that Python can flush it when it ends
         return 1
     except (Failed, OSError) as error:
-        if distributed.first():
-            print(f"lstmkern: {explained(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+        report(explained(error) if isinstance(error, OSError) else str(error))
         return 1
     except Interrupted as stop:
         if distributed.first():
@@ -75,6 +76,17 @@ def main(argv: Sequence[str], *, own_process: bool = False) -> int:
         if distributed.first():
             print("interrupted; nothing was written", file=sys.stderr)
         return 130
+
+
+def report(message: str) -> None:
+    """Print an error once, if torchrun has started several processes.
+
+    When one process ends with an error, torchrun ends the others. So the first process reports and the others wait for
+    their end. A process that still runs after that is the only one with this error, and reports it.
+    """
+    if not distributed.first():
+        time.sleep(SECONDS_FOR_THE_FIRST)
+    print(f"lstmkern: {message}", file=sys.stderr)
 
 
 def start() -> int:
