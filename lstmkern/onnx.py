@@ -54,7 +54,8 @@ def layer(
 
     Raises:
         NotImplementedError: the call uses what ONNX's operators do not support: packed input, resets, a projection,
-            or the cell states of every step.
+            or the cell states of every step. A user of ``torch.onnx.export`` sees torch's ``ConversionError`` instead,
+            which says that ``lstmkern.layer_forward`` has no ONNX function.
 
     Example:
         A model with a layer is exported with torch's function (which needs the onnxscript package)::

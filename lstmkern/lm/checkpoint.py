@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -128,6 +129,24 @@ def _run_state(run: Run) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def damage(message: str) -> Iterator[None]:
+    """Within this context the parts of a loaded file are used; an error means that the file is damaged.
+
+    Args:
+        message: the text of the InputError.
+
+    Raises:
+        InputError: any exception was raised inside. An InputError keeps its own text.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception:  # the tokenizers package raises Exception itself
+        raise InputError(message) from None
+
+
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint.
 
@@ -139,15 +158,11 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = in_directory(path, [CHECKPOINT])
     content = load(path, [FORMAT], "of an lstmkern language model")
-    try:
+    with damage(f"{path} is a damaged checkpoint: parts of it are missing"):
         config = Config(**content["config"])
         known = config.model in RECIPES and config.cell in CELLS and config.dtype in DTYPES
         vocab = vocabulary_from(content["vocab"])
         checkpoint = Checkpoint(Path(path), config, vocab, content["fingerprint"], content["runs"])
-    except InputError:
-        raise
-    except Exception:  # the tokenizers package raises Exception itself
-        raise InputError(f"{path} is a damaged checkpoint: parts of it are missing") from None
     if not known:
         raise InputError(f"{path} is a checkpoint of a model that this version does not know")
     return checkpoint

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from .awd import TextClassifier
-from .checkpoint import atomic_path, in_directory, load, save
+from .checkpoint import atomic_path, damage, in_directory, load, save
 from .corpora import DOCSTRINGS, Document
 from .dataset import documents
 from .errors import Diverged, InputError
@@ -378,14 +378,10 @@ def load_classifier(path: str | Path) -> Classifier:
     """
     path = in_directory(path, [CLASSIFIER])
     content = load(path, [FORMAT], "of a text classifier")
-    try:
+    with damage(f"{path} is of another model, or damaged"):
         config, vocab = Config(**content["config"]), vocabulary_from(content["vocab"])
         model = TextClassifier(new_encoder(config, len(vocab)), len(content["classes"]))
         model.load_state_dict(content["model"])
-    except InputError:
-        raise
-    except Exception:  # the tokenizers package raises Exception itself
-        raise InputError(f"{path} is of another model, or damaged") from None
     return Classifier(model.eval(), config, vocab, content["classes"])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .awd import AWDLSTM, Encoder
-from .checkpoint import CHECKPOINT, FORMAT, in_directory, load, load_checkpoint, save
+from .checkpoint import CHECKPOINT, FORMAT, damage, in_directory, load, load_checkpoint, save
 from .errors import InputError
 from .train import OURS, Config, build_model
 from .vocabulary import Vocabulary, vocabulary_from
@@ -68,14 +68,10 @@ def load_pretrained(path: str | Path) -> Pretrained:
         inside = "encoder."
         weights = {name.removeprefix(inside): value for name, value in weights.items() if name.startswith(inside)}
         return Pretrained(Path(path), checkpoint.config, checkpoint.vocab, weights)
-    try:
+    with damage(f"{path} is a damaged encoder: parts of it are missing"):
         return Pretrained(
             Path(path), Config(**content["config"]), vocabulary_from(content["vocab"]), content["encoder"]
         )
-    except InputError:
-        raise
-    except Exception:  # the tokenizers package raises Exception itself
-        raise InputError(f"{path} is a damaged encoder: parts of it are missing") from None
 
 
 def load_encoder_weights(encoder: Encoder, vocab: Vocabulary, pretrained: Pretrained) -> None:
