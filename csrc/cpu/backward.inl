@@ -17,8 +17,8 @@ class BackwardKernel : BackwardPass<S> {
 
   const CellKernels<S> cell;
   const int G;                                    // gates
-  const Columns<C, kWide> state, hidden, inputs;  // P, H and I columns
   const bool direct, single_row;
+  const Columns<X, C, kWide> state, hidden, inputs;  // P, H and I columns
   const bool once_hh, once_ih;  // the weights take part in one product: packed panel by panel as it goes
   const int halves;             // of the chunks' buffers
   const Planes planes;
@@ -41,11 +41,11 @@ class BackwardKernel : BackwardPass<S> {
              padded(layer.H), of_gates.plane, of_gates.lead,           of_gates.ld},
         cell(kernels_of<S>(layer.cell)),
         G(gates_of(layer.cell)),
-        state{layer.P},
-        hidden{layer.H},
-        inputs{layer.I},
         direct(few_rows_backward<X>(layer, all_rows)),
         single_row(layer.N == 1),
+        state{layer.P, has_short<X> && !direct},
+        hidden{layer.H},
+        inputs{layer.I, has_short<X> && !direct},
         once_hh(layer.T == 1),
         once_ih(rows_at_once(layer, all_rows) >= all_rows),
         halves(once_ih ? 1 : 2),
@@ -72,10 +72,10 @@ class BackwardKernel : BackwardPass<S> {
 
   void allocate(Arena& memory) {
     const int ranks = L.threads;
-    w_hh = memory.take<X>(direct || once_hh ? 0 : state.template packed<X>(G * planes.plane));
-    w_ih = memory.take<X>(direct || once_ih || !L.grad_input.data ? 0 : inputs.template packed<X>(G * planes.plane));
+    w_hh = memory.take<X>(direct || once_hh ? 0 : state.packed(G * planes.plane));
+    w_ih = memory.take<X>(direct || once_ih || !L.grad_input.data ? 0 : inputs.packed(G * planes.plane));
     scratch = memory.take<X>(ranks * scratch_size);
-    w_hr = memory.take<X>(project ? hidden.template packed<X>(L.P) : 0);
+    w_hr = memory.take<X>(project ? hidden.packed(L.P) : 0);
     carry = memory.take<C>(L.N * Hp);
     for (int half = 0; half < halves; ++half)
       chunks[half] = {memory.take<X>(chunk_rows * planes.ld + WeightGradients<S>::kOverread),
@@ -123,7 +123,7 @@ class BackwardKernel : BackwardPass<S> {
 
   // Whether a team divides the rows of the batch and not the hidden units. What threads exchange is G times forward's.
   bool by_rows(int size) const {
-    const int64_t bytes = state.template packed<X>(G * planes.plane) * sizeof(X);
+    const int64_t bytes = state.packed(G * planes.plane) * sizeof(X);
     return L.T > 1 && divides_rows<X>(L.N, size, bytes, state.panels(), on_tiles<X> ? 0.25 : 0.12);
   }
 
@@ -229,7 +229,7 @@ class BackwardKernel : BackwardPass<S> {
       auto row_of = [&](int64_t j) { return chunk.dprojected + (row + j) * projected_ld; };
       share_of(hidden.panels(), [&](int64_t i, int64_t next) {
         const Panel p = hidden.panel(i);
-        multiply_panel<C>(single_row, low(0), high(now), p.nv, L.P, w_hr + p.offset<X>(L.P),
+        multiply_panel<C>(single_row, low(0), high(now), p, L.P, w_hr + p.offset<X>(L.P),
                           w_hr + hidden.panel(next).template offset<X>(L.P), row_of,
                           [&](int64_t j, int tall, const C* sums) { finish(j, tall, p, sums, p.nv * W, false); });
       });
@@ -257,7 +257,7 @@ class BackwardKernel : BackwardPass<S> {
         pack_gates(to, p, static_cast<const S*>(w), ld, of_input);
         panel = after = to;
       }
-      return multiply_panel<C>(single_row, j0, j1, p.nv, K, panel, after, a_row,
+      return multiply_panel<C>(single_row, j0, j1, p, K, panel, after, a_row,
                                [&](int64_t j, int tall, const C* sums) { receive(j, tall, sums, p.nv * W); });
     }
     for_tiles(j0, j1, kRowsAtOnce, [&](int64_t j, int tall) {

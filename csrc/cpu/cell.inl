@@ -6,14 +6,31 @@
 #include "cell_kernels.h"
 // clang-format on
 
-// x W_ih^T with the bias, one register.
-template <class C>
-struct InputSums {
-  const C *x, *bias;
-  int64_t x_across, bias_across;
-  INLINE Vec<C> operator()(int v) const {
-    const Vec<C> sum = load(x + v * x_across);
-    return bias_across < 0 ? sum : sum + load(bias + v * bias_across);
+// Loads a register of sums: all of it, or the first lanes, where the next gate follows them.
+struct LoadAll {
+  template <class C>
+  INLINE Vec<C> operator()(const C* p) const {
+    return load(p);
+  }
+};
+struct LoadFirst {
+  int64_t n;
+  template <class C>
+  INLINE Vec<C> operator()(const C* p) const {
+    return load_end(p, n);
+  }
+};
+
+// The sums of one row's gates (RNN: registers), one after the other.
+template <class C, class Load>
+struct RowSums {
+  const C *h, *x, *bias;  // h W_hh^T; x W_ih^T; the bias, or null if x includes it
+  int64_t across;
+  Load load;
+  INLINE Vec<C> of_h(int part) const { return load(h + part * across); }
+  INLINE Vec<C> of_x(int part) const {
+    const Vec<C> sum = load(x + part * across);
+    return bias ? sum + load(bias + part * across) : sum;
   }
 };
 
@@ -22,27 +39,39 @@ struct InputSums {
 //
 // CellRows<S> is built from the pass and the tile and has
 //   kGates                            the cell's gates
-//   begin(row, sums, x)               the first half: leaves in `sums` what the second half needs
-//   end(j, sums, unit, n, hidden)     the second half for one register of n units: returns h
+//   begin(row, sums, kept)            the first half: stores in `kept` what the second half needs, for a gated cell in
+//                                     two registers, for the RNN in as many as it has sums
+//   end(j, kept, unit, n, hidden)     the second half for one register of n units: returns h
 template <template <class> class CellRows, class S>
 void finish_forward(const ForwardPass<S>& pass, const ForwardTile<S>& given) {
   using C = typename Types<S>::Sum;
   constexpr int W = width<C>, G = CellRows<S>::kGates;
   const ForwardTile<S> tile = given;
   const int row_length = tile.registers * W, units = G > 1 ? 1 : tile.registers;
+  C buffer[G > 1 ? kMaxRows * 2 * W : 1], *const kept = G > 1 ? buffer : tile.sums;
+  const int kept_length = G > 1 ? 2 * W : row_length;
   const bool project = pass.project;
   const int64_t H = pass.L.H, full_ld = pass.full_ld;
   auto* const full = pass.full;
   CellRows<S> rows(pass, tile);
-  InputSums<C> x{tile.x_sums, pass.bias + tile.unit, tile.x_across, tile.bias_across};
-  for (int r = 0; r < tile.rows; ++r, x.x += tile.x_ld) rows.begin(r, tile.sums + r * row_length, x);
+  auto begin = [&](auto load) __attribute__((always_inline)) {
+    for (int r = 0; r < tile.rows; ++r)
+      rows.begin(r,
+                 RowSums<C, decltype(load)>{tile.sums + r * row_length, tile.x_sums + r * tile.x_ld, tile.bias,
+                                            tile.across, load},
+                 kept + r * kept_length);
+  };
+  if (tile.across < W)
+    begin(LoadFirst{tile.across});
+  else
+    begin(LoadAll{});
   const HiddenRows<S> hidden = tile.hidden;
   for (int r = 0; r < tile.rows; ++r) {
     const int64_t j = tile.j + r;
     const HiddenRow<S> to = hidden(j);
     for (int v = 0; v < units; ++v) {
       const int64_t unit = tile.unit + v * W, n = H - unit;
-      const Vec<C> h = rows.end(j, tile.sums + r * row_length + v * W, unit, n, to);
+      const Vec<C> h = rows.end(j, kept + r * kept_length + v * W, unit, n, to);
       if (project)
         store(full + j * full_ld + unit, h, n);
       else

@@ -15,7 +15,7 @@ struct ForwardPass {
   const bool project;
   const int64_t Hp, x_columns, h_ld, full_ld;
 
-  C *bias, *bias_hn;  // [G*Hp]: b_ih + b_hh; [Hp]: GRU's b_hn, which is not added to b_in
+  C *bias, *bias_hn;  // b_ih + b_hh in the order of a row of sums (GatePanels); [Hp]: GRU's b_hn, not added to b_in
   // Rows of operands. A GEMM may read the padding of a row up to whole words, and 0 * inf is NaN. So the padding is
   // zeroed once and never written again.
   X *h[2], *full;  // [N, h_ld] each: the states before and after a step, in joint steps preceded by x;
@@ -100,7 +100,7 @@ struct BackwardPass {
   }
 };
 
-// A row of gate gradients has a plane of whole registers for each gate, in the order of the gates. GRU's n has two
+// A row of gate gradients has a plane for each gate, in the order of the gates. GRU's n has two
 // planes, because its recurrent part n_h has a separate gradient. They are stored as n r z n_h, so that the three for
 // the input (n r z) and the three for the state before the step (r z n_h) are each contiguous.
 struct GruPlanes {
@@ -131,18 +131,18 @@ struct IncomingRow {
 
 // ---- one tile ----
 
-// Sums of a step of the forward pass: `rows` sequences from j on, and from `unit` on one register of units per gate or,
-// with one gate, several.
+// Sums of a step of the forward pass: `rows` sequences from j on, and the units of a panel of GatePanels: all gates of
+// `across` units from `unit` on or, with one gate, several registers of units.
 template <class S>
 struct ForwardTile {
   using C = typename Types<S>::Sum;
   const HiddenRows<S>& hidden;  // of the step
-  int64_t j, unit;
+  int64_t j, unit, across;
   int rows, registers;
-  C* sums;                 // [rows][registers * W]: h W_hh^T; the cell may overwrite them
-  const C* x_sums;         // x W_ih^T of the first row
-  int64_t x_ld, x_across;  // elements from one row to the next, and from one register to the next
-  int64_t bias_across;     // elements of the bias from one register to the next; -1: x_sums include the bias
+  C* sums;          // [rows][registers * W]: h W_hh^T; the cell may overwrite them
+  const C* x_sums;  // x W_ih^T, with x_ld elements from one row to the next
+  int64_t x_ld;
+  const C* bias;  // null: x_sums include it
 };
 
 // Sums of a step of the backward pass: dgates W_hh for `rows` sequences from j on, `registers` of units from `unit` on.

@@ -102,29 +102,56 @@ constexpr int64_t spread(int64_t columns) {
 }
 
 // Panels of the gate GEMMs. A panel holds all gates of its units next to each other, so that one tile of sums has
-// everything that the cell needs. For a gated cell it has one register of units per gate; for the RNN, which has one
-// gate, several registers of units.
+// everything that the cell needs. For a gated cell it has up to a register of units per gate, for the RNN, which has one
+// gate, several registers of units. The gates of a panel follow one another without gaps: a last panel of 4 units has
+// the 4 gates of the LSTM in one register of 16. Call each of its `parts` (the gates, or the RNN's registers) a part.
 template <class X, class C>
 struct GatePanels {
+  static constexpr int W = width<C>;
   int64_t H;
   int G;  // gates
-  int64_t panels() const { return G > 1 ? (H + width<C> - 1) / width<C> : Columns<C, kWide>{H}.panels(); }
-  int64_t packed(int64_t K) const { return (H + width<C> - 1) / width<C> * width<C> * G * depth<X>(K); }
-  int64_t offset(const Panel& p, int64_t K) const { return p.offset<X>(K, G); }
-  Panel panel(int64_t index) const {  // nv: G times the registers of units
-    return G > 1 ? Panel{index * width<C>, G} : Columns<C, kWide>{H}.panel(index);
+  int64_t panels() const { return G > 1 ? (H + W - 1) / W : rnn().panels(); }
+  Panel panel(int64_t index) const {
+    if (G == 1) return rnn().panel(index);
+    const int64_t first = index * W, columns = G * units(first);
+    return {first, static_cast<int>((columns + W - 1) / W), has_short<X> && columns <= W / 2};
   }
-  int64_t largest(int64_t K) const { return (G > 1 ? G : kWide) * width<C> * depth<X>(K); }  // elements of a panel
-  // Register v of a panel: its gate, and its first unit.
-  int gate(int v) const { return G > 1 ? v : 0; }
-  int64_t unit(const Panel& p, int v) const { return G > 1 ? p.first : p.first + v * width<C>; }
-  // One panel [k][gate][units] of w [G*H, K].
+  int64_t offset(const Panel& p, int64_t K) const { return p.offset<X>(K, G); }
+  int64_t largest(int64_t K) const { return (G > 1 ? G : kWide) * W * depth<X>(K); }  // elements of a panel
+  int64_t packed(int64_t K) const {
+    const Panel last = panel(panels() - 1);
+    return offset(last, K) + last.columns<C>() * depth<X>(K);
+  }
+  // A row of sums of all panels, one after the other in whole registers: its length, and where a panel begins.
+  int64_t row_length() const {
+    const Panel last = panel(panels() - 1);
+    return column(last) + last.nv * W;
+  }
+  int64_t column(const Panel& p) const { return p.first * G; }
+
+  int parts(const Panel& p) const { return G > 1 ? G : p.nv; }
+  // Columns from one part to the next.
+  int64_t across(const Panel& p) const { return G > 1 ? units(p.first) : W; }
+  // The row of the weights [G*H, K] at which a part begins, and how many rows its gate has from there on.
+  int64_t row(const Panel& p, int part) const { return G > 1 ? part * H + p.first : p.first + part * W; }
+  int64_t rows(const Panel& p, int part) const { return H - p.first - (G > 1 ? 0 : part * W); }
+
+  // One panel [k][part][units] of w [G*H, K].
   template <class S>
   void pack(X* to, const Panel& p, const S* w, int64_t K) const {
-    constexpr int64_t lanes = width<C> * per_word<X>;
-    for (int v = 0; v < p.nv; ++v)
-      pack_transposed<X, C>(to + v * lanes, p.nv * lanes, w + (gate(v) * H + unit(p, v)) * K, K, H - unit(p, v), K);
+    int part = 0;
+    int64_t unit = 0;
+    pack_transposed<X, C>(to, p, K, [&](int64_t) {  // the columns in rising order
+      if (unit == across(p)) ++part, unit = 0;
+      const S* const from = part < parts(p) && unit < rows(p, part) ? w + (row(p, part) + unit) * K : nullptr;
+      ++unit;
+      return from;
+    });
   }
+
+ private:
+  Columns<X, C, kWide> rnn() const { return {H}; }
+  int64_t units(int64_t first) const { return H - first < W ? H - first : W; }
 };
 
 // Prepares a thread for GEMMs of X. Released by the destructor.

@@ -39,8 +39,8 @@ constexpr int units_at_once(int rows) {  // a power of two, as many as there are
   return units;
 }
 
-// R rows of a times rows of a matrix: lane l of to + r * stride becomes the sum over k of a[r][k] * w[l * ld + k], zero
-// from row `rows` on. `ahead`: the rows that will be multiplied after these.
+// R rows of a times rows of a matrix: lane l of to + r * stride becomes the sum over k of a[r][k] * w[l * ld + k] for
+// l < rows. `ahead`: the rows that will be multiplied after these.
 template <int R, class C, class X, class S>
 void times_rows(const X* const* a, const S* w, int64_t ld, int64_t rows, int64_t K, C* to, int64_t stride,
                 const S* ahead) {
@@ -71,12 +71,9 @@ void times_rows(const X* const* a, const S* w, int64_t ld, int64_t rows, int64_t
 #pragma GCC unroll 16
       for (int l = 0; l < U; ++l) parts[r][u + l] = sums[r][l];
   }
-  typename Register<C>::bits lane;
-  for (int l = 0; l < W; ++l) lane[l] = l;
-  const auto inside = lane < static_cast<decltype(lane[0] + 0)>(rows < W ? rows : W);
   for (int r = 0; r < R; ++r) {
     sum_lanes<1, C>(parts[r]);
-    store(to + r * stride, inside ? parts[r][0] : Vec<C>{});
+    store(to + r * stride, parts[r][0], rows);
   }
 }
 

@@ -20,7 +20,7 @@ class ForwardKernel : ForwardPass<S> {
   const bool has_c, single_row, staging, starts_reversed;
   GateWeights<S> weights;
   const GatePanels<X, C> units;
-  const Columns<C, kWide> projected;
+  const Columns<X, C, kWide> projected;
   const int64_t gates_ld, rows_each, all_rows;
 
   X* w_hr;  // panels
@@ -53,7 +53,7 @@ class ForwardKernel : ForwardPass<S> {
         weights(of_gates),
         units{layer.H, G},
         projected{layer.P},
-        gates_ld(spread<C>(G * padded(layer.H))),
+        gates_ld(spread<C>(units.row_length())),
         rows_each(rows_at_once(layer, total)),
         all_rows(all_joint() ? 0 : rows_each * layer.threads + layer.N) {}
 
@@ -67,8 +67,8 @@ class ForwardKernel : ForwardPass<S> {
 
   void allocate(Arena& memory) {
     weights.allocate(memory);
-    w_hr = memory.take<X>(project ? projected.template packed<X>(L.H) : 0);
-    bias = memory.take<C>(G * Hp);
+    w_hr = memory.take<X>(project ? projected.packed(L.H) : 0);
+    bias = memory.take<C>(units.row_length() + W);
     bias_hn = memory.take<C>(Hp);
     h[0] = memory.take<X>(L.N * h_ld);
     h[1] = memory.take<X>(L.N * h_ld);
@@ -148,22 +148,20 @@ class ForwardKernel : ForwardPass<S> {
     if (project)
       for (int64_t q = part(projected.panels(), rank, size); q < part(projected.panels(), rank + 1, size); ++q) {
         const Panel p = projected.panel(q);
-        for (int v = 0; v < p.nv; ++v) {
-          constexpr int64_t lanes = W * per_word<X>;
-          const int64_t row = p.first + v * W;
-          pack_transposed<X, C>(w_hr + p.offset<X>(L.H) + v * lanes, p.nv * lanes, hr + row * L.H, L.H, L.P - row, L.H);
-        }
+        pack_transposed<X, C>(w_hr + p.offset<X>(L.H), p, L.H, [&](int64_t column) {
+          return p.first + column < L.P ? hr + (p.first + column) * L.H : nullptr;
+        });
       }
-    if (rank == 0)
-      for (int g = 0; g < G; ++g)
-        for (int64_t u = 0; u < Hp; u += W) {
-          const bool apart = splits_candidate(L.cell) && g == 2;
-          const int64_t n = L.H - u;
-          Vec<C> of_x = b_ih ? load(b_ih + g * L.H + u, n) : Vec<C>{},
-                 of_h = b_hh ? load(b_hh + g * L.H + u, n) : Vec<C>{};
-          store(bias + g * Hp + u, apart ? of_x : of_x + of_h);
-          if (apart) store(bias_hn + u, of_h);
-        }
+    for (int64_t i = 0; rank == 0 && i < units.panels(); ++i) {
+      const Panel p = units.panel(i);
+      for (int part = 0; part < units.parts(p); ++part) {  // each ends with zeros, which the next may overwrite
+        const bool apart = splits_candidate(L.cell) && part == 2;
+        const int64_t row = units.row(p, part), n = units.rows(p, part);
+        Vec<C> of_x = b_ih ? load(b_ih + row, n) : Vec<C>{}, of_h = b_hh ? load(b_hh + row, n) : Vec<C>{};
+        store(bias + units.column(p) + part * units.across(p), apart ? of_x : of_x + of_h);
+        if (apart) store(bias_hn + p.first, of_h);
+      }
+    }
     for (int64_t j = part(L.N, rank, size); j < part(L.N, rank + 1, size); ++j) {
       int64_t first = 0;  // step
       if (L.resets.data)
@@ -209,24 +207,20 @@ class ForwardKernel : ForwardPass<S> {
     for (int64_t i = p0; i < p1; ++i) {
       auto panel = [&](int64_t k) { return units.panel(reads_reversed(s) ? p0 + p1 - 1 - k : k); };
       const Panel p = panel(i);
-      const int64_t across = this->across();
       Vec<C> add[4];  // at most 4 gates or kWide registers
-      for (int v = 0; v < p.nv; ++v) add[v] = load(bias + p.first + v * across);
+      for (int v = 0; v < p.nv; ++v) add[v] = load(bias + units.column(p) + v * W);
       weights.multiply_inputs(
           0, count, p, panel(i + 1 < p1 ? i + 1 : p0), [&](int64_t row) { return in[row]; },
           [&](int64_t row, int tall, const C* sums) {
             for (int r = 0; r < tall; ++r) {
-              C* to = gates + (first + row + r) * gates_ld + p.first;
-              for (int v = 0; v < p.nv; ++v, sums += W) store(to + v * across, load(sums) + add[v]);
+              C* to = gates + (first + row + r) * gates_ld + units.column(p);
+              for (int v = 0; v < p.nv; ++v, sums += W) store(to + v * W, load(sums) + add[v]);
             }
           });
     }
   }
 
   bool reads_reversed(int64_t s) const { return (s & 1) != starts_reversed; }
-
-  // From one register of a panel of gates to the next, in a row of gates.
-  int64_t across() const { return G > 1 ? Hp : W; }
 
   // Step s for the rows j0..j1 and one panel of units; x_gates: x W_ih^T + bias of sequence 0 in it, null where joint.
   void step(int rank, const HiddenRows<S>& hidden, const C* x_gates, int64_t j0, int64_t j1, int64_t panel,
@@ -240,8 +234,8 @@ class ForwardKernel : ForwardPass<S> {
         [&](int64_t j) __attribute__((always_inline)) {
           // What the cell will need when the GEMM is done.
           if (x_gates) {
-            const C* of_x = x_gates + j * gates_ld + p.first;
-            for (int g = 0; g < G; ++g, of_x += hp) __builtin_prefetch(of_x);
+            const C* of_x = x_gates + j * gates_ld + units.column(p);
+            for (int v = 0; v < p.nv; ++v) __builtin_prefetch(of_x + v * W);
           }
           if (has_c) __builtin_prefetch(c + j * hp + p.first, 1);
           if (L.gates.data) {
@@ -258,12 +252,12 @@ class ForwardKernel : ForwardPass<S> {
 
   // Hands a tile of sums to the cell.
   INLINE void finish(const HiddenRows<S>& hidden, const C* x_gates, int64_t j, int tall, const Panel& p, C* sums) {
-    ForwardTile<S> tile{hidden, j, p.first, tall, p.nv, sums, sums + kTile<C>, p.nv * W, W, across()};
+    const int64_t column = units.column(p);
+    ForwardTile<S> tile{hidden, j, p.first, units.across(p), tall, p.nv, sums, sums + kTile<C>, p.nv * W, bias + column};
     if (x_gates) {  // from the chunk's buffer, where they include the bias
-      tile.x_sums = x_gates + j * gates_ld + p.first;
+      tile.x_sums = x_gates + j * gates_ld + column;
       tile.x_ld = gates_ld;
-      tile.x_across = across();
-      tile.bias_across = -1;
+      tile.bias = nullptr;
     }
     cell.forward(*this, tile);
   }
@@ -271,7 +265,7 @@ class ForwardKernel : ForwardPass<S> {
   void project_step(const HiddenRows<S>& hidden, int64_t j0, int64_t j1, int64_t panel, int64_t next) {
     const Panel p = projected.panel(panel);
     multiply_panel<C>(
-        single_row, j0, j1, p.nv, L.H, w_hr + p.offset<X>(L.H), w_hr + projected.panel(next).template offset<X>(L.H),
+        single_row, j0, j1, p, L.H, w_hr + p.offset<X>(L.H), w_hr + projected.panel(next).template offset<X>(L.H),
         [&](int64_t j) { return full + j * full_ld; },
         [&](int64_t j, int tall, const C* sums) {
           const HiddenRows<S> places = hidden;

@@ -60,7 +60,7 @@ class GateWeights {
   template <class A, class F>
   INLINE void multiply_inputs(int64_t j0, int64_t j1, const Panel& p, const Panel& next, A&& row, F&& receive) {
     if (direct) return multiply_direct(j0, j1, p, next, L.I, w.w_ih, row, receive);
-    multiply_panel<C>(false, j0, j1, p.nv, L.I, panels + units.offset(p, K()), panels + units.offset(next, K()), row,
+    multiply_panel<C>(false, j0, j1, p, L.I, panels + units.offset(p, K()), panels + units.offset(next, K()), row,
                       receive);
   }
   template <class A, class F>
@@ -69,8 +69,8 @@ class GateWeights {
     if (direct) return multiply_direct(j0, j1, p, next, L.P, w.w_hh, row, receive);
     X *panel = panels + units.offset(p, K()), *after = bytes <= kKept ? panel : panels + units.offset(next, K());
     if (once) pack_panel(panel = after = panels + rank * units.largest(K()), p);
-    const int64_t skipped = joint ? 0 : x_columns, offset = p.nv * W * skipped;
-    multiply_panel<C>(L.N == 1, j0, j1, p.nv, K() - skipped, panel + offset, after + offset, row, receive,
+    const int64_t skipped = joint ? 0 : x_columns, offset = p.columns<C>() * skipped;
+    multiply_panel<C>(L.N == 1, j0, j1, p, K() - skipped, panel + offset, after + offset, row, receive,
                       x_columns - skipped);
   }
 
@@ -79,7 +79,7 @@ class GateWeights {
 
   void pack_panel(X* to, const Panel& p) const {
     units.pack(to, p, static_cast<const S*>(w.w_ih), L.I);
-    units.pack(to + p.nv * W * x_columns, p, static_cast<const S*>(w.w_hh), L.P);
+    units.pack(to + p.columns<C>() * x_columns, p, static_cast<const S*>(w.w_hh), L.P);
   }
 
   template <class A, class F>
@@ -91,12 +91,11 @@ class GateWeights {
       for (int r = 0; r < tall; ++r) a[r] = row(j + r);
       Tile<C> tile;
       with_rows(tall, [&](auto R) {
-        auto first_row = [&](const Panel& of, int v) {  // of register v
-          return units.gate(v) * L.H + units.unit(of, v);
-        };
-        for (int v = 0; v < p.nv; ++v)
-          times_rows<R.value, C>(a, from + first_row(p, v) * K, K, L.H - units.unit(p, v), K, tile.sums + v * W,
-                                 p.nv * W, from + (v + 1 < p.nv ? first_row(p, v + 1) : first_row(next, 0)) * K);
+        const int parts = units.parts(p);
+        for (int part = 0; part < parts; ++part)
+          times_rows<R.value, C>(a, from + units.row(p, part) * K, K, units.rows(p, part), K,
+                                 tile.sums + part * units.across(p), p.nv * W,
+                                 from + (part + 1 < parts ? units.row(p, part + 1) : units.row(next, 0)) * K);
       });
       receive(j, tall, tile.sums);
     });

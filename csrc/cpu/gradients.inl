@@ -5,14 +5,15 @@
 // whole steps comes before the planes.
 template <class X, class C>
 struct GatePlanes {
-  const bool split;  // GRU
+  static constexpr int kUnit = on_tiles<X> ? width<C> : per_word<X>;  // a plane is a multiple of this
+  const bool split;                                                   // GRU
   const int count, first_hidden;
   const int64_t plane, lead, ld;  // columns of a plane, before the first plane, and of a row
   explicit GatePlanes(const Layer& layer)
       : split(splits_candidate(layer.cell)),
         count(gates_of(layer.cell) + split),
         first_hidden(split),
-        plane((layer.H + width<C> - 1) / width<C> * width<C>),
+        plane((layer.H + kUnit - 1) / kUnit * kUnit),
         lead(split ? depth<X>((count - 1) * plane) - (count - 1) * plane : 0),
         ld(spread<X>(lead + first_hidden * plane + depth<X>((count - first_hidden) * plane))) {}
   int of_input(int gate) const { return split ? (gate == 2 ? GruPlanes::n : gate + 1) : gate; }
@@ -42,7 +43,7 @@ class WeightGradients {
   const int d, G;  // direction, gates
   const Steps steps;
   const Planes planes;
-  const Columns<C, kPackedWidth<X>> by_x, by_h, by_full;  // I, P and H columns
+  const Columns<X, C, kPackedWidth<X>> by_x, by_h, by_full;  // I, P and H columns
   const int64_t vectors, projected_ld, chunk_rows;        // vectors: registers of H
   const bool project;
 
@@ -51,7 +52,7 @@ class WeightGradients {
 
  public:
   static constexpr bool kNarrow = sizeof(S) != sizeof(C);  // the results have another type than the sums
-  static constexpr int kOverread = height;  // elements that the last tile may read past the end of a chunk's dgates
+  static constexpr int kOverread = height > W ? height : W;  // elements that may be read past the end of a chunk's dgates
 
   // Elements that add() needs to pack tiles of dgates.
   static int64_t transposed(const Backward& layer, int64_t chunk_rows) {
@@ -76,9 +77,9 @@ class WeightGradients {
   void allocate(Arena& memory, int halves) {
     const bool want = L.want_weights;
     for (int half = 0; half < halves; ++half) {
-      packed_x[half] = memory.take<X>(want ? by_x.template packed<X>(chunk_rows) : 0);
-      packed_h[half] = memory.take<X>(want ? by_h.template packed<X>(chunk_rows) : 0);
-      packed_full[half] = memory.take<X>(want && project ? by_full.template packed<X>(chunk_rows) : 0);
+      packed_x[half] = memory.take<X>(want ? by_x.packed(chunk_rows) : 0);
+      packed_h[half] = memory.take<X>(want ? by_h.packed(chunk_rows) : 0);
+      packed_full[half] = memory.take<X>(want && project ? by_full.packed(chunk_rows) : 0);
     }
     for (int i = 0; i < 5; ++i)
       sums[i] = !result(i) ? nullptr : kNarrow ? memory.take<C>(size_of(i)) : static_cast<C*>(result(i));
@@ -187,11 +188,11 @@ class WeightGradients {
     for (int64_t q = 0; q < columns.panels(); ++q) {
       const Panel p = columns.panel(q);
       const X* panel = panels + p.offset<X>(count);
-      const X* next = panel + p.nv * W * depth<X>(count);
+      const X* next = panel + p.columns<C>() * depth<X>(count);
       for (int64_t i = 0; i < tiles; ++i) {
         Tile<C> tile;
-        const int64_t share = p.nv * W * depth<X>(count) / tiles;
-        multiply_packed(p.nv, packed + i * size, panel, count, tile, next, share);
+        const int64_t share = p.columns<C>() * depth<X>(count) / tiles;
+        multiply_packed(p, packed + i * size, panel, count, tile, next, share);
         next += share;
         const C* sum = tile.sums;
         for (int64_t r = 0; r < height && unit + i * height + r < units; ++r) {

@@ -35,12 +35,13 @@ class GruForward {
         bias_hn(pass.bias_hn + tile.unit),
         save(pass.L.gates.data != nullptr) {}
 
-  INLINE void begin(int r, C* sums, const InputSums<C>& x) {
-    Vec<C> reset = load(sums) + x(0), update = load(sums + W) + x(1), n = x(2),
-           n_h = load(sums + 2 * W) + load(bias_hn);
+  template <class Sums>
+  INLINE void begin(int r, const Sums& sums, C* kept) {
+    Vec<C> reset = sums.of_h(0) + sums.of_x(0), update = sums.of_h(1) + sums.of_x(1), n = sums.of_x(2),
+           n_h = sums.of_h(2) + load(bias_hn);
     cells::gru_gates(reset, update, n, n_h);
-    store(sums, update);
-    store(sums + W, n);
+    store(kept, update);
+    store(kept + W, n);
     if (!save) return;
     S* const to = saved(j + r, first_unit);
     store(to, reset);
@@ -48,9 +49,9 @@ class GruForward {
     store(to + 3 * Hp, n_h);
   }
 
-  INLINE Vec<C> end(int64_t j, const C* sums, int64_t unit, int64_t, const HiddenRow<S>&) {
-    Vec<C> n = load(sums + W);
-    const Vec<C> h = cells::gru_output(load(sums), n, load(h_prev + j * h_ld + unit));
+  INLINE Vec<C> end(int64_t j, const C* kept, int64_t unit, int64_t, const HiddenRow<S>&) {
+    Vec<C> n = load(kept + W);
+    const Vec<C> h = cells::gru_output(load(kept), n, load(h_prev + j * h_ld + unit));
     if (save) store(saved(j, unit) + 2 * Hp, n);
     return h;
   }

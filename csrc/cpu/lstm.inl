@@ -28,23 +28,24 @@ class LstmForward {
         save(pass.L.gates.data != nullptr),
         keep_cells(pass.L.cells.data != nullptr) {}
 
-  INLINE void begin(int r, C* sums, const InputSums<C>& x) {
+  template <class Sums>
+  INLINE void begin(int r, const Sums& sums, C* kept) {
     Vec<C> gate[4], c_now;
 #pragma GCC unroll 4
-    for (int g = 0; g < 4; ++g) gate[g] = load(sums + g * W) + x(g);
+    for (int g = 0; g < 4; ++g) gate[g] = sums.of_h(g) + sums.of_x(g);
     C* const state = c + (j + r) * Hp + first_unit;
     cells::lstm_state(gate[0], gate[1], gate[2], gate[3], load(state), c_now);
     store(state, c_now);
-    store(sums, c_now);
-    store(sums + W, gate[3]);
+    store(kept, c_now);
+    store(kept + W, gate[3]);
     if (!save) return;
     S* const saved = at<S>(pass.L.gates, pass.L, pass.steps.t(s), j + r) + pass.d * pass.L.gates_direction + first_unit;
 #pragma GCC unroll 4
     for (int g = 0; g < 4; ++g) store(saved + g * Hp, gate[g]);
   }
 
-  INLINE Vec<C> end(int64_t j, const C* sums, int64_t unit, int64_t n, const HiddenRow<S>& hidden) {
-    const Vec<C> c_now = load(sums), h = cells::lstm_output(load(sums + W), c_now);
+  INLINE Vec<C> end(int64_t j, const C* kept, int64_t unit, int64_t n, const HiddenRow<S>& hidden) {
+    const Vec<C> c_now = load(kept), h = cells::lstm_output(load(kept + W), c_now);
     if (keep_cells) store(at<S>(pass.L.cells, pass.L, pass.steps.t(s), j) + pass.d * pass.L.H + unit, c_now, n);
     if (__builtin_expect(hidden.h_n != nullptr, 0))
       store(static_cast<S*>(pass.L.c_n) + (pass.d * pass.L.N + pass.L.order[j]) * pass.L.H + unit, c_now, n);

@@ -1,31 +1,34 @@
 // Packing of operands for gemm.h: panels of columns, and transposed rows.
 
-struct Panel {
-  int64_t first;  // column
-  int nv;         // width in registers
-  // Offset of the panel in the packed matrix of K rows, in elements.
-  template <class X>
-  int64_t offset(int64_t K, int per_column = 1) const {
-    return first * per_column * depth<X>(K);
-  }
-};
-
 // Columns divided into panels of at most Max registers of sums of type C. Widths differ by at most one register
-// (13 registers: 4 3 3 3).
-template <class C, int Max>
+// (13 registers: 4 3 3 3). Half a register is another panel, the last one.
+template <class X, class C, int Max>
 struct Columns {
   int64_t count;  // columns
+  bool may_be_short = has_short<X>;
+  bool has_half() const { return may_be_short && count % width<C> > 0 && count % width<C> <= width<C> / 2; }
   int64_t vectors() const { return (count + width<C> - 1) / width<C>; }
-  int64_t panels() const { return (vectors() + Max - 1) / Max; }
-  template <class X>
-  int64_t packed(int64_t K) const {
-    return vectors() * width<C> * depth<X>(K);
-  }
+  int64_t panels() const { return whole_panels() + has_half(); }
+  int64_t packed(int64_t K) const { return (vectors() * width<C> - has_half() * (width<C> / 2)) * depth<X>(K); }
   Panel panel(int64_t index) const {
-    const int64_t first = vectors() * index / panels(), next = vectors() * (index + 1) / panels();
-    return {first * width<C>, static_cast<int>(next - first)};
+    const int64_t whole = vectors() - has_half(), panels = whole_panels();
+    if (index == panels) return {whole * width<C>, 1, true};
+    const int64_t first = whole * index / panels, next = whole * (index + 1) / panels;
+    return {first * width<C>, static_cast<int>(next - first), false};
   }
+
+ private:
+  int64_t whole_panels() const { return (vectors() - has_half() + Max - 1) / Max; }
 };
+
+// Stores a register of a panel, or the half that it has.
+template <class C>
+INLINE void store_columns(const Panel& p, C* to, Vec<C> v) {
+  if (p.is_short)
+    store_short(to, lower_half<C>(v));
+  else
+    store(to, v);
+}
 
 // Packs word `word` of panel p, which begins at `to`. source(k) is the address of row k of B, or null for zeros. B has
 // K rows of `count` columns; past them the panel holds zeros.
@@ -35,23 +38,23 @@ INLINE void pack_word(X* to, const Panel& p, int64_t count, int64_t K, int64_t w
   const int64_t k = word * per_word<X>;
   const auto* first = k < K ? source(k) : nullptr;
   decltype(first) second = per_word<X> == 2 && k + 1 < K ? source(k + 1) : nullptr;
-  to += word * p.nv * W * per_word<X>;
+  to += word * p.columns<C>() * per_word<X>;
   for (int64_t v = 0; v < p.nv; ++v) {
     const int64_t column = p.first + v * W, n = count - column;
     if constexpr (is_pair<X>)
       store_words(to + v * W * 2, interleave(first ? load_bits(first + column, n) : Halves{},
                                              second ? load_bits(second + column, n) : Halves{}));
     else
-      store(to + v * W, first ? load(first + column, n) : Vec<C>{});
+      store_columns(p, to + v * W, first ? load(first + column, n) : Vec<C>{});
   }
 }
 
 // The same for every panel.
 template <class X, class C, int Max, class F>
-void pack_word(X* packed, const Columns<C, Max>& columns, int64_t K, int64_t word, F&& source) {
+void pack_word(X* packed, const Columns<X, C, Max>& columns, int64_t K, int64_t word, F&& source) {
   for (int64_t i = 0, panels = columns.panels(); i < panels; ++i) {
     const Panel p = columns.panel(i);
-    pack_word<X, C>(packed + p.offset<X>(K), p, columns.count, K, word, source);
+    pack_word<X, C>(packed + p.template offset<X>(K), p, columns.count, K, word, source);
   }
 }
 
@@ -80,26 +83,36 @@ INLINE void exchange(Vec<C> (&v)[width<C>]) {
   if constexpr (Step * 2 < W) exchange<Step * 2, C>(v);
 }
 
-// Packs rows of a weight matrix as lanes: word k of row l is stored at to + k * stride + l words. Past `rows` and K the
-// result is zero. stride in elements.
+// Packs a register of panel p: word k of the row of lane l is stored in that lane. A null row is zeros; past K the result
+// is zero too.
 template <class X, class C, class S>
-void pack_transposed(X* to, int64_t stride, const S* from, int64_t ld, int64_t rows, int64_t K) {
+void pack_transposed(X* to, const Panel& p, const S* const (&rows)[width<C>], int64_t K) {
   constexpr int W = width<C>;
-  const int64_t all = words<X>(K);
+  const int64_t all = words<X>(K), stride = p.columns<C>() * per_word<X>;
   for (int64_t k = 0; k < all; k += W) {
     Vec<C> block[W];
 #pragma GCC unroll 16
     for (int r = 0; r < W; ++r) {
       if constexpr (is_pair<X>)
-        block[r] = r < rows && k * 2 < K ? (Vec<C>)load_pairs(from + r * ld + k * 2, K - k * 2) : Vec<C>{};
+        block[r] = rows[r] && k * 2 < K ? (Vec<C>)load_pairs(rows[r] + k * 2, K - k * 2) : Vec<C>{};
       else
-        block[r] = r < rows ? load(from + r * ld + k, K - k) : Vec<C>{};
+        block[r] = rows[r] ? load(rows[r] + k, K - k) : Vec<C>{};
     }
     exchange<1, C>(block);
     const int64_t n = all - k < W ? all - k : W;
 #pragma GCC unroll 16
     for (int r = 0; r < W; ++r)
-      if (r < n) store(reinterpret_cast<C*>(to + (k + r) * stride), block[r]);
+      if (r < n) store_columns(p, reinterpret_cast<C*>(to + (k + r) * stride), block[r]);
+  }
+}
+
+// Packs panel p, whose column c is the row at the address row(c).
+template <class X, class C, class F>
+void pack_transposed(X* to, const Panel& p, int64_t K, F&& row) {
+  for (int v = 0; v < p.nv; ++v) {
+    decltype(row(int64_t(0))) rows[width<C>];
+    for (int l = 0; l < width<C>; ++l) rows[l] = row(v * width<C> + l);
+    pack_transposed<X, C>(to + v * width<C> * per_word<X>, p, rows, K);
   }
 }
 

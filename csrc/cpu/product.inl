@@ -21,7 +21,7 @@ void multiply_part_rows(const ProductPart& part_of, int64_t rounds) {
       auto panel = [&](int64_t k) { return units.panel(round & 1 ? i0 + i1 - 1 - k : k); };
       const Panel now = panel(i), next = panel(i + 1 < i1 ? i + 1 : i);
       multiply_panel<C>(
-          p.rows == 1, j0, j1, now.nv, p.K, panels + units.offset(now, p.K), panels + units.offset(next, p.K),
+          p.rows == 1, j0, j1, now, p.K, panels + units.offset(now, p.K), panels + units.offset(next, p.K),
           [&](int64_t j) { return rows + j * ld; },
           [](int64_t, int, C* sums) {
             asm volatile("" : : "r"(sums) : "memory");
@@ -37,7 +37,7 @@ void multiply_part_transposed(const ProductPart& part_of, int64_t rounds) {
   constexpr int height = kPackedColumns<X>, run = 64 / height;
   const Product& p = part_of.product;
   const X *panels = static_cast<const X*>(part_of.panels), *packed = static_cast<const X*>(part_of.rows);
-  const Columns<C, kPackedWidth<X>> columns{p.columns};
+  const Columns<X, C, kPackedWidth<X>> columns{p.columns};
   const int64_t all = (p.rows + height - 1) / height, first = part(all, part_of.rank, part_of.size),
                 last = part(all, part_of.rank + 1, part_of.size);
   for (int64_t round = 0; round < rounds; ++round)
@@ -46,10 +46,10 @@ void multiply_part_transposed(const ProductPart& part_of, int64_t rounds) {
       for (int64_t q = 0; q < columns.panels(); ++q) {
         const Panel panel = columns.panel(q);
         const X* values = panels + panel.template offset<X>(p.K);
-        const int64_t size = panel.nv * width<C> * depth<X>(p.K);
+        const int64_t size = panel.template columns<C>() * depth<X>(p.K);
         for (int64_t i = 0; i < tiles; ++i) {
           Tile<C> tile;
-          multiply_packed(panel.nv, packed + i * height * depth<X>(p.K), values, p.K, tile,
+          multiply_packed(panel, packed + i * height * depth<X>(p.K), values, p.K, tile,
                           values + size + i * (size / tiles), size / tiles);
           asm volatile("" : : "r"(&tile) : "memory");
         }

@@ -17,11 +17,12 @@ class RnnForward {
   static constexpr int kGates = 1;
   INLINE RnnForward(const ForwardPass<S>&, const ForwardTile<S>& tile) : registers(tile.registers) {}
 
-  INLINE void begin(int, C* sums, const InputSums<C>& x) {
-    for (int v = 0; v < registers; ++v) store(sums + v * W, load(sums + v * W) + x(v));
+  template <class Sums>
+  INLINE void begin(int, const Sums& sums, C* kept) {
+    for (int v = 0; v < registers; ++v) store(kept + v * W, sums.of_h(v) + sums.of_x(v));
   }
-  INLINE Vec<C> end(int64_t, const C* sums, int64_t, int64_t, const HiddenRow<S>&) {
-    return cells::rnn_forward<Relu, Vec<C>>(load(sums));
+  INLINE Vec<C> end(int64_t, const C* kept, int64_t, int64_t, const HiddenRow<S>&) {
+    return cells::rnn_forward<Relu, Vec<C>>(load(kept));
   }
 };
 

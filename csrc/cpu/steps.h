@@ -19,6 +19,8 @@ struct Types<double> {
   using Operand = double;
 };
 
+constexpr int kMaxRows = LSTMKERN_BF16 == 2 ? 32 : 12;  // of a tile of sums
+
 template <class T>
 INLINE T* at(const View& view, const Layer& layer, int64_t t, int64_t j) {
   return static_cast<T*>(view.data) + view.step * layer.place[t] + view.lane * layer.order[j];
