@@ -44,8 +44,16 @@ class WeightGradients {
   const Steps steps;
   const Planes planes;
   const Columns<X, C, kPackedWidth<X>> by_x, by_h, by_full;  // I, P and H columns
-  const int64_t vectors, projected_ld, chunk_rows;        // vectors: registers of H
+  const int64_t projected_ld, chunk_rows;
   const bool project;
+
+  // Gates whose planes follow one another without padding, in the gradients that meet x and in those that meet h. Their
+  // rows of the weight gradients are computed together.
+  struct Run {
+    int64_t row, rows, x_column, h_column;  // of the weights; in a row of gate gradients
+  };
+  Run runs[4];
+  int run_count = 0;
 
   X *packed_x[2], *packed_h[2], *packed_full[2];  // a chunk's x, h_prev and h before projection as panels
   C* sums[5];  // of w_ih w_hh b_ih b_hh w_hr over the chunks so far; the results themselves if they have type C
@@ -69,10 +77,18 @@ class WeightGradients {
         by_x{L.I},
         by_h{L.P},
         by_full{L.H},
-        vectors((L.H + W - 1) / W),
         projected_ld(projected_ld),
         chunk_rows(chunk_rows),
-        project(pass.project) {}
+        project(pass.project) {
+    for (int gate = 0; gate < G; ++gate) {
+      const int64_t x_column = planes.column(planes.of_input(gate)), h_column = planes.column(planes.of_hidden(gate));
+      Run* const last = runs + run_count - 1;
+      if (gate && x_column == last->x_column + last->rows && h_column == last->h_column + last->rows)
+        last->rows += L.H;
+      else
+        runs[run_count++] = {gate * L.H, L.H, x_column, h_column};
+    }
+  }
 
   void allocate(Arena& memory, int halves) {
     const bool want = L.want_weights;
@@ -109,30 +125,27 @@ class WeightGradients {
   // elements and is used by this thread only.
   void add(const Chunk<X>& chunk, int half, int64_t count, bool first, X* packed, int rank, int size,
            Barrier& barrier) {
-    const int64_t gate_tiles = (L.H + height - 1) / height;  // tiles of one gate
-    for (int64_t tile = part(G * gate_tiles, rank, size), last = part(G * gate_tiles, rank + 1, size), tiles;
-         tile < last; tile += tiles) {
-      const int gate = static_cast<int>(tile / gate_tiles);
-      tiles = (gate + 1) * gate_tiles < last ? (gate + 1) * gate_tiles - tile : last - tile;
-      if (tiles > kRun) tiles = kRun;
-      const int64_t unit = (tile - gate * gate_tiles) * height;
-      const X* x_part = chunk.dgates + planes.column(planes.of_input(gate)) + unit;
-      const X* h_part = chunk.dgates + planes.column(planes.of_hidden(gate)) + unit;
-      pack_columns<X, C>(packed, x_part, planes.ld, tiles, count);
-      add_product(packed, tiles, unit, L.H, by_x, packed_x[half], count, sums[0] + gate * L.H * L.I, first);
-      if (x_part != h_part) pack_columns<X, C>(packed, h_part, planes.ld, tiles, count);
-      add_product(packed, tiles, unit, L.H, by_h, packed_h[half], count, sums[1] + gate * L.H * L.P, first);
-    }
-    for (int64_t v = part(G * vectors, rank, size); sums[2] && v < part(G * vectors, rank + 1, size); ++v) {
-      const int gate = static_cast<int>(v / vectors);
-      const int64_t unit = v % vectors * W, x_column = planes.column(planes.of_input(gate)) + unit,
-                    h_column = planes.column(planes.of_hidden(gate)) + unit;
-      Vec<C> sum = add_rows(chunk.dgates + x_column, count, sums[2] + gate * L.H + unit, L.H - unit, first);
-      if (x_column == h_column)
-        store(sums[3] + gate * L.H + unit, sum, L.H - unit);
-      else
-        add_rows(chunk.dgates + h_column, count, sums[3] + gate * L.H + unit, L.H - unit, first);
-    }
+    divide_runs(height, rank, size, [&](const Run& run, int64_t tile, int64_t last) {
+      for (int64_t tiles; tile < last; tile += tiles) {
+        tiles = last - tile > kRun ? kRun : last - tile;
+        const int64_t unit = tile * height;
+        const X *x_part = chunk.dgates + run.x_column + unit, *h_part = chunk.dgates + run.h_column + unit;
+        pack_columns<X, C>(packed, x_part, planes.ld, tiles, count);
+        add_product(packed, tiles, unit, run.rows, by_x, packed_x[half], count, sums[0] + run.row * L.I, first);
+        if (x_part != h_part) pack_columns<X, C>(packed, h_part, planes.ld, tiles, count);
+        add_product(packed, tiles, unit, run.rows, by_h, packed_h[half], count, sums[1] + run.row * L.P, first);
+      }
+    });
+    divide_runs(W, rank, size, [&](const Run& run, int64_t v, int64_t last) {
+      for (; sums[2] && v < last; ++v) {
+        const int64_t unit = v * W, row = run.row + unit, n = run.rows - unit;
+        Vec<C> sum = add_rows(chunk.dgates + run.x_column + unit, count, sums[2] + row, n, first);
+        if (run.x_column == run.h_column)
+          store(sums[3] + row, sum, n);
+        else
+          add_rows(chunk.dgates + run.h_column + unit, count, sums[3] + row, n, first);
+      }
+    });
     if (!project) return;
     for (int64_t word = part(words<X>(count), rank, size); word < part(words<X>(count), rank + 1, size); ++word)
       pack_word(packed_full[half], by_full, count, word, [&](int64_t row) { return chunk.full + row * padded(L.H); });
@@ -157,6 +170,21 @@ class WeightGradients {
   }
 
  private:
+  // f(run, first, last) for each run and a thread's share of it, in pieces of `rows` rows.
+  template <class F>
+  INLINE void divide_runs(int64_t rows, int rank, int size, F&& f) const {
+    auto pieces = [&](const Run& run) { return (run.rows + rows - 1) / rows; };
+    int64_t all = 0;
+    for (int i = 0; i < run_count; ++i) all += pieces(runs[i]);
+    int64_t first = part(all, rank, size), last = part(all, rank + 1, size);
+    for (int i = 0; i < run_count; ++i) {
+      const int64_t n = pieces(runs[i]);
+      f(runs[i], first > 0 ? first : 0, last < n ? last : n);
+      first -= n;
+      last -= n;
+    }
+  }
+
   void* result(int i) const {
     const WeightGrads& w = L.grad_weights[d];
     void* const results[5] = {w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr};
