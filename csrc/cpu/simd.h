@@ -83,7 +83,7 @@ INLINE Halves narrow(Vec<float> v, f16) { return (Halves)_mm256_cvtps_ph((__m256
 INLINE Vec<float> widen(Halves h, f16) {
   Words w = __builtin_convertvector(h, Words);
   Words sign = (w & 0x8000) << 16, rest = (w & 0x7fff) << 13;
-  Words normal = rest + (112 << 23), special = rest | 0x7f800000;  // special: inf and NaN
+  Words normal = rest + (112 << 23), special = rest | 0x7f800000;     // special: inf and NaN
   Words tiny = (Words)((Vec<float>)(rest + (113 << 23)) - 0x1p-14f);  // fp16's subnormals: 2^-14 (1 + m) - 2^-14
   Words bits = (Words)(rest < (uint32_t)(0x400 << 13)) ? tiny : normal;
   bits = (Words)(rest >= (uint32_t)(0x7c00 << 13)) ? special : bits;
