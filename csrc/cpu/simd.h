@@ -109,13 +109,14 @@ INLINE Halves narrow(Vec<float> v, f16) { return (Halves)_mm512_cvtps_ph((__m512
 INLINE Vec<float> widen(Halves h, f16) { return (Vec<float>)_mm256_cvtph_ps((__m128i)h); }
 INLINE Halves narrow(Vec<float> v, f16) { return (Halves)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT); }
 #else
-// Portable. A multiplication by a power of two shifts the exponent and also rounds subnormals correctly.
+// Portable, and exact where subnormals of fp32 are flushed (flush.h).
 INLINE Vec<float> widen(Halves h, f16) {
   Words w = __builtin_convertvector(h, Words);
   Words sign = (w & 0x8000) << 16, rest = (w & 0x7fff) << 13;
-  Vec<float> scaled = (Vec<float>)rest * 0x1p112f;
-  Words special = rest | 0x7f800000;  // inf and NaN
-  Words bits = (Words)(rest >= (uint32_t)(0x7c00 << 13)) ? special : (Words)scaled;
+  Words normal = rest + (112 << 23), special = rest | 0x7f800000;     // special: inf and NaN
+  Words tiny = (Words)((Vec<float>)(rest + (113 << 23)) - 0x1p-14f);  // fp16's subnormals: 2^-14 (1 + m) - 2^-14
+  Words bits = (Words)(rest < (uint32_t)(0x400 << 13)) ? tiny : normal;
+  bits = (Words)(rest >= (uint32_t)(0x7c00 << 13)) ? special : bits;
   return (Vec<float>)(bits | sign);
 }
 INLINE Halves narrow(Vec<float> v, f16) {

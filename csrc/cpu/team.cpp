@@ -15,18 +15,24 @@
 #include <omp.h>
 #endif
 
+#include "flush.h"
+
 namespace lstmkern {
 namespace cpu {
 
 void run_team(int threads, void (*body)(void*, int, int), void* arg) {
+  auto run = [=](int rank, int size) {
+    const FlushSubnormals flush;
+    body(arg, rank, size);
+  };
 #if defined(_OPENMP)
   if (threads > 1 && !omp_in_parallel()) {
 #pragma omp parallel num_threads(threads)
-    body(arg, omp_get_thread_num(), omp_get_num_threads());
+    run(omp_get_thread_num(), omp_get_num_threads());
     return;
   }
 #endif
-  body(arg, 0, 1);
+  run(0, 1);
 }
 
 void Barrier::wait_for_others(uint32_t phase) {
