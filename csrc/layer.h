@@ -71,7 +71,7 @@ struct Layer {
   View input;   // I columns
   View resets;  // bool, 1 column: the state is zeroed before this step; may be absent
   Weights weights[2];
-  const void* h0;           // [D, N, P]
+  const void* h0;           // [D, N, P]; null: zeros (CPU only), as for c0
   const void* c0;           // [D, N, H], LSTM only
   View output;              // D*P columns, direction d at column d*P; zero past a sequence's end (filled by the caller)
   View cells;               // D*H columns, every step's c; may be absent

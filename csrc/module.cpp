@@ -9,7 +9,7 @@
 
 #include "cpu/peak.h"
 #include "cpu/product.h"
-#include "eager.h"
+#include "calls.h"
 #include "layer.h"
 #if defined(LSTMKERN_CUDA_VERSION)
 #include "cuda/dispatch.h"
@@ -59,6 +59,7 @@ py::object cuda_plan(const std::string& tier, const std::string& mode, const std
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of lstmkern. Importing it registers torch.ops.lstmkern.*";
   lstmkern::add_eager(m);
+  lstmkern::add_calls(m);
   m.def(
       "cpu_peak", &lstmkern::cpu::peak, py::arg("capability"), py::arg("rate"), py::arg("threads"), py::arg("bytes"),
       py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),

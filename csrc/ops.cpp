@@ -1,5 +1,5 @@
 // The operators' schemas, and their registration for the CPU. For CUDA see cuda/ops.cpp.
-#include "ops.h"
+#include "below.h"
 
 #include <torch/library.h>
 
@@ -17,6 +17,24 @@ struct CpuBackEnd {
 };
 
 }  // namespace
+
+ForwardResults cpu_forward(const Tensor& input, const Tensor& h0, const OptionalTensor& c0, at::TensorList weights,
+                           const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                           const OptionalTensor& resets, c10::string_view mode, bool batch_first, bool save,
+                           bool cells) {
+  return compute_forward<CpuBackEnd>(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save,
+                                     cells);
+}
+BackwardResults cpu_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                             const OptionalTensor& grad_c_n, const OptionalTensor& grad_cells, const Tensor& input,
+                             const Tensor& h0, const OptionalTensor& c0, at::TensorList weights,
+                             const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                             const OptionalTensor& resets, const OptionalTensor& output, const OptionalTensor& cells,
+                             const OptionalTensor& gates, c10::string_view mode, bool batch_first,
+                             std::array<bool, 3> needs) {
+  return compute_backward<CpuBackEnd>(grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, batch_sizes,
+                                      lengths, resets, output, cells, gates, mode, batch_first, needs);
+}
 
 // An input [N, I] without batch_sizes, with h0 [N, P] and c0 [N, H], is one step. output and cells are then the next
 // state, and h_n and c_n are empty, because they would hold the same numbers. Backward needs the saved results of

@@ -7,6 +7,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <c10/util/SmallVector.h>
 
 #include <algorithm>
 #include <cstring>
@@ -44,7 +45,15 @@ inline DType dtype_of_tensor(const Tensor& t) {
 
 inline Tensor rows_in_place(const Tensor& t) { return t.stride(-1) == 1 || t.size(-1) == 1 ? t : t.contiguous(); }
 
-// The arguments of one call as a Layer, and the tensors that must stay alive while it runs.
+// The number of directions of a layer with these weights. (Two directions without biases have four.)
+inline int count_directions(at::TensorList weights) {
+  const size_t n = weights.size();
+  TORCH_CHECK(n >= 2 && n <= 10, "expected 2 to 5 weights per direction, got ", n);
+  return n > 5 || (n == 4 && weights[2].dim() == 2) ? 2 : 1;
+}
+
+// The arguments of one call as a Layer, and the tensors that must stay alive while it runs, in addition to the
+// arguments. On the CPU h0 may be undefined: the states then start at zero.
 class Problem {
  public:
   Problem(const Tensor& input, const Tensor& h0, const OptionalTensor& c0, at::TensorList weights,
@@ -58,27 +67,33 @@ class Problem {
     layer.dtype = dtype_of_tensor(input);
     TORCH_CHECK(input.dim() == 2 || (input.dim() == 3 && !packed_), "input must be [", packed_ ? "R" : "T, N", ", I]",
                 packed_ ? "" : ", or [N, I] for one step", ", got ", input.sizes());
-    TORCH_CHECK(one_step_ ? h0.dim() == 2 : h0.dim() == 3 && (h0.size(0) == 1 || h0.size(0) == 2), "h0 must be ",
-                one_step_ ? "[N, P]" : "[D, N, P] with D 1 or 2", ", got ", h0.sizes());
-    layer.D = one_step_ ? 1 : static_cast<int>(h0.size(0));
-    layer.N = h0.size(-2);
-    layer.P = h0.size(-1);
+    if (h0.defined()) {
+      TORCH_CHECK(one_step_ ? h0.dim() == 2 : h0.dim() == 3 && (h0.size(0) == 1 || h0.size(0) == 2), "h0 must be ",
+                  one_step_ ? "[N, P]" : "[D, N, P] with D 1 or 2", ", got ", h0.sizes());
+      layer.D = one_step_ ? 1 : static_cast<int>(h0.size(0));
+      layer.N = h0.size(-2);
+      layer.P = h0.size(-1);
+    } else {
+      layer.D = count_directions(weights);
+      layer.N = packed_ ? batch_sizes->select(0, 0).item<int64_t>() : input.size(batch_first_ ? 0 : -2);
+      layer.P = weights[1].size(-1);
+    }
     layer.I = input.size(-1);
     take_weights(input, weights);
     if (packed_)
       take_batch_sizes(*batch_sizes, input);
     else
       take_dense(input, lengths);
-    if (layer.cell == Cell::lstm) {
-      TORCH_CHECK(c0.has_value(), "an LSTM layer needs c0");
-      check(*c0, state_sizes(layer.H), input, "c0");
-      c0_ = c0->contiguous();
-      layer.c0 = c0_.const_data_ptr();
+    if (h0.defined()) {
+      if (layer.cell == Cell::lstm) {
+        TORCH_CHECK(c0.has_value(), "an LSTM layer needs c0");
+        check(*c0, state_sizes(layer.H), input, "c0");
+        layer.c0 = contiguous(*c0);
+      }
+      TORCH_CHECK(h0.scalar_type() == input.scalar_type() && h0.device() == input.device(),
+                  "h0 must have the input's dtype and device");
+      layer.h0 = contiguous(h0);
     }
-    TORCH_CHECK(h0.scalar_type() == input.scalar_type() && h0.device() == input.device(),
-                "h0 must have the input's dtype and device");
-    h0_ = h0.contiguous();
-    layer.h0 = h0_.const_data_ptr();
     input_ = on_device_ ? time_major(input) : rows_in_place(input);
     layer.input = view(input_);
     if (on_device_) {  // the rows as one matrix; the stride of a dimension of size 1 may have any value
@@ -111,7 +126,7 @@ class Problem {
   // the zeros, because only they know the lengths.) A batch-first result is stored time-major, as in torch.nn, so that
   // dropout applied to it draws the same random numbers.
   Tensor rows_like_input(int64_t columns) const {
-    auto sizes = input_.sizes().vec();
+    at::DimVector sizes(input_.sizes());
     sizes.back() = columns;
     if (batch_first_) std::swap(sizes[0], sizes[1]);
     Tensor t = fresh(sizes);
@@ -125,7 +140,6 @@ class Problem {
   }
 
   Tensor state(int64_t columns) const { return fresh(state_sizes(columns)); }
-  Tensor none() const { return fresh({0}); }
   int64_t rows() const { return input_.numel() / layer.I; }
   int64_t gates_columns() const { return saved_of(layer.cell) * padded(layer.H); }
 
@@ -133,8 +147,7 @@ class Problem {
 
   void set_gates(const Tensor& gates) {
     check(gates, gates_sizes(), input_, "gates");
-    gates_ = gates.contiguous();
-    layer.gates.data = const_cast<void*>(gates_.const_data_ptr());
+    layer.gates.data = const_cast<void*>(contiguous(gates));
     const int64_t columns = gates_columns();
     layer.gates.step = packed_ ? columns : columns * layer.N;
     layer.gates.lane = columns;
@@ -161,6 +174,10 @@ class Problem {
  private:
   at::DimVector state_sizes(int64_t columns) const {
     return one_step_ ? at::DimVector{layer.N, columns} : at::DimVector{layer.D, layer.N, columns};
+  }
+
+  const void* contiguous(const Tensor& t) {
+    return t.is_contiguous() ? t.const_data_ptr() : copies_.emplace_back(t.contiguous()).const_data_ptr();
   }
 
   void check(const Tensor& t, at::IntArrayRef sizes, const Tensor& like, const char* name) const {
@@ -198,13 +215,11 @@ class Problem {
     TORCH_CHECK(!project || (layer.H > 0 && layer.P > 0), "H and P of a layer with w_hr must be at least 1, got ",
                 layer.H, " and ", layer.P);
     TORCH_CHECK(project || layer.P == layer.H, "h0 must be [D, N, ", layer.H, "], got a last size of ", layer.P);
-    weights_.reserve(weights.size());
     for (int d = 0; d < layer.D; ++d) {
       const Tensor* w = weights.data() + d * per;
       auto take = [&](const Tensor& t, at::IntArrayRef sizes, const char* name) {
         check(t, sizes, input, name);
-        weights_.push_back(t.contiguous());
-        return weights_.back().const_data_ptr();
+        return contiguous(t);
       };
       Weights& to = layer.weights[d];
       to.w_ih = take(w[0], {G * layer.H, layer.I}, "w_ih");
@@ -285,9 +300,9 @@ class Problem {
   }
 
   bool on_device_, packed_, one_step_, batch_first_, has_padding_ = false;
-  std::vector<int64_t> active_, place_, order_;
-  std::vector<Tensor> weights_;
-  Tensor input_, h0_, c0_, resets_, lengths_, gates_;
+  c10::SmallVector<int64_t, 8> active_, place_, order_;
+  c10::SmallVector<Tensor, 4> copies_;
+  Tensor input_, resets_, lengths_;
 };
 
 // For an input without features: the input and the weights with one feature of zeros instead. The sums are the same,
@@ -300,7 +315,7 @@ inline std::pair<Tensor, std::vector<Tensor>> with_one_feature(const Tensor& inp
     return t.new_zeros(sizes);
   };
   std::vector<Tensor> all = weights.vec();
-  const size_t D = h0.dim() == 3 && h0.size(0) == 2 ? 2 : 1;
+  const size_t D = h0.defined() ? (h0.dim() == 3 && h0.size(0) == 2 ? 2 : 1) : count_directions(weights);
   for (size_t at = 0; at < all.size(); at += std::max<size_t>(all.size() / D, 1)) {
     TORCH_CHECK(all[at].dim() == 2 && all[at].size(1) == 0,
                 "w_ih must have a column for each of the input's 0 features, got ", all[at].sizes());

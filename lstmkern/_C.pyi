@@ -1,9 +1,10 @@
-"""The compiled part: csrc/module.cpp and csrc/eager.cpp. Loading it registers ``torch.ops.lstmkern.*``."""
+"""The compiled part: csrc/module.cpp and csrc/eager.h. Loading it registers ``torch.ops.lstmkern.*``."""
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from torch import Tensor
+from torch.nn import Module
 
 class BuildInfo(TypedDict):
     version: str
@@ -68,3 +69,27 @@ def layer_backward(
     batch_first: bool,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]: ...
+def run_module(
+    module: Module,
+    input: Any,
+    hx: Any,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    return_cells: bool,
+    /,
+) -> tuple[Any, ...] | None: ...
+def run_cell(cell: Module, mode: str, input: Tensor, hx: Any, /) -> Any: ...
+def run_stack(
+    mode: str,
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: Sequence[Sequence[Tensor]],
+    directions: int,
+    batch_first: bool,
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    cells: bool,
+    /,
+) -> tuple[Tensor, Any, Any, Any] | None: ...

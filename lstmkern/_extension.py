@@ -83,4 +83,7 @@ cpu_capability = _C.cpu_capability
 cpu_peak = _C.cpu_peak
 layer_forward = _C.layer_forward
 layer_backward = _C.layer_backward
+run_module = _C.run_module
+run_cell = _C.run_cell
+run_stack = _C.run_stack
 cpu_product = _C.cpu_product

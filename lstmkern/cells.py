@@ -1,11 +1,13 @@
 """LSTMCell, GRUCell and RNNCell: one time step as a module, computed by lstmkern's kernels."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from . import disable
+from ._extension import run_cell as run_plain_cell
 from .functional import both_states, run_cell
 from .leaf import KernelModule
 
@@ -118,11 +120,15 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
         """
         if disable.DISABLED:
             return super().forward(input, hx)
+        if not is_dynamo_compiling():
+            state = run_plain_cell(self, "LSTM", input, hx)
+            if state is not None:
+                return cast(tuple[Tensor, Tensor], state)
         _check_rank("LSTMCell", input)
         states = both_states("lstm_cell", hx)
-        for i, state in enumerate(states):
-            if state is not None and state.dim() not in (1, 2):
-                raise ValueError(f"LSTMCell: Expected hx[{i}] to be 1D or 2D, got {state.dim()}D instead")
+        for i, given in enumerate(states):
+            if given is not None and given.dim() not in (1, 2):
+                raise ValueError(f"LSTMCell: Expected hx[{i}] to be 1D or 2D, got {given.dim()}D instead")
         return self._step("LSTM", input, *states)
 
 
@@ -130,6 +136,10 @@ class _SingleStateCell(_Cell):
     """What GRUCell and RNNCell share: one state, h."""
 
     def _next(self, name: str, mode: str, input: Tensor, hx: Tensor | None) -> Tensor:
+        if not is_dynamo_compiling():
+            state = run_plain_cell(self, mode, input, hx)
+            if state is not None:
+                return cast(Tensor, state)
         _check_rank(name, input)
         if hx is not None and hx.dim() not in (1, 2):
             raise ValueError(f"{name}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")

@@ -1,7 +1,8 @@
 """Stacks of layers as functions of their weights: lstm(), gru(), rnn(), and what the modules call.
 
-A layer is one call of ``autograd.layer_forward``. This file adds the rest: the layers of a stack, dropout between them,
-dtypes under autocast.
+Where the kernels alone compute a stack, it is one call of C++ (csrc/calls.h). Otherwise a layer is one call of
+``autograd.layer_forward``, and this file adds the rest: the layers of a stack, dropout between them, dtypes under
+autocast.
 """
 
 from collections.abc import Sequence
@@ -10,8 +11,9 @@ from typing import Any, Literal, overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
-from . import autocast
+from . import _extension, autocast
 from .autograd import layer_forward
 
 __all__ = ["gru", "lstm", "rnn"]
@@ -42,6 +44,12 @@ def run_stack(
     Returns:
         (output, h_n, c_n, cells). c_n and cells are None or empty where there are none.
     """
+    if not dropout and not is_dynamo_compiling():
+        plain = _extension.run_stack(
+            mode, input, h0, c0, weights, directions, batch_first, batch_sizes, lengths, resets, cells
+        )
+        if plain is not None:
+            return plain
     result_dtypes = None
     if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(input.device.type):
         projected = len(weights[0]) // directions % 2 == 1

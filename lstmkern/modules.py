@@ -4,9 +4,11 @@ from typing import Any, Literal, cast, overload
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from . import disable
+from ._extension import run_module
 from .functional import both_states
 from .recurrent import RecurrentModule
 
@@ -190,6 +192,10 @@ class LSTM(RecurrentModule, torch.nn.LSTM):
         """
         if disable.DISABLED and lengths is None and resets is None and not return_cells:
             return super().forward(cast(Any, input), hx)
+        if not is_dynamo_compiling():
+            results = run_module(self, input, hx, lengths, resets, return_cells)
+            if results is not None:
+                return results
         h0, c0 = both_states("lstm", hx)
         output, h_n, c_n, cells = self._run(input, h0, c0, lengths, resets, return_cells)
         return (output, (h_n, c_n), cells) if return_cells else (output, (h_n, c_n))
@@ -255,6 +261,10 @@ class _SingleState(RecurrentModule):
         if disable.DISABLED and lengths is None and resets is None:
             result: tuple[Any, Tensor] = super().forward(input, hx)
             return result
+        if not is_dynamo_compiling():
+            results: Any = run_module(self, input, hx, lengths, resets, False)
+            if results is not None:
+                return cast(tuple[Any, Tensor], results)
         return self._run(input, hx, None, lengths, resets, False)[:2]
 
     forward.__qualname__ = "forward"  # in Python's errors about arguments, instead of this private class

@@ -92,9 +92,9 @@ struct BackwardPass {
   bool cut(int64_t s, int64_t j) const { return j < steps.active(s + 1) && is_reset(s + 1, j); }
 
   // The row of `view` (output or cells) that was the state before step s, `initial` before the first step, null where
-  // a reset made it zero.
+  // it is zero: after a reset, or without an initial state.
   INLINE const S* before(const View& view, const void* initial, int64_t columns, int64_t s, int64_t j) const {
-    if (is_reset(s, j)) return nullptr;
+    if (is_reset(s, j) || (!initial && j >= steps.begun(s))) return nullptr;
     if (j >= steps.begun(s)) return static_cast<const S*>(initial) + (d * L.N + L.order[j]) * columns;
     return at<const S>(view, L, steps.t(s - 1), j) + d * columns;
   }

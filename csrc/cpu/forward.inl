@@ -166,17 +166,17 @@ class ForwardKernel : ForwardPass<S> {
       int64_t first = 0;  // step
       if (L.resets.data)
         while (first < L.T && steps.active(first) <= j) ++first;
-      const bool reset = this->is_reset(first, j);
+      const bool zero = !L.h0 || this->is_reset(first, j);
       const S* h0 = static_cast<const S*>(L.h0) + (d * L.N + L.order[j]) * L.P;
       for (int64_t u = 0; u < h_ld - x_columns; u += W) {
-        Vec<C> v = reset || u >= L.P ? Vec<C>{} : load(h0 + u, L.P - u);
+        Vec<C> v = zero || u >= L.P ? Vec<C>{} : load(h0 + u, L.P - u);
         store(h[0] + j * h_ld + x_columns + u, v, h_ld - x_columns - u);
         store(h[1] + j * h_ld + x_columns + u, v, h_ld - x_columns - u);
       }
       for (int64_t u = 0; project && u < full_ld; u += W) store(full + j * full_ld + u, Vec<C>{});
       if (has_c) {
         const S* c0 = static_cast<const S*>(L.c0) + (d * L.N + L.order[j]) * L.H;
-        for (int64_t u = 0; u < L.H; u += W) store(c + j * Hp + u, reset ? Vec<C>{} : load(c0 + u, L.H - u));
+        for (int64_t u = 0; u < L.H; u += W) store(c + j * Hp + u, zero ? Vec<C>{} : load(c0 + u, L.H - u));
       }
     }
   }
