@@ -118,6 +118,7 @@ bench: $(COMPILED)
 	$(PY) -m lstmkern bench --out $(BENCH_OUT)
 	$(PY) -m pytest benchmarks --results $(BENCH_OUT)
 	$(PY) -m benchmarks.models --out $(BENCH_OUT)/models.json
+	$(PY) -m benchmarks.bench_small --out $(BENCH_OUT)
 	$(PY) -m benchmarks.growth --out $(BENCH_OUT)
 	$(PY) -m benchmarks.bounds --out $(BENCH_OUT)
 	$(PY) -m benchmarks.hotspots --out $(BENCH_OUT)

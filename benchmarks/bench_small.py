@@ -37,7 +37,7 @@ from lstmkern.bench import report, roofline
 from lstmkern.bench.cases import Case, modules_for, step_of
 from lstmkern.bench.measure import Pairs, now, quiet
 
-TORCH, ONNX, JAX, COMPILED = "torch.nn", "onnxruntime", "JAX", "compiled cell"
+RIVALS = TORCH, ONNX, JAX, COMPILED = "torch.nn", "onnxruntime", "JAX", "compiled cell"
 CELLS = ("LSTM", "GRU", "RNN")
 CORES = roofline.cores()
 HIDDEN = (8, 16, 32, 64, 128)  # I is the same
@@ -52,49 +52,46 @@ NAMED = (
     Case("GRU", 500, 5, 510, 32),
     Case("LSTM", 100, 64, 256, 256),
 )
+COMPILED_CASE = NAMED[1]
 THREADS = {"sizes": (1,), "calls": (1,), "threads": (1, CORES, 8 * CORES), "busy": (CORES,)}  # part: threads
 
 BLOCKS = (2e-3, 10e-3)  # least seconds of a block of one thread, and of several, whose time varies more
-PAUSE = (
-    0.01  # seconds between a peer's block and ours: a peer's threads may spin for milliseconds after their last call
-)
+PAUSE = 0.01  # seconds before our block: the peer's threads may spin for milliseconds after their last call
 BUSY_BLOCK = 0.1  # seconds; the scheduler hands out cores in slices of milliseconds
-BUSY_ROUNDS = 7
-
-
-# Cases with the compiled cell, because compiling one takes seconds: T, N, I, H.
-COMPILED_CASES = ((100, 8, 8, 8), (100, 8, 32, 32), (100, 8, 128, 128), (1, 1, 64, 64), (200, 2, 64, 64))
+BUSY_ROUNDS = 5
 
 
 @dataclass(frozen=True)
 class Work:
-    """One case and who is compared with it. cell: LSTMCell instead of LSTM, and so on."""
+    """One case. cell: LSTMCell instead of LSTM, and so on. compiled: also compared with a compiled cell."""
 
     case: Case
     cell: bool = False
+    compiled: bool = False
 
     @property
     def peers(self) -> list[str]:
         """Who can do this work, in the order of the tables."""
-        case = self.case
-        inference = [] if case.train else [ONNX]
-        compiled = [COMPILED] if (case.T, case.N, case.I, case.H) in COMPILED_CASES else []
-        return [TORCH, *inference, JAX, *compiled]
+        return [TORCH, *([] if self.case.train else [ONNX]), JAX, *([COMPILED] if self.compiled else [])]
 
     def __str__(self) -> str:
         return f"{self.case.cell}{'Cell' if self.cell else ''} {str(self.case).split(' ', 1)[1]}"
 
 
 def works(part: str) -> list[Work]:
-    """The cases of a part."""
-    modes = (False, True)
+    """The cases of a part. Few have a compiled cell, because compiling one takes seconds."""
     if part == "sizes":
-        found = [Work(Case(cell, T, N, H, H)) for T, N in STEPS for H in HIDDEN for cell in CELLS]
+        found = [
+            Work(Case(name, T, N, H, H), compiled=(T, N) == (100, 8) and H in HIDDEN[::2])
+            for T, N in STEPS
+            for H in HIDDEN
+            for name in CELLS
+        ]
     elif part == "calls":
-        found = [Work(Case(name, 1, 1, H, H), cell) for cell in (False, True) for H in CALLS for name in CELLS]
+        found = [Work(Case(name, 1, 1, H, H), cell, H == 64) for cell in (False, True) for H in CALLS for name in CELLS]
     else:
-        found = [Work(case) for case in NAMED]
-    return [replace(work, case=replace(work.case, train=train)) for work in found for train in modes]
+        found = [Work(case, compiled=case == COMPILED_CASE) for case in NAMED]
+    return [replace(work, case=replace(work.case, train=train)) for work in found for train in (False, True)]
 
 
 Contestants = Iterator[tuple[str, Callable[[], object], Callable[[], object]]]
@@ -181,7 +178,7 @@ def measure_busy(
 
 
 def measure(part: str, threads: int, only: str, peers: Sequence[str], seconds: float) -> tuple[list[dict], list[dict]]:
-    """The lines of a part with one number of threads, and what was skipped. Runs in a process of its own."""
+    """The lines of a part with one number of threads, and what was skipped."""
     found, skipped = [], []
     with quiet(threads):
         chosen = [work for work in works(part) if only in str(work)]
@@ -195,6 +192,12 @@ def measure(part: str, threads: int, only: str, peers: Sequence[str], seconds: f
             about = {"part": part, "module": "cell" if work.cell else "layer", "cell": case.cell, "shape": case.shape}
             found += [{**about, "train": case.train, "threads": threads, **result} for result in results]
     return found, [{"part": part, **line} for line in skipped]
+
+
+def measure_apart(*arguments) -> tuple[list[dict], list[dict]]:
+    """``measure`` in a new process, as JAX's and OpenMP's threads outlive a part."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(measure, *arguments).result()
 
 
 def versions(peers: Sequence[str]) -> dict[str, str | None]:
@@ -248,10 +251,9 @@ def table(cases: Sequence[dict]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    peers = [TORCH, ONNX, JAX, COMPILED]
     parser.add_argument("--part", action="append", choices=list(THREADS), help="only this part; may be repeated")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
-    parser.add_argument("--peer", action="append", choices=peers, help="only this peer; may be repeated")
+    parser.add_argument("--peer", action="append", choices=RIVALS, help="only this peer; may be repeated")
     parser.add_argument("--seconds", type=float, default=0.06, help="time for the rounds of a pair (default: 0.06)")
     parser.add_argument(
         "--out", type=Path, help="directory of results; default: benchmarks/results, if all is measured"
@@ -264,13 +266,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         about = json.loads(path.read_text(encoding="utf-8"))
         small_plots.plot(about["cases"], about, folder)
         return 0
-    peers = args.peer or peers
+    peers = args.peer or RIVALS
     writes = args.out or not (args.only or args.peer)
     for part in args.part or THREADS:
         about, cases, skipped = {**report.context(1), "peers": versions(peers)}, [], []
         for threads in dict.fromkeys(THREADS[part]):
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-                lines = process.submit(measure, part, threads, args.only, peers, args.seconds).result()
+            lines = measure_apart(part, threads, args.only, peers, args.seconds)
             cases, skipped = cases + lines[0], skipped + lines[1]
         if cases:
             Console(highlight=False, markup=False).print(table(cases), soft_wrap=True)

@@ -13,11 +13,11 @@ from lstmkern.bench import roofline
 
 
 @contextmanager
-def busy_cores(pinned: bool = False) -> Iterator[int]:
-    """Keep every core busy with another process. Yields how many there are.
+def busy_cores(pinned: bool = False) -> Iterator[list[subprocess.Popen]]:
+    """Keep every core that this process may use busy with another process. They are yielded, and end with the block.
 
     Args:
-        pinned: bind one process to each core that this process may use. Otherwise the scheduler places them.
+        pinned: bind one to each core. Otherwise the scheduler places them.
     """
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     count = len(cores) or roofline.cores()
@@ -28,7 +28,7 @@ def busy_cores(pinned: bool = False) -> Iterator[int]:
             where = [str(cores[k])] if pinned and cores else []
             started.append(subprocess.Popen([sys.executable, "-S", "-c", loop, *where]))
         time.sleep(0.1)
-        yield count
+        yield started
     finally:
         for process in started:
             process.kill()

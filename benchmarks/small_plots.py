@@ -83,8 +83,8 @@ def over_sizes(cases: Sequence[dict], about: dict) -> Figure | None:
 
 def over_threads(cases: Sequence[dict], about: dict) -> Figure | None:
     """The time of a call over the number of threads, for each shape (columns), inference and training (rows)."""
-    chosen = [(cell, shape) for cell, shape in THREADS if any((c["cell"], c["shape"]) == (cell, shape) for c in cases)]
-    mine = [c for c in cases if c["part"] == "threads" and (c["cell"], c["shape"]) in chosen]
+    mine = [c for c in cases if c["part"] == "threads" and (c["cell"], c["shape"]) in THREADS]
+    chosen = [layer for layer in THREADS if layer in {(c["cell"], c["shape"]) for c in mine}]
     if not mine:
         return None
     figure, grid = _grid(len(chosen))

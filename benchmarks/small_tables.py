@@ -1,4 +1,4 @@
-"""The tables of small networks in README.md and docs/performance.md, from the lines of bench_small.json."""
+"""The tables of small networks in README.md and docs/, from bench_small.json."""
 
 from __future__ import annotations
 
@@ -44,17 +44,21 @@ def summary(cases: Sequence[dict]) -> str:
     return report.markdown(["relative to", *(name for *_, name in COLUMNS)], rows) if rows else ""
 
 
-def over_hidden(cases: Sequence[dict]) -> str:
-    """Ratios to torch.nn for each H, over all T and N, and how many cases with H up to MOST reach the goal."""
-    found = chosen(cases, part="sizes", peer="torch.nn")
-    sizes, rows = sorted({hidden(c) for c in found}), []
+def sizes(about: dict) -> str:
+    """The machine, and the ratios to torch.nn for each H, over all T and N, with the cases that reach the goal."""
+    found = chosen(about["cases"], part="sizes", peer="torch.nn")
+    columns, rows = sorted({hidden(c) for c in found}), []
     for cell, train, name in COLUMNS:
         mine = chosen(found, cell=cell, train=train)
         small = [c["ratio"] for c in mine if hidden(c) <= MOST]
         reached = f"{sum(ratio >= GOALS[cell] for ratio in small)} of {len(small)}"
-        rows.append([name, *(spread([c for c in mine if hidden(c) == H]) for H in sizes), f"{GOALS[cell]:g}", reached])
-    head = ["", *(f"H {H}" for H in sizes), "goal", f"reached, H up to {MOST}"]
-    return report.markdown(head, rows) if found else ""
+        rows.append(
+            [name, *(spread([c for c in mine if hidden(c) == H]) for H in columns), f"{GOALS[cell]:g}", reached]
+        )
+    head = ["", *(f"H {H}" for H in columns), "goal", f"reached, H up to {MOST}"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["peers"].items() if version)
+    line = f"{report.machine_line(about)}; {versions or 'no other peers'}."
+    return f"{line}\n\n{report.markdown(head, rows)}" if found else line
 
 
 def compared(mine: Sequence[dict], names: Sequence[str]) -> str:
@@ -67,17 +71,17 @@ def compared(mine: Sequence[dict], names: Sequence[str]) -> str:
     )
 
 
-def over_threads(cases: Sequence[dict]) -> str:
+def threads(about: dict) -> str:
     """Our time and the ratios for each number of threads, and on the busy machine with the slowdown."""
-    found = [c for c in cases if c["part"] in ("threads", "busy")]
+    found = [c for c in about["cases"] if c["part"] in ("threads", "busy")]
     names = [peer for peer in peers(found) if peer != "compiled cell"]
     columns = list(dict.fromkeys((c["part"], c["threads"]) for c in found))
     rows = []
     for cell, shape, train in dict.fromkeys((c["cell"], c["shape"], c["train"]) for c in found):
         mine = chosen(found, cell=cell, shape=shape, train=train)
         row = [f"{cell} {shape.rsplit(',', 1)[0]}, {dict(MODES)[train]}"]
-        for part, threads in columns:
-            here = chosen(mine, part=part, threads=threads)
+        for part, count in columns:
+            here = chosen(mine, part=part, threads=count)
             slow = [c["ours_slowdown"] for c in here if "ours_slowdown" in c]
             row.append(compared(here, names) + (f"; slowed {statistics.median(slow):.1f} times" if slow else ""))
         rows.append(row)
@@ -86,9 +90,9 @@ def over_threads(cases: Sequence[dict]) -> str:
     return report.markdown(head, rows) if rows else ""
 
 
-def calls(cases: Sequence[dict]) -> str:
+def calls(about: dict) -> str:
     """One step of one sequence: our time in microseconds, and the ratios."""
-    found = chosen(cases, part="calls")
+    found = chosen(about["cases"], part="calls")
     names, rows = peers(found), []
     for module, cell, shape, train in dict.fromkeys((c["module"], c["cell"], c["shape"], c["train"]) for c in found):
         mine = chosen(found, module=module, cell=cell, shape=shape, train=train)
@@ -99,8 +103,9 @@ def calls(cases: Sequence[dict]) -> str:
     return report.markdown(["T = N = 1", "lstmkern, us", *names], rows) if rows else ""
 
 
-def losses(cases: Sequence[dict]) -> str:
+def losses(about: dict) -> str:
     """Every comparison in which lstmkern is slower."""
+    cases = about["cases"]
     slower = sorted((c for c in cases if c["ratio"] < 1), key=lambda c: c["ratio"])
     text = f"lstmkern is slower in {len(slower)} of {len(cases)} comparisons"
     if not slower:
@@ -116,13 +121,3 @@ def losses(cases: Sequence[dict]) -> str:
         for c in slower
     ]
     return f"{text}:\n\n{report.markdown(['T,N,I,H', '', 'threads', 'peer', 'ratio'], rows)}"
-
-
-def document(about: dict) -> str:
-    """Everything, for docs/performance.md. about: the content of bench_small.json."""
-    cases = about["cases"]
-    versions = ", ".join(f"{name} {version}" for name, version in about["peers"].items() if version)
-    line = f"{report.machine_line(about)}; {versions}."
-    return "\n\n".join(
-        text.strip() for text in (line, over_hidden(cases), calls(cases), over_threads(cases), losses(cases))
-    )
