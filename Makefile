@@ -111,7 +111,7 @@ $(VENV)/.docs-ready: requirements-docs.txt | $(READY)
 bench-quick: $(COMPILED)
 	$(PY) -m lstmkern bench --quick
 
-# All benchmarks, half an hour. Writes JSON and plots to benchmarks/results and updates the tables in README.
+# All benchmarks, forty minutes. Writes JSON and plots to benchmarks/results and updates the tables in README.
 # Peers of requirements-bench.txt (make bench-peers) and Linux perf are used if they are installed.
 BENCH_OUT := benchmarks/results
 bench: $(COMPILED)

@@ -55,6 +55,7 @@ NAMED = (
 COMPILED_CASE = NAMED[1]
 THREADS = {"sizes": (1,), "calls": (1,), "threads": (1, CORES, 8 * CORES), "busy": (CORES,)}  # part: threads
 
+SECONDS = 0.06  # for the rounds of a pair; three times as long with several threads
 BLOCKS = (2e-3, 10e-3)  # least seconds of a block of one thread, and of several, whose time varies more
 PAUSE = 0.01  # seconds before our block: the peer's threads may spin for milliseconds after their last call
 BUSY_BLOCK = 0.1  # seconds; the scheduler hands out cores in slices of milliseconds
@@ -145,7 +146,7 @@ def pairs_of(ours: Callable[[], object], theirs: Callable[[], object], threads: 
     return pairs.run(3 * seconds if several else seconds)
 
 
-def mean_seconds(run: Callable[[], object], within: float = 0.05) -> float:
+def mean_seconds(run: Callable[[], object], within: float) -> float:
     """The mean time of a call, of as many as begin within that many seconds."""
     start, calls = now(), 0
     while calls == 0 or now() - start < within:
@@ -154,18 +155,17 @@ def mean_seconds(run: Callable[[], object], within: float = 0.05) -> float:
     return (now() - start) / calls
 
 
-def measure_busy(
-    work: Work, threads: int, peers: Sequence[str], rounds: int, seconds: float, skipped: list[dict]
-) -> list[dict]:
+def measure_busy(work: Work, threads: int, peers: Sequence[str], seconds: float, skipped: list[dict]) -> list[dict]:
     """The same with one busy process bound to each core; ``slowdown`` is the time then, divided by the quiet time."""
     rivals = list(contestants(work, threads, peers, skipped))
     idle = [pairs_of(ours, theirs, threads, seconds).result() for _, ours, theirs in rivals]
+
+    def estimate(*both: Callable[[], object]) -> Callable[[], tuple[float, ...]]:
+        return lambda: tuple(mean_seconds(run, seconds) for run in both)
+
     with busy_cores(pinned=True):
-        loaded = [
-            Pairs(a, b, warm_up=lambda a=a, b=b: (mean_seconds(a), mean_seconds(b)), block=min(BUSY_BLOCK, seconds))
-            for _, a, b in rivals
-        ]
-    for _ in range(rounds):
+        loaded = [Pairs(a, b, warm_up=estimate(a, b), block=min(BUSY_BLOCK, 2 * seconds)) for _, a, b in rivals]
+    for _ in range(BUSY_ROUNDS):
         with busy_cores(pinned=True):  # started again: a thread may stay on one core for a second
             for pairs in loaded:
                 pairs.run(0, least=1)
@@ -184,7 +184,7 @@ def measure(part: str, threads: int, only: str, peers: Sequence[str], seconds: f
         chosen = [work for work in works(part) if only in str(work)]
         for work in track(chosen, f"{part}, {threads} threads", console=Console(stderr=True), transient=True):
             if part == "busy":
-                results = measure_busy(work, threads, peers, BUSY_ROUNDS if seconds >= 0.05 else 1, seconds, skipped)
+                results = measure_busy(work, threads, peers, seconds, skipped)
             else:
                 rivals = contestants(work, threads, peers, skipped)
                 results = [{"peer": p, **pairs_of(a, b, threads, seconds).result()} for p, a, b in rivals]
@@ -200,26 +200,29 @@ def measure_apart(*arguments) -> tuple[list[dict], list[dict]]:
         return process.submit(measure, *arguments).result()
 
 
-def versions(peers: Sequence[str]) -> dict[str, str | None]:
-    """The installed versions of the peers' packages."""
+def context() -> dict:
+    """What the result file says about this run: see report.context. "peers" has the versions of their packages."""
     found = {}
-    for package in [p.lower() for p in peers if p in (ONNX, JAX)]:
+    for package in (ONNX, JAX.lower()):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = None
-    return found
+    return {**report.context(1), "peers": found}
+
+
+def check_same(old: dict, about: dict) -> None:
+    """Raise ValueError if the result file ``old`` is from another machine or other versions than ``about``."""
+    for key in ("machine", "versions", "peers"):
+        if old and old[key] != about[key]:
+            raise ValueError(
+                f"bench_small.json has another {key}, so that its other parts cannot be kept: remove it, measure all "
+                "parts, or choose another directory with --out"
+            )
 
 
 def merged(old: dict, part: str, about: dict, cases: list[dict], skipped: list[dict]) -> dict:
-    """The result file ``old`` with the lines of ``part`` replaced.
-
-    Raises:
-        ValueError: the file is from another machine or other versions, so that its other parts do not belong to these.
-    """
-    for key in ("machine", "versions", "peers"):
-        if old and old[key] != about[key]:
-            raise ValueError(f"bench_small.json has another {key}: remove it, or choose another directory with --out")
+    """The result file ``old`` with the lines of ``part`` replaced. about: the context of this run."""
     lines = {key: [x for x in old.get(key, []) if x["part"] != part] for key in ("skipped", "cases")}
     order = list(THREADS).index
     runs = {**old.get("parts", {}), part: {key: about[key] for key in ("command", "date", "commit")}}
@@ -254,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--part", action="append", choices=list(THREADS), help="only this part; may be repeated")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--peer", action="append", choices=RIVALS, help="only this peer; may be repeated")
-    parser.add_argument("--seconds", type=float, default=0.06, help="time for the rounds of a pair (default: 0.06)")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help=f"for the rounds of a pair (default: {SECONDS})")
     parser.add_argument(
         "--out", type=Path, help="directory of results; default: benchmarks/results, if all is measured"
     )
@@ -266,26 +269,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         about = json.loads(path.read_text(encoding="utf-8"))
         small_plots.plot(about["cases"], about, folder)
         return 0
-    peers = args.peer or RIVALS
+    results = json.loads(path.read_text(encoding="utf-8")) if args.part and path.exists() else {}
     writes = args.out or not (args.only or args.peer)
+    try:
+        check_same(results if writes else {}, context())
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 1
     for part in args.part or THREADS:
-        about, cases, skipped = {**report.context(1), "peers": versions(peers)}, [], []
+        about, cases, skipped = context(), [], []
         for threads in dict.fromkeys(THREADS[part]):
-            lines = measure_apart(part, threads, args.only, peers, args.seconds)
+            lines = measure_apart(part, threads, args.only, args.peer or RIVALS, args.seconds)
             cases, skipped = cases + lines[0], skipped + lines[1]
         if cases:
             Console(highlight=False, markup=False).print(table(cases), soft_wrap=True)
         for reason in dict.fromkeys(f"{line['peer']}: {line['reason']}" for line in skipped):
             print(f"skipped: {reason}", file=sys.stderr)
         if writes:
-            old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-            try:
-                found = merged(old, part, about, cases, skipped)
-            except ValueError as error:
-                print(error, file=sys.stderr)
-                return 1
-            report.write_json(path, found)
-            small_plots.plot(found["cases"], found, folder)
+            results = merged(results, part, about, cases, skipped)
+            report.write_json(path, results)
+            small_plots.plot(results["cases"], results, folder)
     return 0
 
 

@@ -120,14 +120,15 @@ def test_small_networks_by_hand():
         *(small_case(2.0, part="threads", threads=n, ours_ms=n / 4) for n in (1, 2)),
         small_case(5.0, part="busy", threads=2, ours_slowdown=2.25),
     ]
-    about = {**report.context(1), "cases": cases, "peers": {"onnxruntime": None, "jax": "1.2"}}
+    about = {**report.context(1), "cases": cases, "peers": {"onnxruntime": None, "jax": "1.2"}, "commit": "a" * 40}
+    about["parts"] = {"sizes": {"commit": "a" * 40}, "busy": {"commit": "b" * 40}}
     read = lambda table: [[c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines() if "|" in line]  # noqa: E731
     assert read(small_tables.summary(cases))[2:] == [
         ["torch.nn", "-", "-", "9 (4)", "-", "-", "-"],  # H up to 64
         ["JAX", "-", "-", "-", "0.25 (0.25)", "-", "-"],
     ]
     sizes = small_tables.sizes(about)
-    assert "jax 1.2." in sizes.splitlines()[0] and "onnxruntime" not in sizes
+    assert sizes.splitlines()[0].endswith("; jax 1.2. Measured at another commit: busy at bbbbbbbbb.")
     row = next(row for row in read(sizes) if row[0] == "GRU inference")
     assert row[1:] == ["9 (4)", "0.5 (0.5)", "8", "2 of 3"]  # two of the three with H up to 64 are at least 8
     head, _, row = read(small_tables.threads(about))

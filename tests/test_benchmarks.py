@@ -166,7 +166,7 @@ def test_a_look_at_small_networks_writes_nothing(monkeypatch, capsys):
     monkeypatch.setattr(bench_small, "measure_apart", measured)
     monkeypatch.setattr(report, "write_json", mock.Mock(side_effect=AssertionError))
     assert bench_small.main(["--part", "calls", "--only", "GRU"]) == 0
-    measured.assert_called_once_with("calls", 1, "GRU", bench_small.RIVALS, 0.06)
+    measured.assert_called_once_with("calls", 1, "GRU", bench_small.RIVALS, bench_small.SECONDS)
     assert "skipped: JAX: not installed" in capsys.readouterr().err
 
 
@@ -175,8 +175,9 @@ def test_small_networks_of_another_machine_are_not_mixed():
     line = {"part": "calls", "ratio": 2.0}
     old = bench_small.merged({}, "calls", about, [line], [])
     assert (old["cases"], old["threads"]) == ([line], [1])
-    with pytest.raises(ValueError, match="another machine: remove it"):
-        bench_small.merged(old, "busy", {**about, "machine": {"cpu": "b"}}, [], [])
+    bench_small.check_same(old, about)
+    with pytest.raises(ValueError, match="another machine, so that its other parts cannot be kept: remove it"):
+        bench_small.check_same(old, {**about, "machine": {"cpu": "b"}})
     sizes = {"part": "sizes", "ratio": 3.0}
     both = bench_small.merged(old, "sizes", {**about, "command": "f"}, [sizes], [])
     assert both["cases"] == [sizes, line]  # in the order of the parts
