@@ -31,7 +31,7 @@ from rich.progress import track
 
 from benchmarks import bench_cells, small_plots
 from benchmarks.busy import busy_cores
-from benchmarks.peers import PEERS, Unavailable
+from benchmarks.peers import PEERS, Unavailable, run_jax_inline
 from lstmkern import cells
 from lstmkern.bench import report, roofline
 from lstmkern.bench.cases import Case, modules_for, step_of
@@ -180,6 +180,8 @@ def measure_busy(work: Work, threads: int, peers: Sequence[str], seconds: float,
 def measure(part: str, threads: int, only: str, peers: Sequence[str], seconds: float) -> tuple[list[dict], list[dict]]:
     """The lines of a part with one number of threads, and what was skipped."""
     found, skipped = [], []
+    if part == "calls":
+        run_jax_inline()
     with quiet(threads):
         chosen = [work for work in works(part) if only in str(work)]
         for work in track(chosen, f"{part}, {threads} threads", console=Console(stderr=True), transient=True):
