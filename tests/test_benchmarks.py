@@ -139,7 +139,7 @@ def test_small_networks_are_measured_in_parts(tmp_path):
     shown = ""
     for parts in (["sizes", "calls"], ["threads", "busy"]):
         chosen = [word for part in parts for word in ("--part", part)]
-        only = "LSTM 1,1,64" if "calls" in parts else "RNN 100,8,32"
+        only = "LSTM 1,1,64" if "calls" in parts else "LSTM 100,8,32"
         done = subprocess.run([*command, *chosen, "--only", only], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         shown += done.stdout
@@ -158,7 +158,7 @@ def test_small_networks_are_measured_in_parts(tmp_path):
         assert ("ours_slowdown" in case) == (case["part"] == "busy")
         assert case["peer"] != "onnxruntime" or not case["train"]
     assert {p.name for p in tmp_path.iterdir()} >= {"bench_small.json", "small-threads.png"}
-    assert shown.count("LSTM 1,1,64,64,1 infer") == 2 and "RNN 100,8,32,32,1 train" in shown
+    assert shown.count("LSTM 1,1,64,64,1 infer") == 2 and "LSTM 100,8,32,32,1 train" in shown
 
 
 def test_a_look_at_small_networks_writes_nothing(monkeypatch, capsys):
