@@ -111,13 +111,14 @@ $(VENV)/.docs-ready: requirements-docs.txt | $(READY)
 bench-quick: $(COMPILED)
 	$(PY) -m lstmkern bench --quick
 
-# All benchmarks, half an hour. Writes JSON and plots to benchmarks/results and updates the tables in README.
+# All benchmarks, forty minutes. Writes JSON and plots to benchmarks/results and updates the tables in README.
 # Peers of requirements-bench.txt (make bench-peers) and Linux perf are used if they are installed.
 BENCH_OUT := benchmarks/results
 bench: $(COMPILED)
 	$(PY) -m lstmkern bench --out $(BENCH_OUT)
 	$(PY) -m pytest benchmarks --results $(BENCH_OUT)
 	$(PY) -m benchmarks.models --out $(BENCH_OUT)/models.json
+	$(PY) -m benchmarks.bench_small --out $(BENCH_OUT)
 	$(PY) -m benchmarks.growth --out $(BENCH_OUT)
 	$(PY) -m benchmarks.bounds --out $(BENCH_OUT)
 	$(PY) -m benchmarks.hotspots --out $(BENCH_OUT)

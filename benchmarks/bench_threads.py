@@ -1,13 +1,10 @@
 """One thread to every core, and layers on a busy machine: with one other process per core that never sleeps."""
 
 import statistics
-import subprocess
-import sys
-import time
-from contextlib import contextmanager
 
 import pytest
 
+from benchmarks.busy import busy_cores
 from lstmkern.bench import goals, measure, roofline
 from lstmkern.bench.cases import Case, Contest
 
@@ -17,24 +14,6 @@ SHAPES = [(70, 20, 200, 200, 2), (128, 32, 256, 256, 1), (64, 1, 512, 512, 1)]
 
 BLOCK = 0.1  # seconds of calls per block on the busy machine
 ROUNDS = 11
-
-
-@pytest.fixture
-def neighbours():
-    """``with neighbours():`` keeps every core busy with another process."""
-
-    @contextmanager
-    def busy():
-        started = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(CORES)]
-        time.sleep(0.1)
-        try:
-            yield
-        finally:
-            for process in started:
-                process.kill()
-                process.wait()
-
-    return busy
 
 
 @pytest.mark.parametrize("train", [False, True], ids=["infer", "train"])
@@ -55,7 +34,7 @@ def test_threads(contest, count, shape, cell, train):
         ("LSTM", (64, 1, 512, 512), "fp32", False),  # threads divide hidden units, with a barrier per step
     ],
 )
-def test_oversubscribed(rooflines, record, neighbours, cell, shape, dtype, train):
+def test_oversubscribed(rooflines, record, cell, shape, dtype, train):
     """ours_slowdown, torch_slowdown: time on the busy machine divided by time on the idle one (2 would be fair).
 
     The scheduler hands out cores in slices of milliseconds and may leave threads on their core for a second. So a block
@@ -67,7 +46,7 @@ def test_oversubscribed(rooflines, record, neighbours, cell, shape, dtype, train
         idle = measure.Pairs(both.ours, both.theirs, warm_up=both.warm_up).run(0.2)
         busy = measure.Pairs(both.ours, both.theirs, warm_up=both.warm_up, probe=limits.probe(case), block=BLOCK)
         for _ in range(ROUNDS):
-            with neighbours():
+            with busy_cores():
                 busy.run(0, least=1)
     result = record(**goals.summarize_case(case, limits, busy), neighbours=CORES)
     result["ours_slowdown"] = result["ours_ms"] / statistics.median(idle.ours) / 1e3

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lstmkern.bench import goals, report
 
-from . import bounds, hotspots, models
+from . import bounds, hotspots, models, small_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = "../benchmarks/results"  # from docs/performance.md to the result files
@@ -68,7 +68,7 @@ def sizes_of(shape: str) -> str:
 
 # The rows of the claim: (what, result file, the fields that choose the cases).
 CLAIM = [
-    ("small layer", "growth", {"size": "H", "shape": "16,16,64,64,1", "dtype": "fp32"}),
+    ("small layer, 1 thread", "bench_small", {"part": "sizes", "shape": "100,8,32,32,1", "peer": "torch.nn"}),
     ("large layer", "goals", {"shape": "128,128,512,512,1", "dtype": "fp32"}),
     ("variable lengths, packed", "bench_varlen", {"shape": "100,64,128,128,1", "layout": "packed"}),
     ("bf16", "goals", {"shape": "35,20,650,650,2", "dtype": "bf16"}),
@@ -76,18 +76,17 @@ CLAIM = [
 
 
 def machine(about: dict) -> str:
-    """The machine, torch and the number of threads that were used, in a few words."""
+    """The machine and torch, in a few words."""
     units = {about["capability"], about.get("capability_bf16", about["capability"])}
-    threads = about["threads"] if isinstance(about["threads"], int) else max(about["threads"])
     return (
         f"{about['machine']['cpu']}, {about['machine']['cores']} cores, {' and '.join(sorted(units, reverse=True))}; "
-        f"torch {about['versions']['torch']}, {threads} threads"
+        f"torch {about['versions']['torch']}"
     )
 
 
 def claim(results: Results) -> str:
-    """Four kinds of layer as ratios to torch.nn, with every core of the machine."""
-    rows, machines = [], {}
+    """Four kinds of layer as ratios to torch.nn, with every core of the machine unless the row says otherwise."""
+    rows, machines = [], {}  # machine: the most threads that were used on it
     for what, name, fields in CLAIM:
         found = [c for c in results.cases(name) if all(c[key] == value for key, value in fields.items())]
         most = max((c["threads"] for c in found), default=0)
@@ -95,9 +94,11 @@ def claim(results: Results) -> str:
         if not ratio:
             return ""
         rows.append([f"{what}: {sizes_of(fields['shape'])}", *(ratio.get(column, "-") for column in COLUMNS)])
-        machines[machine(results[name])] = None
+        where = machine(results[name])
+        machines[where] = max(most, machines.get(where, 0))
     head = ["speed relative to torch.nn", *(f"{cell} {mode_of(train)}" for cell, train in COLUMNS)]
-    return f"{report.markdown(head, rows)}\n{'; '.join(machines)}."
+    used = ";\n".join(f"{where}, {count} thread{'s' if count > 1 else ''}" for where, count in machines.items())
+    return f"{report.markdown(head, rows)}\n{used}."
 
 
 def short_goals(results: Results) -> str:
@@ -191,25 +192,50 @@ def model_table(results: Results) -> str:
     return f"{report.machine_line(about)}, {about['threads']} threads.\n\n{models.markdown(about['rows'])}"
 
 
+def plots(results: Results, folder: str, names: dict[str, str]) -> str:
+    """The plots ``names`` {file: what it shows} that are there; ``folder`` leads to them from the page."""
+    return "\n\n".join(f"![{what}]({folder}/{f})" for f, what in names.items() if (results.folder / f).exists())
+
+
 def growth_plots(results: Results) -> str:
     names = {"time": "Speed and share of the roofline", "memory": "Memory of a training step"}
-    plots = {what: f"growth-{name}.png" for name, what in names.items()}
-    found = [f"![{what} as one size grows]({LINK}/{f})" for what, f in plots.items() if (results.folder / f).exists()]
-    return "\n\n".join(found)
+    return plots(results, LINK, {f"growth-{name}.png": f"{what} as one size grows" for name, what in names.items()})
+
+
+def small_summary(results: Results) -> str:
+    return small_tables.summary(results.cases("bench_small"))
+
+
+def small_document(table: str) -> Callable[[Results], str]:
+    """One table of docs/benchmarks/small-networks.md."""
+    return lambda results: getattr(small_tables, table)(about) if (about := results["bench_small"]) else ""
+
+
+def small_plots(results: Results) -> str:
+    names = {"small-sizes.png": "Time of a call over H", "small-threads.png": "Time of a call over threads"}
+    return plots(results, "../../benchmarks/results", names)
 
 
 TABLES: dict[str, dict[str, Callable[[Results], str]]] = {  # page: {marker: content, "" where results are missing}
-    "README.md": {"claim": claim, "goals": short_goals},
+    "README.md": {"claim": claim, "small": small_summary, "goals": short_goals},
     "docs/performance.md": {
         "goals": full_goals,
         "bounds": lambda results: bounds.digest(about) if (about := results["bounds"]) else "",
         "families": families,
+        "small": small_summary,
         "varlen": variable_lengths,
         "models": model_table,
         "threads": busy_machine,
         "growth": growth_plots,
         "limits": lambda results: bounds.document(about) if (about := results["bounds"]) else "",
         "hotspots": lambda results: hotspots.document(about) if (about := results["hotspots"]) else "",
+    },
+    "docs/benchmarks/small-networks.md": {
+        "sizes": small_document("sizes"),
+        "threads": small_document("threads"),
+        "calls": small_document("calls"),
+        "losses": small_document("losses"),
+        "plots": small_plots,
     },
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import readme
+from benchmarks import readme, small_tables
 from lstmkern.bench import report
 
 ROOT = readme.ROOT
@@ -29,7 +29,7 @@ LINE = {
 def tree(tmp_path):
     """A directory with the pages of the repository and an empty results/."""
     for page in readme.TABLES:
-        (tmp_path / page).parent.mkdir(exist_ok=True)
+        (tmp_path / page).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / page, tmp_path / page)
     (tmp_path / "results").mkdir()
     return tmp_path
@@ -77,7 +77,7 @@ def test_missing_results_leave_their_tables(tree, capsys):
     assert "no results in" in capsys.readouterr().err
     report.write_json(tree / "results/bench_cells.json", report.context(1), cases=[LINE])
     assert run(tree) == 0
-    assert re.search(r"no results for .*bounds.*goals.*growth", capsys.readouterr().out)
+    assert re.search(r"no results for .*bench_small.*bounds.*goals", capsys.readouterr().out)
     after = texts(tree)
     assert after["README.md"] == before["README.md"]  # its four rows are from other files
     assert "| cells, training | 2.50 to 2.50, median 2.50" in after["docs/performance.md"]
@@ -103,7 +103,61 @@ def test_the_claim_is_what_the_files_say():
     row = next(line for line in table.splitlines() if "variable lengths" in line)
     assert row.split("|")[-2].strip() == f"{case['ratio']:.1f}"
     assert table.count("\n|") == 5  # a header, its rule, four rows
-    assert "2 threads" in table
+    assert "2 threads" in table and "1 thread;" in table
+
+
+def small_case(ratio, **fields) -> dict:
+    about = {"part": "sizes", "module": "layer", "cell": "GRU", "shape": "10,5,16,16,1", "train": False, "threads": 1}
+    return {**about, "peer": "torch.nn", "ratio": ratio, "ours_ms": 0.5, "peer_ms": 0.5 * ratio, **fields}
+
+
+def test_small_networks_by_hand():
+    cases = [
+        *(small_case(ratio) for ratio in (4.0, 9.0, 20.0)),
+        small_case(0.5, shape="10,5,128,128,1"),
+        small_case(0.25, peer="JAX", train=True),
+        small_case(3.0, part="calls", shape="1,1,64,64,1", module="cell"),
+        *(small_case(2.0, part="threads", threads=n, ours_ms=n / 4) for n in (1, 2)),
+        small_case(5.0, part="busy", threads=2, ours_slowdown=2.25),
+    ]
+    about = {**report.context(1), "cases": cases, "peers": {"onnxruntime": None, "jax": "1.2"}, "commit": "a" * 40}
+    about["parts"] = {"sizes": {"commit": "a" * 40}, "busy": {"commit": "b" * 40}}
+    read = lambda table: [[c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines() if "|" in line]  # noqa: E731
+    assert read(small_tables.summary(cases))[2:] == [
+        ["torch.nn", "-", "-", "9 (4)", "-", "-", "-"],  # H up to 64
+        ["JAX", "-", "-", "-", "0.25 (0.25)", "-", "-"],
+    ]
+    sizes = small_tables.sizes(about)
+    assert sizes.splitlines()[0].endswith("; jax 1.2. Measured at another commit: busy at bbbbbbbbb.")
+    row = next(row for row in read(sizes) if row[0] == "GRU inference")
+    assert row[1:] == ["9 (4)", "0.5 (0.5)", "8", "2 of 3"]  # two of the three with H up to 64 are at least 8
+    head, _, row = read(small_tables.threads(about))
+    assert head[1:] == ["1 thread", "2 threads", "2 threads, busy"]
+    assert row[1:] == ["0.25 ms: 2", "0.5 ms: 2", "0.5 ms: 5; slowed 2.2 times"]
+    assert read(small_tables.calls(about))[2:] == [["GRUCell, H 64, inference", "500", "3"]]
+    losses = small_tables.losses(about)
+    assert "slower in 2 of 9 comparisons" in losses
+    assert [row[-1] for row in read(losses)[2:]] == ["0.25", "0.5"]  # the largest loss first
+    assert small_tables.losses({"cases": cases[:1]}) == "lstmkern is slower in 0 of 1 comparisons."
+
+
+def test_small_networks_are_what_the_file_says():
+    """README's table and the list of losses, looked up in the file by hand."""
+    cases = json.loads((RESULTS / "bench_small.json").read_text())["cases"]
+    table = readme.small_summary(readme.Results(RESULTS))
+    row = next(line for line in table.splitlines() if line.startswith("| torch.nn"))
+    wanted = {"part": "sizes", "peer": "torch.nn", "cell": "RNN", "train": True}
+    small = [c for c in cases if all(c[k] == v for k, v in wanted.items()) and int(c["shape"].split(",")[3]) <= 64]
+    assert row.split("|")[-2].split()[1] == f"({min(c['ratio'] for c in small):.3g})"
+    slower = sum(c["ratio"] < 1 for c in cases)
+    page = (ROOT / "docs" / "benchmarks" / "small-networks.md").read_text()
+    assert f"lstmkern is slower in {slower} of {len(cases)} comparisons" in page
+    assert len(re.findall(r"^\| \w+ [\d,]+ +\| \w+ +\| \d+(?:, busy)? +\|", page, re.M)) == slower
+    (case,) = [
+        c for c in cases if all(c[k] == v for k, v in {**wanted, "cell": "GRU", "shape": "100,8,32,32,1"}.items())
+    ]
+    line = next(x for x in readme.claim(readme.Results(RESULTS)).splitlines() if "small layer" in x)
+    assert line.split("|")[-2].strip() == f"{case['ratio']:.1f}"
 
 
 def test_pictures_are_current_and_have_their_alt_text():

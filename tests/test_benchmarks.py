@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from clocks import printed_under, with_own_clock
 
 import lstmkern
-from benchmarks import bench_models, bounds, guard, hotspots, memory, peers
+from benchmarks import bench_models, bench_small, bounds, busy, guard, hotspots, memory, peers
 from lstmkern.bench import report
 from lstmkern.bench.cases import Case, modules_for
 
@@ -108,6 +109,103 @@ def test_peers_compute_the_same(name, cell):
         torch.testing.assert_close(values(), ours(x)[0])
 
 
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("name", ["onnxruntime", "JAX"])
+def test_peers_of_a_cell_start_from_its_state(name, cell):
+    torch.manual_seed(0)
+    case = Case(cell, 1, 3, 5, 6)
+    theirs = getattr(torch.nn, f"{cell}Cell")(5, 6)
+    x, state = torch.randn(1, 3, 5), tuple(torch.randn(2 if cell == "LSTM" else 1, 1, 3, 6))
+    try:
+        run, values = peers.PEERS[name](case, theirs, x, 1, state)
+    except peers.Unavailable as reason:
+        pytest.skip(str(reason))
+    with torch.no_grad():
+        wanted = theirs(x[0], tuple(s[0] for s in state) if cell == "LSTM" else state[0][0])
+    wanted = wanted if cell == "LSTM" else (wanted,)
+    torch.testing.assert_close(values(), wanted[0][None])
+    for ours, given in zip(wanted, run(), strict=True):  # every part of the next state
+        torch.testing.assert_close(torch.tensor(np.asarray(given)).view(3, 6), ours)
+
+
+# ---- small networks ----
+
+
+@pytest.mark.slow
+def test_small_networks_are_measured_in_parts(tmp_path):
+    """One case of every part, as the documented command; the second command keeps the results of the first."""
+    command = [sys.executable, "-m", "benchmarks.bench_small", "--seconds", "0.001", "--out", str(tmp_path)]
+    command += ["--peer", "torch.nn", "--peer", "onnxruntime"]
+    shown = ""
+    for parts in (["sizes", "calls"], ["threads", "busy"]):
+        chosen = [word for part in parts for word in ("--part", part)]
+        only = "LSTM 1,1,64" if "calls" in parts else "LSTM 100,8,32"
+        done = subprocess.run([*command, *chosen, "--only", only], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        shown += done.stdout
+    found = json.loads((tmp_path / "bench_small.json").read_text())
+    assert {"machine", "versions", "peers", "skipped"} <= set(found)
+    assert list(found["parts"]) == ["sizes", "calls", "threads", "busy"]
+    assert all({"command", "date", "commit"} == set(run) for run in found["parts"].values())
+    assert found["parts"]["sizes"] != found["parts"]["busy"]
+    cases = [c for c in found["cases"] if c["peer"] == "torch.nn"]
+    cores = bench_small.CORES
+    counts = {part: sorted({c["threads"] for c in cases if c["part"] == part}) for part in found["parts"]}
+    assert counts == {"sizes": [1], "calls": [1], "threads": sorted({1, cores, 8 * cores}), "busy": [cores]}
+    assert {c["train"] for c in cases} == {False, True}
+    for case in found["cases"]:
+        assert case["ratio"] > 0 and case["ours_ms"] > 0 and case["peer_ms"] > 0
+        assert ("ours_slowdown" in case) == (case["part"] == "busy")
+        assert case["peer"] != "onnxruntime" or not case["train"]
+    assert {p.name for p in tmp_path.iterdir()} >= {"bench_small.json", "small-threads.png"}
+    assert shown.count("LSTM 1,1,64,64,1 infer") == 2 and "LSTM 100,8,32,32,1 train" in shown
+
+
+def test_a_look_at_small_networks_writes_nothing(monkeypatch, capsys):
+    measured = mock.Mock(return_value=([], [{"part": "calls", "case": "a", "peer": "JAX", "reason": "not installed"}]))
+    monkeypatch.setattr(bench_small, "measure_apart", measured)
+    monkeypatch.setattr(report, "write_json", mock.Mock(side_effect=AssertionError))
+    assert bench_small.main(["--part", "calls", "--only", "GRU"]) == 0
+    measured.assert_called_once_with("calls", 1, "GRU", bench_small.RIVALS, bench_small.SECONDS)
+    assert "skipped: JAX: not installed" in capsys.readouterr().err
+
+
+def test_small_networks_of_another_machine_are_not_mixed():
+    about = {"machine": {"cpu": "a"}, "versions": {}, "peers": {}, "command": "c", "date": "d", "commit": "e"}
+    line = {"part": "calls", "ratio": 2.0}
+    old = bench_small.merged({}, "calls", about, [line], [])
+    assert (old["cases"], old["threads"]) == ([line], [1])
+    bench_small.check_same(old, about)
+    with pytest.raises(ValueError, match="another machine, so that its other parts cannot be kept: remove it"):
+        bench_small.check_same(old, {**about, "machine": {"cpu": "b"}})
+    sizes = {"part": "sizes", "ratio": 3.0}
+    both = bench_small.merged(old, "sizes", {**about, "command": "f"}, [sizes], [])
+    assert both["cases"] == [sizes, line]  # in the order of the parts
+    assert [run["command"] for run in both["parts"].values()] == ["f", "c"]
+    again = bench_small.merged(both, "calls", about, [], [])
+    assert again["cases"] == [sizes]
+
+
+def test_every_small_case_has_the_work_that_is_documented():
+    sizes = bench_small.works("sizes")
+    assert {w.case.H for w in sizes} == {8, 16, 32, 64, 128}
+    assert {w.case.N for w in sizes} >= {1, 2, 5, 8, 16} and {w.case.T for w in sizes} >= {1, 10, 100, 1000}
+    assert all(w.case.I == w.case.H for w in sizes)
+    assert {(w.case.cell, w.case.train) for w in sizes} == {
+        (c, t) for c in ("LSTM", "GRU", "RNN") for t in (False, True)
+    }
+    assert bench_small.works("threads") == bench_small.works("busy")
+    assert {w.cell for w in bench_small.works("calls")} == {False, True}
+
+
+def test_busy_cores_end_with_the_block():
+    with pytest.raises(KeyError), busy.busy_cores(pinned=True) as started:
+        running = [process.poll() for process in started]
+        raise KeyError
+    assert running and set(running) == {None}
+    assert all(process.poll() is not None for process in started)
+
+
 def test_guard_marks_what_rose():
     table, worse = guard.compare({"a": 1030, "b": 900, "c": 1010, "d": 7}, {"a": 1000, "b": 1000, "c": 1000})
     assert worse == 1
@@ -127,7 +225,7 @@ def test_guard_only_fails_when_asked(monkeypatch, tmp_path, capsys, strict, code
     monkeypatch.setattr(guard, "count_instructions", lambda: [200] + [100] * (len(names) - 1))
     monkeypatch.setattr(sys, "argv", ["guard", *strict])
     assert guard.main() == code
-    assert "1 of 12 need over 2% more instructions" in capsys.readouterr().out
+    assert f"1 of {len(names)} need over 2% more instructions" in capsys.readouterr().out
 
 
 def test_guard_without_valgrind_reports_ratios(monkeypatch, capsys):

@@ -17,7 +17,7 @@ pytest.importorskip("matplotlib")
 from matplotlib.colors import to_rgb  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from benchmarks import growth, growth_plots  # noqa: E402
+from benchmarks import bench_small, growth, growth_plots, small_plots  # noqa: E402
 from benchmarks.gpu import plot as gpu_plot  # noqa: E402
 from lstmkern import pictures  # noqa: E402
 
@@ -290,6 +290,55 @@ def test_growth_of_few_values(committed):
     for figure in growth_plots.figures(few, committed).values():
         figure.draw_without_rendering()
         assert all(line.get_marker() in ("o", "s") for axes in figure.axes for line in axes.get_lines()[:4])
+
+
+@pytest.fixture(scope="module")
+def small():
+    return json.loads((RESULTS / "bench_small.json").read_text())
+
+
+def test_small_networks_draw_the_file_s_numbers(small):
+    sizes, threads = (draw(small["cases"], small) for draw in small_plots.PICTURES.values())
+    for figure in (sizes, threads):
+        check_layout(figure)
+        assert small["machine"]["cpu"] in figure._suptitle.get_text() and "fp32" in figure._suptitle.get_text()
+    wanted = {"part": "sizes", "cell": "GRU", "shape": "100,8,32,32,1", "train": True, "peer": "JAX"}
+    (case,) = (c for c in small["cases"] if all(c[k] == v for k, v in wanted.items()))
+    (axes,) = (a for a in sizes.axes if a.get_title() == "GRU, training")
+    assert [text for _, text in ticks(axes.xaxis)] == ["8", "16", "32", "64", "128"]
+    lines = {line.get_label(): dict(line.get_xydata()) for line in axes.get_lines()}
+    assert lines["JAX"][32] == pytest.approx(1e3 * case["peer_ms"])
+    mine = [c["ours_ms"] for c in small["cases"] if all(c[k] == v for k, v in wanted.items() if k != "peer")]
+    assert 1e3 * min(mine) <= lines["lstmkern"][32] <= 1e3 * max(mine)
+    (axes,) = (a for a in threads.axes if a.get_title() == "GRU 200,2,64,64, inference")
+    assert [text for _, text in ticks(axes.xaxis)] == ["1", "2", "16"]
+    named = {**wanted, "part": "busy", "shape": "200,2,64,64,1", "train": False, "peer": "torch.nn"}
+    (case,) = (c for c in small["cases"] if all(c[k] == v for k, v in named.items()))
+    busy = [line for line in axes.get_lines() if line.get_label() == "_busy"]
+    assert [case["threads"], case["peer_ms"]] in [
+        line.get_xydata().tolist()[0] for line in busy if len(line.get_xdata())
+    ]
+
+
+def test_small_network_looks_differ(small):
+    """Every library has the same look in every panel, and differs from the others in colour and marker."""
+    (figure, _) = (draw(small["cases"], small) for draw in small_plots.PICTURES.values())
+    looks = {}
+    for line in (line for axes in figure.axes for line in axes.get_lines()):
+        looks.setdefault(line.get_label(), set()).add((line.get_color(), line.get_marker(), line.get_linestyle()))
+    assert set(looks) <= set(small_plots.LIBRARIES) and "lstmkern" in looks
+    assert all(len(found) == 1 for found in looks.values())
+    every = [found.pop() for found in looks.values()]
+    assert len({colour for colour, *_ in every}) == len({marker for _, marker, _ in every}) == len(every)
+
+
+def test_small_networks_redraw_from_their_file(tmp_path, small):
+    path = tmp_path / "bench_small.json"
+    path.write_text(json.dumps({**small, "cases": [c for c in small["cases"] if c["part"] == "sizes"]}))
+    before = path.read_bytes()
+    assert bench_small.main(["--redraw", "--out", str(tmp_path)]) == 0
+    assert path.read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"bench_small.json", "small-sizes.png"}
 
 
 def test_gpu_results():
