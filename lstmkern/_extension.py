@@ -84,3 +84,6 @@ cpu_peak = _C.cpu_peak
 layer_forward = _C.layer_forward
 layer_backward = _C.layer_backward
 cpu_product = _C.cpu_product
+read_cpus = _C.read_cpus
+team_runs = _C.team_runs
+CPUS = _C.cpus()  # read once; ValueError for a bad LSTMKERN_NUM_THREADS
