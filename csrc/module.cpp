@@ -7,9 +7,12 @@
 #include <utility>
 #include <vector>
 
+#include "calls.h"
+#include "cpu/calls.h"
+#include "cpu/cpus.h"
 #include "cpu/peak.h"
 #include "cpu/product.h"
-#include "calls.h"
+#include "cpu/team.h"
 #include "layer.h"
 #if defined(LSTMKERN_CUDA_VERSION)
 #include "cuda/dispatch.h"
@@ -113,6 +116,36 @@ PYBIND11_MODULE(_C, m) {
       [](bool bf16) { return lstmkern::cpu::capability(bf16 ? lstmkern::DType::bf16 : lstmkern::DType::f32); },
       pybind11::arg("bf16") = false,
       "The instruction set in use: baseline, avx2 or avx512; for bf16 also avx512_bf16 or amx");
+  auto limits = [](const lstmkern::cpu::Cpus& cpus) {
+    py::dict all;
+    all["mask"] = cpus.mask;
+    all["found"] = cpus.found;
+    all["threads"] = cpus.threads;
+    all["from"] = cpus.from;
+    return all;
+  };
+  m.def(
+      "cpus", [limits] { return limits(lstmkern::cpu::cpus()); },
+      "What limits the threads of a call, read once: CPUs in the affinity mask, CPUs found with the quotas of cgroups,"
+      " the most threads (LSTMKERN_NUM_THREADS, or the CPUs found), and from where. ValueError for a bad variable");
+  m.def(
+      "read_cpus",
+      [limits](const std::string& root, int mask, const std::string& variable) {
+        return limits(lstmkern::cpu::read_cpus(root, mask, variable.c_str()));
+      },
+      py::arg("root"), py::arg("mask"), py::arg("variable") = "",
+      "The same for a file system that begins at root, an affinity mask of so many CPUs and a value of the variable");
+  m.def("add_calls", &lstmkern::cpu::add_calls, py::arg("number"),
+        "Changes the number of calls at this time, which share the CPUs; for tests");
+  m.def(
+      "team_runs",
+      [] {
+        py::dict all;
+        for (int size = 1; size < lstmkern::cpu::kTeamSizes; ++size)
+          if (const int64_t runs = lstmkern::cpu::team_runs(size)) all[py::int_(size)] = runs;
+        return all;
+      },
+      "{threads: how often a team of so many threads has run a direction of a layer in this process}");
   py::dict cells;
   for (const auto& [name, cell] : lstmkern::kModes)
     cells[name] = py::make_tuple(lstmkern::gates_of(cell), lstmkern::saved_of(cell));

@@ -87,3 +87,6 @@ run_module = _C.run_module
 run_cell = _C.run_cell
 run_stack = _C.run_stack
 cpu_product = _C.cpu_product
+read_cpus = _C.read_cpus
+team_runs = _C.team_runs
+CPUS = _C.cpus()  # read once; ValueError for a bad LSTMKERN_NUM_THREADS

@@ -1,5 +1,10 @@
 """Fixtures of many tests: pairs of torch.nn's module and ours with equal weights, the error bound."""
 
+import os
+
+# Before lstmkern is imported: tests of many threads need them on a machine with few CPUs too.
+os.environ.setdefault("LSTMKERN_NUM_THREADS", "16")
+
 import pytest
 import torch
 from pairs import KINDS

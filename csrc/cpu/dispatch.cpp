@@ -11,6 +11,7 @@
 #include <unistd.h>
 #endif
 
+#include "calls.h"
 #include "variants.h"
 
 namespace lstmkern {
@@ -98,17 +99,33 @@ void pass(const Layer& layer, void* to, const void* from, int64_t columns) {
     }
 }
 
+// Multiply-adds of all steps, with some for reading the weights.
+double work_of(const Layer& layer) {
+  return double(layer.N + 3) * layer.T * layer.D * gates_of(layer.cell) * layer.H * (layer.I + layer.P);
+}
+
+// Runs the kernel with the threads that the call may use.
+template <class Direction>
+void run(void (*kernel)(const Direction&), const Direction& layer) {
+  const Call call(work_of(layer));
+  const int threads = call.threads(layer.threads);
+  if (threads == layer.threads) return kernel(layer);
+  Direction used = layer;
+  used.threads = threads;
+  kernel(used);
+}
+
 }  // namespace
 
 void forward(const Forward& layer) {
-  variant(layer.dtype).forward(layer);
+  run(variant(layer.dtype).forward, layer);
   if (layer.active[0] == layer.N) return;
   pass(layer, layer.h_n, layer.h0, layer.P);
   pass(layer, layer.c_n, layer.c0, layer.H);
 }
 
 void backward(const Backward& layer) {
-  variant(layer.dtype).backward(layer);
+  run(variant(layer.dtype).backward, layer);
   if (layer.active[0] == layer.N) return;
   pass(layer, layer.grad_h0, layer.grad_h_n, layer.P);
   pass(layer, layer.grad_c0, layer.grad_c_n, layer.H);

@@ -7,13 +7,23 @@
 namespace lstmkern {
 namespace cpu {
 
-// Runs body(arg, rank, size) on at most `threads` threads at once and returns when all are done. `size`, the number of
-// threads that run, may be smaller (1 inside another parallel region), so body divides its work by `size`.
+// Runs body(arg, rank, size) on at most `threads` threads at once and returns when all are done. The caller has rank 0.
+// `size`, the number of threads that run, may be smaller (1 inside another parallel region and in a forked process), so
+// body divides its work by `size`. It tells team_ended (calls.h) how long the caller waited.
 void run_team(int threads, void (*body)(void* arg, int rank, int size), void* arg);
 
+// Whether this process was forked since the kernels were loaded. The other threads of OpenMP and of the pool do not
+// exist here, but OpenMP does not know and would wait for them.
+bool is_forked();
+
+// How often a team of `size` threads has run in this process; the last size stands for all larger ones.
+constexpr int kTeamSizes = 257;
+int64_t team_runs(int size);
+
 // Barrier of a team. A waiting thread spins for 100 microseconds, enough if the other threads are running, and then
-// sleeps until the last one arrives. On a machine with more threads than cores, another thread of the team may need
-// this core, and the scheduler favours a thread that has slept over one that has used its time slice to spin or yield.
+// sleeps until the last one arrives. If the teams at this time have more threads than there are CPUs, it sleeps at
+// once: another thread may need this CPU, and the scheduler favours a thread that has slept over one that has used its
+// time slice to spin or yield.
 //
 // Why it is correct. phase_ is even and grows by two each time the barrier opens. It is odd (phase + 1) while a thread
 // sleeps on it.
@@ -36,12 +46,12 @@ class Barrier {
       __atomic_store_n(&arrived_, 0, __ATOMIC_RELAXED);
       if (__atomic_exchange_n(&phase_, phase + 2, __ATOMIC_ACQ_REL) & 1) wake();
     } else {
-      wait_for_others(phase);
+      wait_for_others(phase, size);
     }
   }
 
  private:
-  void wait_for_others(uint32_t phase);
+  void wait_for_others(uint32_t phase, int size);
   void wake();
   alignas(64) int arrived_ = 0;
   alignas(64) uint32_t phase_ = 0;

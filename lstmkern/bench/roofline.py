@@ -8,7 +8,6 @@ compares a kernel with the limit of its instructions.
 from __future__ import annotations
 
 import bisect
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,4 +160,4 @@ def survey(threads: Sequence[int]) -> list[dict[str, Any]]:
 
 def cores() -> int:
     """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return _extension.CPUS["found"]

@@ -113,6 +113,7 @@ def run_bench(args: argparse.Namespace) -> int:
 def run_info(args: argparse.Namespace) -> int:
     """Run ``info`` and return the exit code."""
     built = _extension.build_info()
+    cpus, asked = _extension.CPUS, torch.get_num_threads()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     reason = "" if torch.version.cuda or torch.version.hip else ": torch is a CPU build"
     rows = {
@@ -126,7 +127,8 @@ def run_info(args: argparse.Namespace) -> int:
         "CUDA architectures": ", ".join(built["cuda_archs"]) or "none",
         "GPU": ", ".join(gpus) or "none seen",
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
+        "CPUs": f"{cpus['found']} ({cpus['from']})",
+        "threads": f"{min(asked, cpus['threads'])}" + (f" (torch: {asked})" if asked > cpus["threads"] else ""),
     }
     if disable.DISABLED:
         rows[disable.VARIABLE] = "1: modules run torch.nn's own code where a call uses nothing beyond it"
