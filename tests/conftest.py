@@ -1,10 +1,16 @@
 """Fixtures of many tests: pairs of torch.nn's module and ours with equal weights, the error bound."""
 
+import os
+
 import pytest
 import torch
 from pairs import KINDS
 
 import lstmkern
+from lstmkern import _extension
+
+# `make test-asan` lets layers of any size use a team of this many threads, so that every test tests teams too.
+_extension.fix_threads(int(os.environ.get("LSTMKERN_TEST_TEAM", 0)))
 
 
 def pytest_terminal_summary(terminalreporter):
