@@ -134,8 +134,20 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("root"), py::arg("mask"), py::arg("variable") = "",
       "The same for a file system that begins at root, an affinity mask of so many CPUs and a value of the variable");
+  // For tests of csrc/cpu/calls.h.
   m.def("add_calls", &lstmkern::cpu::add_calls, py::arg("number"),
-        "Changes the number of calls at this time, which share the CPUs; for tests");
+        "Changes the number of calls at this time, which share the CPUs");
+  m.def(
+      "threads_for", [](double work, int most) { return lstmkern::cpu::Call(work).threads(most); }, py::arg("work"),
+      py::arg("most"), "The threads that a call of so much work on this thread may use now");
+  m.def(
+      "team_ended",
+      [](double work, int threads, double total, double lost) {
+        const lstmkern::cpu::Call call(work);
+        lstmkern::cpu::team_ended(threads, total, lost);
+      },
+      py::arg("work"), py::arg("threads"), py::arg("total"), py::arg("lost"),
+      "Says that a team for such a call took `total` seconds, of which its caller waited `lost`");
   m.def(
       "team_runs",
       [] {
