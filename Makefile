@@ -142,7 +142,7 @@ test-cuda-build:
 ASAN := build/asan
 ASAN_PY := $(if $(READY),$(abspath $(PY)),$(PY))
 ASAN_RUN = cd $(ASAN) && ASAN_OPTIONS=detect_leaks=0:use_sigaltstack=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=2 \
-  OMP_WAIT_POLICY=passive LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
+  LSTMKERN_TEST_TEAM=2 OMP_WAIT_POLICY=passive LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
   $(ASAN_PY) $(call SPREAD,$(ASAN_PY)) -x -s -p no:cacheprovider -W ignore
 test-asan: $(ASAN)/.built
 	$(ASAN_RUN) $(addprefix tests/test_,elementwise.py parity.py varlen.py beyond.py cells.py nonfinite.py threads.py memory.py)

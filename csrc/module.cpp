@@ -4,10 +4,12 @@
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "cpu/calls.h"
+#include "cpu/cost.h"
 #include "cpu/cpus.h"
 #include "cpu/peak.h"
 #include "cpu/product.h"
@@ -33,6 +35,9 @@ const Names<DType> kTypes = {{"fp32", DType::f32}, {"fp64", DType::f64}, {"bf16"
 const Names<Cell> kModes = {
     {"LSTM", Cell::lstm}, {"GRU", Cell::gru}, {"RNN_TANH", Cell::rnn_tanh}, {"RNN_RELU", Cell::rnn_relu}};
 
+const Names<cpu::Division> kDivisions = {
+    {"chosen", cpu::Division::chosen}, {"rows", cpu::Division::rows}, {"units", cpu::Division::units}};
+
 template <class T>
 T named(const char* what, const std::string& name, const Names<T>& all) {
   std::string list;
@@ -41,6 +46,35 @@ T named(const char* what, const std::string& name, const Names<T>& all) {
     list += std::string(list.empty() ? "" : ", ") + known.first;
   }
   throw py::value_error(std::string(what) + " must be one of " + list + ", got \"" + name + '"');
+}
+
+std::pair<int, const char*> fix_threads(int threads, const std::string& division) {
+  if (threads < 0) throw py::value_error("threads must be at least 0, got " + std::to_string(threads));
+  const auto before = cpu::fix_threads(threads, named("division", division, kDivisions));
+  return {before.first, kDivisions[int(before.second)].first};
+}
+
+std::tuple<int, const char*, double> choose_threads(const std::string& mode, const std::string& dtype, int64_t T,
+                                                    int64_t N, int64_t I, int64_t H, int threads,
+                                                    const std::string& pass, int64_t proj_size) {
+  const bool backward = named<bool>("pass_", pass, {{"infer", false}, {"forward", false}, {"backward", true}});
+  if (T < 1 || N < 1 || I < 1 || H < 1 || threads < 1 || proj_size < 0)
+    throw py::value_error("T, N, I, H and threads must be at least 1, and proj_size at least 0");
+  Backward layer{};
+  layer.cell = named("mode", mode, kModes);
+  layer.dtype = named("dtype", dtype, kTypes);
+  layer.T = T, layer.N = N, layer.I = I, layer.H = H, layer.P = proj_size ? proj_size : H;
+  const std::vector<int64_t> active(T, N);
+  layer.active = active.data();
+  char there;  // only whether a pointer is null matters
+  if (proj_size) layer.weights[0].w_hr = &there;
+  if (pass != "infer" && saved_of(layer.cell)) layer.gates.data = &there;
+  layer.grad_input.data = &there;
+  layer.want_weights = true;
+  const cpu::Work work = cpu::work_of(layer, backward);
+  const int chosen = cpu::choose_threads(work, threads);
+  const bool rows = cpu::divides_rows(work, chosen);
+  return {chosen, rows ? "rows" : "units", cpu::nanoseconds(work, chosen, rows) / 1000};
 }
 
 py::object cuda_plan(const std::string& tier, const std::string& mode, const std::string& dtype, int64_t N, int64_t H,
@@ -80,6 +114,15 @@ PYBIND11_MODULE(_C, m) {
       "Seconds of a GEMM of [rows, K] by [K, gates * columns], packed as in a layer of this dtype; transposed: as in "
       "the"
       " GEMM of the weight gradients");
+  m.def(
+      "fix_threads", &lstmkern::fix_threads, py::arg("threads"), py::arg("division") = "chosen",
+      "Makes every layer use exactly this number of threads (0: as many as are estimated to pay off) and divide"
+      " sequences (rows), hidden units (units) or what is estimated to be faster (chosen); returns the setting before."
+      " For tests and benchmarks");
+  m.def("choose_threads", &lstmkern::choose_threads, py::arg("mode"), py::arg("dtype"), py::arg("T"), py::arg("N"),
+        py::arg("I"), py::arg("H"), py::arg("threads"), py::arg("pass_") = "infer", py::arg("proj_size") = 0,
+        "(threads, division, microseconds): the choice of a pass (infer, forward or backward in training) over a layer"
+        " if it may use this many threads, with the instruction set in use, and its estimated time");
   m.def(
       "build_info",
       [] {

@@ -38,6 +38,18 @@ def cpu_product(
     seconds: float = 0.01,
 ) -> float: ...
 def cpus() -> Cpus: ...
+def fix_threads(threads: int, division: str = "chosen") -> tuple[int, str]: ...
+def choose_threads(
+    mode: str,
+    dtype: str,
+    T: int,
+    N: int,
+    I: int,
+    H: int,
+    threads: int,
+    pass_: str = "infer",
+    proj_size: int = 0,
+) -> tuple[int, str, float]: ...
 def cuda_plan(
     tier: str, mode: str, dtype: str, N: int, H: int, D: int = 1, backward: bool = False
 ) -> dict[str, int] | None: ...

@@ -10,6 +10,10 @@ import torch
 from pairs import KINDS
 
 import lstmkern
+from lstmkern import _extension
+
+# `make test-asan` lets layers of any size use a team of this many threads, so that every test tests teams too.
+_extension.fix_threads(int(os.environ.get("LSTMKERN_TEST_TEAM", 0)))
 
 
 def pytest_terminal_summary(terminalreporter):

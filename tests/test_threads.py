@@ -12,29 +12,36 @@ import pytest
 import torch
 
 import lstmkern
+from lstmkern import _extension
 
 
-def results(cell, shape, threads, dtype, ragged=False, **options):
+@contextmanager
+def team(threads, division="chosen"):
+    """Layers of any size use exactly ``threads`` threads, which divide sequences ("rows") or hidden units ("units")."""
+    before = _extension.fix_threads(threads, division)
+    try:
+        yield
+    finally:
+        _extension.fix_threads(*before)
+
+
+def results(cell, shape, threads, dtype, ragged=False, division="chosen", **options):
     torch.manual_seed(0)
     T, N, features, H = shape
     module = getattr(lstmkern, cell)(features, H, dtype=dtype, **options)
     x = torch.randn(T, N, features, dtype=dtype, requires_grad=True)
     lengths = torch.randint(1, T + 1, (N,)) if ragged else None
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with team(threads, division):
         output, state = module(x, lengths=lengths)
         (output.sin().sum() + sum(s.cos().sum() for s in torch.utils._pytree.tree_leaves(state))).backward()
-    finally:
-        torch.set_num_threads(before)
     return [output, *torch.utils._pytree.tree_leaves(state), x.grad, *(p.grad for p in module.parameters())]
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"proj_size": 20}], ids=str)
-# T, N, I, H, each with enough work for several threads. Threads share hidden units, with a barrier per step; sequences;
-# panels, packed by the thread that uses them; small batches that read the weights in place, also step by step;
-# one product of x and h on one thread, but two products where two threads share the sequences (LSTM and GRU); and
-# hidden units of layers whose weights exceed the caches, where this is the other way round.
+# T, N, I, H. Threads share hidden units, with a barrier per step, and sequences, also if there are fewer of them than
+# threads; panels, packed by the thread that uses them; small batches that read the weights in place, also step by step;
+# one product of x and h on one thread, but two products where two threads share the sequences (LSTM and GRU); hidden
+# units of layers whose weights exceed the caches, where this is the other way round; and layers of one panel.
 @pytest.mark.parametrize(
     "shape",
     [
@@ -46,6 +53,7 @@ def results(cell, shape, threads, dtype, ragged=False, **options):
         (8, 2, 160, 160),
         (5, 16, 256, 256),
         (5, 16, 512, 512),
+        (9, 3, 5, 23),
     ],
     ids=lambda shape: ",".join(map(str, shape)),
 )
@@ -60,7 +68,9 @@ def test_same_bits(cell, dtype, shape, options):
 # Threads share sequences, divided by their cost; hidden units; and hidden units of weights that exceed the caches.
 # Sequences end early in one direction and begin late in the other.
 @pytest.mark.parametrize(
-    "shape", [(60, 70, 70, 110), (60, 5, 70, 110), (4, 20, 512, 512)], ids=lambda shape: ",".join(map(str, shape))
+    "shape",
+    [(60, 70, 70, 110), (60, 5, 70, 110), (4, 20, 512, 512), (9, 3, 5, 23)],
+    ids=lambda shape: ",".join(map(str, shape)),
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
@@ -70,9 +80,17 @@ def test_same_bits_where_lengths_differ(cell, dtype, shape):
 
 def same_bits(cell, shape, dtype, **options):
     expected = results(cell, shape, 1, dtype, **options)
-    for threads in (1, 2, 2, 3, 5):
-        for a, b in zip(results(cell, shape, threads, dtype, **options), expected, strict=True):
-            assert torch.equal(a, b)
+    for threads, division in (
+        (1, "chosen"),
+        (2, "rows"),
+        (2, "units"),
+        (2, "units"),
+        (3, "chosen"),
+        (4, "rows"),
+        (5, "units"),
+    ):
+        for a, b in zip(results(cell, shape, threads, dtype, division=division, **options), expected, strict=True):
+            assert torch.equal(a, b), (threads, division)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -122,15 +140,19 @@ def many_short_calls(seconds=2.0, sizes=(2, 3, 2, 5, 1, 4)):
                 assert all(map(torch.equal, results("LSTM", shape, threads, torch.float32), one))
 
 
+def many_short_calls_on_threads_of_our_own():
+    torch.set_num_threads(4 * CORES)
+    many_short_calls()
+
+
 def many_callers(seconds=2.0):
     """Several Python threads call layers at the same time."""
-    torch.set_num_threads(2)
+    _extension.fix_threads(2)
     module, x = lstmkern.GRU(60, 60), torch.randn(30, 2, 60)
     failed = []
 
     def call():
         try:
-            torch.set_num_threads(2)  # OpenMP has a number of threads for each thread
             with torch.no_grad():
                 expected = module(x)[0]
                 stop = time.monotonic() + seconds
@@ -153,17 +175,18 @@ def fork_after_use():
     expected = results("LSTM", BY_ROWS, 1, torch.float32)
     module, x = lstmkern.LSTM(40, 50), torch.randn(30, 40, 40)
     for threads in (1, 2, 4 * CORES):
-        torch.set_num_threads(threads)
-        with torch.no_grad():
+        torch.set_num_threads(threads)  # more than CPUs: teams have threads of their own
+        with team(threads), torch.no_grad():
             output = module(x)[0]
         child = os.fork()
         if child == 0:
             same = threads > 1 or all(map(torch.equal, results("LSTM", BY_ROWS, 1, torch.float32), expected))
-            teams = lstmkern._extension.team_runs()
-            with torch.no_grad():  # torch's own operators would wait for its threads if they had many elements
+            teams = _extension.team_runs()
+            # torch's own operators would wait for its threads if they had many elements.
+            with team(threads), torch.no_grad():
                 same = same and output.tolist() == module(x)[0].tolist()
             teams[1] += 1
-            os._exit(0 if same and teams == lstmkern._extension.team_runs() else 1)
+            os._exit(0 if same and teams == _extension.team_runs() else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     many_short_calls(0.5)
 
@@ -176,9 +199,9 @@ def at_most_the_cpus():
 
 def calls_at_once_share_the_cpus():
     for others, threads in enumerate((4, 2, 1, 1, 1)):
-        lstmkern._extension.add_calls(others)
+        _extension.add_calls(others)
         assert sizes_of_teams(64) == {threads}
-        lstmkern._extension.add_calls(-others)
+        _extension.add_calls(-others)
 
 
 def sizes_of_teams(threads):
@@ -187,10 +210,10 @@ def sizes_of_teams(threads):
 
     def call():  # in a Python thread of its own, where no team has lost time before
         torch.set_num_threads(threads)
-        before = lstmkern._extension.team_runs()
+        before = _extension.team_runs()
         with torch.no_grad():
             module(x)
-        sizes.update(size for size, runs in lstmkern._extension.team_runs().items() if runs > before.get(size, 0))
+        sizes.update(size for size, runs in _extension.team_runs().items() if runs > before.get(size, 0))
 
     caller = threading.Thread(target=call)
     caller.start()
@@ -223,7 +246,11 @@ def run_apart(work, load=False, **environment):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("load", [False, True], ids=["no load", "other load"])
-@pytest.mark.parametrize("work", [many_short_calls, many_callers, fork_after_use], ids=lambda w: w.__name__)
+@pytest.mark.parametrize(
+    "work",
+    [many_short_calls, many_short_calls_on_threads_of_our_own, many_callers, fork_after_use],
+    ids=lambda w: w.__name__,
+)
 def test_no_deadlock(work, load):
     run_apart(work, load)
 

@@ -6,6 +6,22 @@
 template <class C>
 alignas(64) constexpr C kZeros[kWide * width<C>] = {};
 
+// What the cost model (cost.h) knows of a backward pass over one direction.
+template <class S>
+Work backward_work(const Backward& layer, int64_t rows) {
+  using C = typename Types<S>::Sum;
+  using X = typename Types<S>::Operand;
+  const Columns<C, kWide> state{layer.P};
+  Work w = work_of_pass<S>(layer, rows);
+  w.backward = true;
+  w.input_gradient = layer.grad_input.data != nullptr;
+  w.weight_gradients = layer.want_weights;
+  w.direct = few_rows_backward<X>(layer, rows);
+  w.bytes = state.template packed<X>(gates_of(layer.cell) * GatePlanes<X, C>(layer).plane) * sizeof(X);
+  w.panels = state.panels();
+  return w;
+}
+
 template <class S>
 class BackwardKernel : BackwardPass<S> {
   using C = typename Types<S>::Sum;
@@ -18,6 +34,7 @@ class BackwardKernel : BackwardPass<S> {
   const CellKernels<S> cell;
   const int G;                                    // gates
   const Columns<C, kWide> state, hidden, inputs;  // P, H and I columns
+  const Work work;
   const bool direct, single_row;
   const bool once_hh, once_ih;  // the weights take part in one product: packed panel by panel as it goes
   const int halves;             // of the chunks' buffers
@@ -44,7 +61,8 @@ class BackwardKernel : BackwardPass<S> {
         state{layer.P},
         hidden{layer.H},
         inputs{layer.I},
-        direct(few_rows_backward<X>(layer, all_rows)),
+        work(backward_work<S>(layer, all_rows)),
+        direct(work.direct),
         single_row(layer.N == 1),
         once_hh(layer.T == 1),
         once_ih(rows_at_once(layer, all_rows) >= all_rows),
@@ -92,7 +110,7 @@ class BackwardKernel : BackwardPass<S> {
     [[maybe_unused]] Products<X> scope;
     prepare(rank, size);
     barrier.wait(size);
-    const Share share(rank, size, by_rows(size));
+    const Share share(rank, size, divides_rows(work, size));
     int half = 0;
     const X* after = nullptr;  // dgates of the step after the current one
     for (int64_t end = L.T; end > 0;) {
@@ -119,12 +137,6 @@ class BackwardKernel : BackwardPass<S> {
       barrier.wait(size);
       weight_gradients.write_results(rank, size);
     }
-  }
-
-  // Whether a team divides the rows of the batch and not the hidden units. What threads exchange is G times forward's.
-  bool by_rows(int size) const {
-    const int64_t bytes = state.template packed<X>(G * planes.plane) * sizeof(X);
-    return L.T > 1 && divides_rows<X>(L.N, size, bytes, state.panels(), on_tiles<X> ? 0.25 : 0.12);
   }
 
   // Packs the weights, each thread its share.
@@ -335,7 +347,7 @@ template <class S>
 void run_backward(const Backward& layer) {
   const int64_t rows = count_rows(layer);
   Backward used = layer;
-  used.threads = useful_threads(layer, rows, 2);
+  used.threads = choose_threads(backward_work<S>(layer, rows), layer.threads);
   for (int d = 0; d < layer.D; ++d) {
     BackwardKernel<S> kernel(used, d, rows);
     Arena size(nullptr);

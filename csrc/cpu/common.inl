@@ -3,23 +3,6 @@
 // Panels of up to this many bytes together stay in a core's L2 cache from step to step and need no prefetch.
 constexpr int64_t kKept = 1 << 20;
 
-// Reading the weights from main memory takes about as long as the GEMM of this many rows.
-constexpr int64_t kReading = 3;
-
-// Whether a team divides the rows of a batch rather than the hidden units. `bytes` and `panels` are those of the
-// weights that a step reads. With at least 8 rows per thread it does, if the weights fit into the L2 cache. If they do
-// not, every thread reads all of them at every step, which takes as long as the GEMM of `reading` rows. With hidden
-// units divided, each thread reads only its part of the weights. But whole panels cannot always be divided equally, and
-// each step costs `exchange`, a fraction of the GEMM's time, for a barrier and for reading what the other threads
-// computed (measured: docs/benchmarks/findings.md).
-template <class X>
-bool divides_rows(int64_t N, int size, int64_t bytes, int64_t panels, double exchange) {
-  const int64_t cached = on_tiles<X> ? 7 << 18 : 5 << 19, most = (panels + size - 1) / size;  // panels of a thread
-  if (N < 8 * size || bytes <= cached) return N >= 8 * size;
-  const double rows = double(N) / size, reading = on_tiles<X> ? 16 : kReading, busy = double(panels) / (most * size);
-  return rows + reading <= (1 + exchange) * (rows + reading / size) / busy;
-}
-
 // How a team shares a layer. It divides the rows of the batch, which needs no barrier inside the time loop, or, if
 // there are too few rows (divides_rows) or only one step, the hidden units, with a barrier per step.
 //
@@ -78,16 +61,6 @@ struct Share {
   }
 };
 
-// The number of threads worth using for `products` GEMMs with each weight matrix.
-inline int useful_threads(const Layer& layer, int64_t rows, int products) {
-#if defined(__SANITIZE_ADDRESS__)
-  return layer.threads;  // so that tests of small layers test teams too
-#endif
-  // Below about half a million multiplications a thread's wake-up costs more than its work.
-  int64_t work = products * (rows + kReading) * gates_of(layer.cell) * layer.H * (layer.I + layer.P) / 500000;
-  return work < layer.threads ? (work < 1 ? 1 : static_cast<int>(work)) : layer.threads;
-}
-
 inline int64_t count_rows(const Layer& layer) {
   int64_t rows = 0;
   for (int64_t t = 0; t < layer.T; ++t) rows += layer.active[t];
@@ -134,3 +107,18 @@ struct Products {};
 template <>
 struct Products<bf16> : TileScope {};
 #endif
+
+// What the cost model (cost.h) knows of every pass.
+template <class S>
+Work work_of_pass(const Layer& layer, int64_t rows) {
+  using X = typename Types<S>::Operand;
+  Work w{};
+  w.cell = layer.cell;
+  w.T = layer.T, w.N = layer.N, w.rows = rows, w.I = layer.I, w.H = layer.H, w.P = layer.P;
+  w.project = layer.weights[0].w_hr != nullptr;
+  w.lanes = width<typename Types<S>::Sum>;
+  w.registers = kSums;
+  w.per_word = per_word<X>;
+  w.tiles = on_tiles<X>;
+  return w;
+}

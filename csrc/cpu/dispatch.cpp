@@ -23,6 +23,7 @@ struct Variant {
   bool usable;
   void (*forward)(const Forward&);
   void (*backward)(const Backward&);
+  Work (*work_of)(const Backward&, bool);
   bool bf16_only;
 };
 
@@ -58,14 +59,15 @@ Choice choose() {
   const bool fast_pairs =
       pairs && (!__builtin_cpu_is("intel") || (requested && std::strcmp(requested, "avx512_bf16") == 0));
   const Variant variants[] = {
-      {"amx", pairs && amx_granted(), amx::forward, amx::backward, true},
-      {"avx512_bf16", fast_pairs, avx512_bf16::forward, avx512_bf16::backward, true},
-      {"avx512", avx512, avx512::forward, avx512::backward, false},
-      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::forward, avx2::backward, false},
-      {"baseline", true, baseline::forward, baseline::backward, false},
+      {"amx", pairs && amx_granted(), amx::forward, amx::backward, amx::work_of, true},
+      {"avx512_bf16", fast_pairs, avx512_bf16::forward, avx512_bf16::backward, avx512_bf16::work_of, true},
+      {"avx512", avx512, avx512::forward, avx512::backward, avx512::work_of, false},
+      {"avx2", __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"), avx2::forward, avx2::backward,
+       avx2::work_of, false},
+      {"baseline", true, baseline::forward, baseline::backward, baseline::work_of, false},
   };
 #else
-  const Variant variants[] = {{"baseline", true, baseline::forward, baseline::backward, false}};
+  const Variant variants[] = {{"baseline", true, baseline::forward, baseline::backward, baseline::work_of, false}};
 #endif
   const Variant* from = variants;
   for (const Variant& v : variants)
@@ -130,6 +132,7 @@ void backward(const Backward& layer) {
   pass(layer, layer.grad_h0, layer.grad_h_n, layer.P);
   pass(layer, layer.grad_c0, layer.grad_c_n, layer.H);
 }
+Work work_of(const Backward& layer, bool backward) { return variant(layer.dtype).work_of(layer, backward); }
 const char* capability(DType dtype) { return variant(dtype).name; }
 std::vector<const char*> capabilities() { return choice().compiled; }
 

@@ -42,7 +42,7 @@ class ForwardKernel : ForwardPass<S> {
              layer.weights[direction].w_hr != nullptr,
              padded(layer.H),
              of_gates.x_columns,
-             spread<X>(of_gates.x_columns + depth<X>(padded(layer.P))),
+             spread<X>(of_gates.x_columns + of_gates.gap() + depth<X>(padded(layer.P))),
              spread<X>(depth<X>(padded(layer.H)))},
         cell(kernels_of<S>(layer.cell)),
         G(gates_of(layer.cell)),
@@ -70,8 +70,8 @@ class ForwardKernel : ForwardPass<S> {
     w_hr = memory.take<X>(project ? projected.template packed<X>(L.H) : 0);
     bias = memory.take<C>(G * Hp);
     bias_hn = memory.take<C>(Hp);
-    h[0] = memory.take<X>(L.N * h_ld);
-    h[1] = memory.take<X>(L.N * h_ld);
+    h[0] = memory.take<X>(L.N * h_ld) + weights.gap();
+    h[1] = memory.take<X>(L.N * h_ld) + weights.gap();
     full = memory.take<X>(project ? L.N * full_ld : 0);
     c = memory.take<C>(has_c ? L.N * Hp : 0);
     gates = memory.take<C>(all_rows * gates_ld);
@@ -170,10 +170,10 @@ class ForwardKernel : ForwardPass<S> {
         while (first < L.T && steps.active(first) <= j) ++first;
       const bool reset = this->is_reset(first, j);
       const S* h0 = static_cast<const S*>(L.h0) + (d * L.N + L.order[j]) * L.P;
-      for (int64_t u = 0; u < h_ld - x_columns; u += W) {
+      for (int64_t u = 0, end = h_ld - x_columns - weights.gap(); u < end; u += W) {
         Vec<C> v = reset || u >= L.P ? Vec<C>{} : load(h0 + u, L.P - u);
-        store(h[0] + j * h_ld + x_columns + u, v, h_ld - x_columns - u);
-        store(h[1] + j * h_ld + x_columns + u, v, h_ld - x_columns - u);
+        store(h[0] + j * h_ld + x_columns + u, v, end - u);
+        store(h[1] + j * h_ld + x_columns + u, v, end - u);
       }
       for (int64_t u = 0; project && u < full_ld; u += W) store(full + j * full_ld + u, Vec<C>{});
       if (has_c) {
@@ -287,7 +287,7 @@ template <class S>
 void run_forward(const Forward& layer) {
   const int64_t rows = count_rows(layer);
   Forward used = layer;
-  used.threads = useful_threads(layer, rows, 1);
+  used.threads = choose_threads(forward_work<S>(layer, rows), layer.threads);
   for (int d = 0; d < layer.D; ++d) {
     ForwardKernel<S> kernel(used, d, rows);
     Arena size(nullptr);

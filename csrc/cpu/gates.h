@@ -2,6 +2,20 @@
 // packed before the time loop, for x and h in two GEMMs or in one; as panels packed one by one, if each is used once;
 // and unpacked (direct.h).
 
+// What the cost model (cost.h) knows of a forward pass over one direction.
+template <class S>
+Work forward_work(const Layer& layer, int64_t rows) {
+  using C = typename Types<S>::Sum;
+  using X = typename Types<S>::Operand;
+  const GatePanels<X, C> units{layer.H, gates_of(layer.cell)};
+  Work w = work_of_pass<S>(layer, rows);
+  w.saves = layer.gates.data != nullptr;
+  w.direct = few_rows_forward<X>(layer, rows);
+  w.bytes = units.packed(layer.I + layer.P) * sizeof(X);
+  w.panels = units.panels();
+  return w;
+}
+
 template <class S>
 class GateWeights {
   using C = typename Types<S>::Sum;
@@ -11,6 +25,7 @@ class GateWeights {
   const Layer& L;
   const Weights& w;
   const GatePanels<X, C> units;
+  const Work work;
   const bool direct, once;
   const int64_t bytes;
   X* panels;  // each of W_ih, followed by W_hh; if `once`, one panel per thread
@@ -22,27 +37,21 @@ class GateWeights {
       : L(layer),
         w(layer.weights[direction]),
         units{layer.H, gates_of(layer.cell)},
-        direct(few_rows_forward<X>(layer, total)),
+        work(forward_work<S>(layer, total)),
+        direct(work.direct),
         once(layer.T == 1),
-        bytes(units.packed(layer.I + layer.P) * sizeof(X)),
+        bytes(work.bytes),
         x_columns(direct ? 0 : depth<X>(layer.I)) {}
 
-  // Whether a step of `rows` rows, in a group of `members` threads, computes x W_ih^T and h W_hh^T in one GEMM. Then
-  // x W_ih^T does not pass through the cache (the sums are the same, bit for bit), but W_ih is read at every step. That
-  // needs enough rows, and more of them if the L2 cache does not hold W_ih (measured: docs/benchmarks/findings.md).
-  bool joint(int64_t rows, int members) const {
-    if (direct || once) return !direct;
-    const int64_t tiles = (rows + 31) / 32;
-    // Tiles with less than three quarters of their rows in use load too much for what they compute.
-    if (on_tiles<X> && 4 * rows < 3 * tiles * (rows <= 16 * tiles ? 16 : 32)) return false;
-    const double mib = double(bytes) / members / (1 << 20);
-    return rows >= (mib < 1.75 ? 5 : on_tiles<X> ? 48 : mib < 12 ? 10 + 1.5 * mib : 28);
+  // Elements before a row of operands, so that h begins at a cache line. Otherwise threads that divide the units would
+  // write to the same line.
+  int64_t gap() const {
+    constexpr int64_t line = 64 / sizeof(X);
+    return (line - x_columns % line) % line;
   }
 
-  // Whether a team divides the rows of the batch rather than the hidden units.
-  bool by_rows(int size) const {
-    return L.T > 1 && divides_rows<X>(L.N, size, bytes, units.panels(), (on_tiles<X> ? 0.36 : 0.14) / units.G);
-  }
+  bool joint(int64_t rows, int members) const { return work.joint(rows, members); }
+  bool by_rows(int size) const { return divides_rows(work, size); }
 
   void allocate(Arena& memory) {
     panels = memory.take<X>(direct ? 0 : once ? L.threads * units.largest(K()) : units.packed(K()));

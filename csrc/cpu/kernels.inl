@@ -38,6 +38,15 @@ void forward(const Forward& layer) {
 void backward(const Backward& layer) {
   with_type(layer.dtype, [&](auto s) { run_backward<decltype(s)>(layer); });
 }
+Work work_of(const Backward& layer, bool backward) {
+  Work work;
+  with_type(layer.dtype, [&](auto s) {
+    using S = decltype(s);
+    const int64_t rows = count_rows(layer);
+    work = backward ? backward_work<S>(layer, rows) : forward_work<S>(layer, rows);
+  });
+  return work;
+}
 
 }  // namespace LSTMKERN_VARIANT
 }  // namespace cpu

@@ -11,7 +11,9 @@ void multiply_part_rows(const ProductPart& part_of, int64_t rounds) {
   const GatePanels<X, C> units{p.columns, p.gates};
   const int64_t ld = spread<X>(depth<X>(p.K));
   const int rank = part_of.rank, size = part_of.size;
-  const bool by_rows = divides_rows<X>(p.rows, size, units.packed(p.K) * sizeof(X), units.panels(), 0);
+  const bool large = units.packed(p.K) * int64_t(sizeof(X)) > cached_bytes(on_tiles<X>);
+  const bool by_rows =
+      large ? large_weights_divide_rows(p.rows, size, units.panels(), on_tiles<X>, 0) : p.rows >= 8 * size;
   const int64_t j0 = by_rows ? part(p.rows, rank, size) : 0, j1 = by_rows ? part(p.rows, rank + 1, size) : p.rows,
                 i0 = by_rows ? 0 : part(units.panels(), rank, size),
                 i1 = by_rows ? units.panels() : part(units.panels(), rank + 1, size);

@@ -12,6 +12,7 @@
 #include <immintrin.h>
 #endif
 
+#include "cost.h"
 #include "memory.h"
 #include "team.h"
 #include "variants.h"

@@ -2,12 +2,14 @@
 #pragma once
 
 #include "../layer.h"
+#include "cost.h"
 #include "product.h"
 
 #define LSTMKERN_DECLARE_VARIANT(name)                         \
   namespace name {                                             \
   void forward(const Forward& layer);                          \
   void backward(const Backward& layer);                        \
+  Work work_of(const Backward& layer, bool backward);          \
   void multiply_part(const ProductPart& part, int64_t rounds); \
   }
 

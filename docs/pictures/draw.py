@@ -154,8 +154,8 @@ def threads() -> Picture:
     p.text(172, 267, "thread 1")
     p.label(256, 250, 28, 22, "", "#dfe5ea")
     p.text(292, 267, "used by both")
-    p.text(240, 294, "Units are divided if a thread has under 8 rows,", anchor="middle")
-    p.text(240, 314, "or few rows for weights that exceed L2.", anchor="middle")
+    p.text(240, 294, "Units are divided if there are few rows to divide,", anchor="middle")
+    p.text(240, 314, "or weights that exceed L2. A cost model decides.", anchor="middle")
     return p
 
 

@@ -1,0 +1,205 @@
+// The estimate of cost.h. A function per pass adds up what its slowest thread does.
+#include "cost.h"
+
+#include <algorithm>
+#include <atomic>
+
+namespace lstmkern {
+namespace cpu {
+namespace {
+
+// Nanoseconds on a core with registers of 64 bytes (AMD EPYC of the Zen 4 generation, 2 cores of a virtual machine),
+// fitted to the times of 5,000 passes with 1 and 2 threads and both divisions (benchmarks/thread_choice.py shows how
+// well they fit another machine).
+constexpr double kMultiply = 0.23;   // a register of one row, for each k
+constexpr double kBroadcast = 0.05;  // a value of one row, for each k
+constexpr double kLoad = 0.27;       // a register of the panel, for each k
+constexpr double kTile = 40;         // a tile of sums, without its multiplications
+constexpr double kCopy = 1.3;        // a register, from one array to another
+constexpr double kPack = 1.5;        // a register of packed weights
+constexpr double kPackRows = 0.75;   // the same for backward, where rows of weights are rows of panels
+constexpr double kTiled = 0.2;   // AMX multiplies in this part of the time (from a tile product's 8 ns, findings.md)
+constexpr double kInputs = 2.4;  // a register of x W_ih^T that passes through the cache
+constexpr double kRow = 10;      // a row of such a panel
+constexpr double kStep = 17;
+constexpr double kDirect = 0.6;    // a register of weights read in place
+constexpr double kSumLanes = 8.4;  // adding up the lanes of a register
+constexpr double kSave = 2.4;      // a register stored for backward
+constexpr double kBackwardStep = 22;
+constexpr double kChunk = 4500;       // a chunk of backward
+constexpr double kTransposed = 0.31;  // kMultiply of the weight gradients
+constexpr double kGradientTile = 30;
+constexpr double kOperand = 6.6;   // a register of an operand of the weight gradients
+constexpr double kGradient = 1.0;  // a register of a weight gradient
+constexpr double kColumns = 0.74;
+constexpr double kForward = 4000, kBackward = 1400;  // a call
+// Cells: a register of units of one row.
+constexpr double kForwardCell[] = {8, 4, 26, 19}, kBackwardCell[] = {1, 1, 32, 22};  // by Cell
+
+// What threads cost.
+constexpr double kWake = 2200;     // the second thread: waking it and waiting for it, and its cold caches
+constexpr double kWakeMore = 150;  // each further one
+constexpr double kBarrier = 60, kBarrierMore = 40;
+constexpr double kLine = 7.5;      // a cache line that another core has written
+constexpr double kStateLine = 24;  // the same just after a barrier, where nothing else can be done meanwhile
+
+// More threads must be estimated to be this much faster.
+constexpr double kWorth = 1.1;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+double waking(int threads) { return threads == 1 ? 0 : kWake + kWakeMore * (threads - 2); }
+double barrier(int threads) { return threads == 1 ? 0 : kBarrier + kBarrierMore * (threads - 2); }
+
+// The time of an instruction on narrower registers: a core issues about twice as many of half the width.
+double narrow(const Work& w) { return w.registers == 24 ? 1 : 0.55; }
+
+// Estimated nanoseconds, apart those that depend on the width of registers.
+struct Time {
+  double fixed, by_width = 0;
+};
+
+// What a thread multiplies: `rows` rows with `panels` panels of `registers` registers in all.
+struct Gemm {
+  const Work& work;
+  int64_t rows, panels, registers, most;  // most: rows of a tile
+  // Adds `times` GEMMs of depth K.
+  void add(Time& time, double times, int64_t K) const {
+    const int64_t tiles = ceil_div(rows, work.tiles ? 32 : most);
+    const double words = double(K) / work.per_word * (work.tiles ? kTiled : 1);
+    const double each = registers * (kMultiply * rows + kLoad * tiles) + kBroadcast * rows * panels;
+    time.by_width += times * words * each;
+    time.fixed += times * kTile * tiles * panels;
+  }
+};
+
+Time forward_time(const Work& w, int threads, bool by_rows) {
+  const int G = gates_of(w.cell), members = by_rows ? 1 : threads;
+  const double others = double(threads - 1) / threads, T = double(w.T);
+  const int64_t active = ceil_div(w.rows, w.T), units = ceil_div(w.H, w.lanes), registers = units * G;
+  const int64_t inputs = ceil_div(w.I, w.lanes), K = w.I + w.P;
+  // Of a thread: rows of a step, of all steps; panels, their registers, and how many of these a panel has at most.
+  const int64_t rows = by_rows ? ceil_div(active, threads) : active, all = w.T * rows;
+  const int64_t panels = ceil_div(w.panels, members), mine = ceil_div(registers * panels, w.panels);
+  const int64_t wide = ceil_div(registers, w.panels), most = std::min<int64_t>(w.registers / wide, 12);
+  const bool joint = w.joint(rows, members), shares_panels = by_rows && w.T > 1;
+  Time time{kForward + waking(threads) + kStep * T};
+  if (w.direct) {
+    const int64_t at_once = w.registers / 4;
+    time.by_width += mine * kDirect * (w.T * w.P * ceil_div(rows, at_once) + w.I * ceil_div(all, at_once));
+    time.by_width += mine * all * (kMultiply * K + 2 * kSumLanes);
+  } else {
+    Gemm{w, rows, panels, mine, most}.add(time, T, joint ? K : w.P);
+    if (!joint) Gemm{w, all, panels, mine, most}.add(time, 1, w.I);
+    const double packed = shares_panels || !by_rows ? registers * ceil_div(w.panels, threads) / w.panels : registers;
+    time.by_width += (kPack * packed + (shares_panels ? kLine * others * registers : 0)) * K / w.per_word;
+  }
+  if (joint)
+    time.by_width += T * inputs * (kCopy * ceil_div(rows, members) + (members > 1 ? kLine * others * active : 0));
+  else
+    time.by_width += kInputs * all * mine, time.fixed += kRow * all * panels;
+  time.by_width += all * mine * (kForwardCell[int(w.cell)] / G + (w.saves ? kSave : 0));
+  if (members > 1) time.fixed += T * barrier(threads), time.by_width += T * kStateLine * others * active * units;
+  if (w.project) {
+    const int64_t vectors = ceil_div(w.P, w.lanes), projected = ceil_div(vectors, w.registers / 6);
+    const int64_t share = ceil_div(projected, members);
+    Gemm{w, rows, share, ceil_div(vectors * share, projected), 6}.add(time, T, w.H);
+    if (members > 1) time.fixed += T * barrier(threads), time.by_width += T * kStateLine * others * active * vectors;
+  }
+  return time;
+}
+
+Time backward_time(const Work& w, int threads, bool by_rows) {
+  const int G = gates_of(w.cell), members = by_rows ? 1 : threads, columns = w.registers / 6;
+  const double others = double(threads - 1) / threads, T = double(w.T);
+  const int64_t active = ceil_div(w.rows, w.T), units = ceil_div(w.H, w.lanes), inputs = ceil_div(w.I, w.lanes);
+  const int64_t states = ceil_div(w.P, w.lanes), K = G * units * w.lanes;
+  // Of a thread, as in forward. `shared`: of all rows, where every thread has an equal part of them.
+  const int64_t rows = by_rows ? ceil_div(active, threads) : active, all = w.T * rows;
+  const int64_t panels = ceil_div(w.panels, members), mine = ceil_div(states * panels, w.panels);
+  const int64_t most = w.direct ? w.registers / 4 : std::min<int64_t>(w.registers / ceil_div(states, w.panels), 12);
+  const int64_t shared = ceil_div(w.rows, threads), chunks = ceil_div(w.rows, 384 + w.N);
+  Time time{kBackward + waking(threads) + kBackwardStep * T + chunks * (kChunk + 2 * barrier(threads))};
+  Gemm{w, rows, panels, mine, most}.add(time, T, K);
+  time.by_width += all * kBackwardCell[int(w.cell)] * ceil_div(units * panels, w.panels);
+  if (members > 1) time.fixed += T * barrier(threads), time.by_width += kLine * others * shared * G * units;
+  if (w.project) {
+    const int64_t hidden = ceil_div(units, columns), share = ceil_div(hidden, members);
+    Gemm{w, rows, share, ceil_div(units * share, hidden), 6}.add(time, T, w.P);
+    if (members > 1) time.fixed += T * barrier(threads), time.by_width += T * kStateLine * others * active * units;
+  }
+  if (!w.direct) {  // packing; panels of weights that are used once are packed by the thread that uses them
+    double lines = w.T > 1 ? mine : 0;
+    if (w.input_gradient && chunks > 1) lines += inputs;
+    time.by_width += (kPackRows * ceil_div(K, threads) * (states + inputs) + kLine * others * K * lines) / w.per_word;
+  }
+  if (w.input_gradient) Gemm{w, shared, ceil_div(inputs, columns), inputs, 6}.add(time, 1, K);
+  if (w.weight_gradients) {
+    const int64_t height = w.tiles ? 16 : w.registers / 3, both = inputs + states;
+    const int64_t tiles = ceil_div(G * ceil_div(w.H, height), threads);
+    const double words = double(w.rows) / w.per_word;
+    time.by_width += (w.tiles ? kTiled : 1) * kTransposed * tiles * height * both * words;
+    time.fixed += double(chunks) * tiles * kGradientTile * ceil_div(both, 3) + kColumns * tiles * words;
+    time.by_width += double(chunks) * tiles * kGradient * height * both + kOperand * shared * both;
+    time.by_width += kLine * others * (both + double(G * units) / threads) * words;
+  }
+  return time;
+}
+
+std::atomic<int> fixed_threads{0};
+std::atomic<Division> fixed_division{Division::chosen};
+
+}  // namespace
+
+double nanoseconds(const Work& w, int threads, bool by_rows) {
+  const Time time = w.backward ? backward_time(w, threads, by_rows) : forward_time(w, threads, by_rows);
+  return time.fixed + narrow(w) * time.by_width;
+}
+
+bool large_weights_divide_rows(int64_t rows, int size, int64_t panels, bool tiles, double exchange) {
+  if (rows < 8 * size) return false;
+  const int64_t most = ceil_div(panels, size);  // panels of a thread
+  const double mine = double(rows) / size, reading = tiles ? 16 : kReading, busy = double(panels) / (most * size);
+  return mine + reading <= (1 + exchange) * (mine + reading / size) / busy;
+}
+
+bool divides_rows(const Work& w, int size) {
+  const Division fixed = fixed_division.load(std::memory_order_relaxed);
+  if (fixed != Division::chosen || size == 1) return fixed == Division::rows || size == 1;
+  if (w.bytes > cached_bytes(w.tiles)) {
+    const double exchange = w.backward ? (w.tiles ? 0.25 : 0.12) : (w.tiles ? 0.36 : 0.14) / gates_of(w.cell);
+    return w.T > 1 && large_weights_divide_rows(w.N, size, w.panels, w.tiles, exchange);
+  }
+  if (w.panels == 1) return true;
+  return nanoseconds(w, size, true) <= nanoseconds(w, size, false);
+}
+
+int choose_threads(const Work& w, int most) {
+  if (const int fixed = fixed_threads.load(std::memory_order_relaxed)) return fixed;
+  if (most <= 1) return 1;
+  constexpr int kCounts = 128;
+  int counts[kCounts], tried = 0;
+  double times[kCounts], least = 0;
+  const double call = w.backward ? kBackward : kForward;
+  // Every number up to 16, then steps of an eighth (18, 20, .. 32, 36, .. 64, 72).
+  for (int n = 1, step = 1; n <= most && tried < kCounts; ++tried) {
+    if (n == 16 * step) step *= 2;
+    // Stops if even the best division of the rest could not make up for waking more threads.
+    if (n > 1 && call + waking(n) + (times[0] - call) / most >= least) break;
+    counts[tried] = n;
+    times[tried] = nanoseconds(w, n, divides_rows(w, n));
+    least = n == 1 ? times[0] : std::min(least, times[tried]);
+    if (times[tried] > 1.25 * least) break;
+    n = n == most ? most + 1 : std::min(most, n + step);
+  }
+  int fewest = 0;
+  while (times[fewest] > kWorth * least) ++fewest;
+  return counts[fewest];
+}
+
+std::pair<int, Division> fix_threads(int threads, Division division) {
+  return {fixed_threads.exchange(threads), fixed_division.exchange(division)};
+}
+
+}  // namespace cpu
+}  // namespace lstmkern
