@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <cmath>
 
 namespace lstmkern {
 namespace cpu {
@@ -36,19 +38,25 @@ constexpr double kForward = 4000, kBackward = 1400;  // a call
 // Cells: a register of units of one row.
 constexpr double kForwardCell[] = {8, 4, 26, 19}, kBackwardCell[] = {1, 1, 32, 22};  // by Cell
 
-// What threads cost.
-constexpr double kWake = 2200;     // the second thread: waking it and waiting for it, and its cold caches
-constexpr double kWakeMore = 150;  // each further one
+// What threads cost. The first number is that of the second thread: waking it, waiting for it, and its cold caches. The
+// other is that of each further thread. It is an assumption, as that machine has two cores: threads on cores that share
+// a cache.
+constexpr double kWake = 2200, kWakeMore = 150;
+constexpr double kWakeAsleep = 60000, kWakeAsleepMore = 2000;  // 110 us in a virtual machine, 10 to 50 on hardware
 constexpr double kBarrier = 60, kBarrierMore = 40;
-constexpr double kLine = 7.5;      // a cache line that another core has written
-constexpr double kStateLine = 24;  // the same just after a barrier, where nothing else can be done meanwhile
+constexpr double kLine = 7.5;       // a cache line that another core has written
+constexpr double kStateLine = 24;   // the same just after a barrier, where nothing else can be done meanwhile
+constexpr double kSpinning = 4e-3;  // seconds for which OpenMP's threads stay awake after their work (GNU's: 5 ms)
 
-// More threads must be estimated to be this much faster.
-constexpr double kWorth = 1.1;
+// Twice as many threads must be estimated to be faster by this part.
+constexpr double kWorth = 0.1;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-double waking(int threads) { return threads == 1 ? 0 : kWake + kWakeMore * (threads - 2); }
+double waking(const Work& w, int threads) {
+  if (threads == 1) return 0;
+  return w.asleep ? kWakeAsleep + kWakeAsleepMore * (threads - 2) : kWake + kWakeMore * (threads - 2);
+}
 double barrier(int threads) { return threads == 1 ? 0 : kBarrier + kBarrierMore * (threads - 2); }
 
 // The time of an instruction on narrower registers: a core issues about twice as many of half the width.
@@ -68,8 +76,7 @@ struct Gemm {
     const int64_t tiles = ceil_div(rows, work.tiles ? 32 : most);
     const double words = double(K) / work.per_word * (work.tiles ? kTiled : 1);
     const double each = registers * (kMultiply * rows + kLoad * tiles) + kBroadcast * rows * panels;
-    time.by_width += times * words * each;
-    time.fixed += times * kTile * tiles * panels;
+    time.by_width += times * (words * each + kTile * tiles * panels);
   }
 };
 
@@ -83,7 +90,7 @@ Time forward_time(const Work& w, int threads, bool by_rows) {
   const int64_t panels = ceil_div(w.panels, members), mine = ceil_div(registers * panels, w.panels);
   const int64_t wide = ceil_div(registers, w.panels), most = std::min<int64_t>(w.registers / wide, 12);
   const bool joint = w.joint(rows, members), shares_panels = by_rows && w.T > 1;
-  Time time{kForward + waking(threads) + kStep * T};
+  Time time{kForward + waking(w, threads) + kStep * T};
   if (w.direct) {
     const int64_t at_once = w.registers / 4;
     time.by_width += mine * kDirect * (w.T * w.P * ceil_div(rows, at_once) + w.I * ceil_div(all, at_once));
@@ -119,7 +126,7 @@ Time backward_time(const Work& w, int threads, bool by_rows) {
   const int64_t panels = ceil_div(w.panels, members), mine = ceil_div(states * panels, w.panels);
   const int64_t most = w.direct ? w.registers / 4 : std::min<int64_t>(w.registers / ceil_div(states, w.panels), 12);
   const int64_t shared = ceil_div(w.rows, threads), chunks = ceil_div(w.rows, 384 + w.N);
-  Time time{kBackward + waking(threads) + kBackwardStep * T + chunks * (kChunk + 2 * barrier(threads))};
+  Time time{kBackward + waking(w, threads) + kBackwardStep * T + chunks * (kChunk + 2 * barrier(threads))};
   Gemm{w, rows, panels, mine, most}.add(time, T, K);
   time.by_width += all * kBackwardCell[int(w.cell)] * ceil_div(units * panels, w.panels);
   if (members > 1) time.fixed += T * barrier(threads), time.by_width += kLine * others * shared * G * units;
@@ -139,11 +146,16 @@ Time backward_time(const Work& w, int threads, bool by_rows) {
     const int64_t tiles = ceil_div(G * ceil_div(w.H, height), threads);
     const double words = double(w.rows) / w.per_word;
     time.by_width += (w.tiles ? kTiled : 1) * kTransposed * tiles * height * both * words;
-    time.fixed += double(chunks) * tiles * kGradientTile * ceil_div(both, 3) + kColumns * tiles * words;
-    time.by_width += double(chunks) * tiles * kGradient * height * both + kOperand * shared * both;
+    time.by_width += double(chunks) * tiles * (kGradientTile * ceil_div(both, 3) + kGradient * height * both);
+    time.by_width += kColumns * tiles * words + kOperand * shared * both;
     time.by_width += kLine * others * (both + double(G * units) / threads) * words;
   }
   return time;
+}
+
+thread_local double last_call = -1;  // when a layer's last pass on this thread ended
+double seconds_now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 std::atomic<int> fixed_threads{0};
@@ -177,24 +189,31 @@ bool divides_rows(const Work& w, int size) {
 int choose_threads(const Work& w, int most) {
   if (const int fixed = fixed_threads.load(std::memory_order_relaxed)) return fixed;
   if (most <= 1) return 1;
-  constexpr int kCounts = 128;
-  int counts[kCounts], tried = 0;
-  double times[kCounts], least = 0;
-  const double call = w.backward ? kBackward : kForward;
+  const double call = w.backward ? kBackward : kForward, alone = nanoseconds(w, 1, true);
+  int best = 1;
+  double least = alone;
   // Every number up to 16, then steps of an eighth (18, 20, .. 32, 36, .. 64, 72).
-  for (int n = 1, step = 1; n <= most && tried < kCounts; ++tried) {
+  for (int n = 2, step = 1; n <= most; n = n == most ? n + 1 : std::min(most, n + step)) {
+    // Stops if even an ideal division of the rest could not make up for waking more threads.
+    if (call + waking(w, n) + (alone - call) / most >= least) break;
+    const double time = nanoseconds(w, n, divides_rows(w, n)) * (1 + kWorth * std::log2(n));
+    if (time < least) least = time, best = n;
+    if (time > 1.5 * least) break;
     if (n == 16 * step) step *= 2;
-    // Stops if even the best division of the rest could not make up for waking more threads.
-    if (n > 1 && call + waking(n) + (times[0] - call) / most >= least) break;
-    counts[tried] = n;
-    times[tried] = nanoseconds(w, n, divides_rows(w, n));
-    least = n == 1 ? times[0] : std::min(least, times[tried]);
-    if (times[tried] > 1.25 * least) break;
-    n = n == most ? most + 1 : std::min(most, n + step);
   }
-  int fewest = 0;
-  while (times[fewest] > kWorth * least) ++fewest;
-  return counts[fewest];
+  return best;
+}
+
+int threads_of_call(const Work& w, int most) {
+  const int threads = choose_threads(w, most);
+  if (threads == 1 || seconds_now() - last_call < kSpinning) return threads;
+  Work asleep = w;
+  asleep.asleep = true;
+  return choose_threads(asleep, most);
+}
+
+void end_of_call(int most) {
+  if (most > 1) last_call = seconds_now();
 }
 
 std::pair<int, Division> fix_threads(int threads, Division division) {
