@@ -35,7 +35,7 @@ LSTM 500,5,510,32 infer: 5r 5r 5r 5r
 LSTM 500,5,510,32 backward: 8r 16r 22r 22r
 LSTM 100,64,256,256 infer: 8r 16r 64r 64r
 LSTM 100,64,256,256 backward: 8r 16r 64r 128r
-LSTM 20,128,512,512 infer: 8u 15r 32u 32u
+LSTM 20,128,512,512 infer: 8u 16u 32u 32u
 LSTM 20,128,512,512 backward: 8u 16r 64u 128u
 GRU 1,1,64,64 infer: 1 1 1 1
 GRU 1,1,64,64 backward: 1 1 1 1
@@ -182,6 +182,18 @@ def test_choice_is_sensible(mode, dtype, which):
             before = min(time, before or time)
     assert chosen(mode, (1, 1, 8, 8), which, 192, dtype)[0] == 1
     assert chosen(mode, (1000, 64, 256, 256), which, 2, dtype)[0] == 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_team_that_sleeps_is_woken_for_more_work(mode):
+    def choice(sizes, asleep):
+        return _extension.choose_threads(mode, "fp32", *sizes, 2, asleep=asleep)
+
+    assert choice((100, 8, 32, 32), asleep=False)[0] == 2 and choice((100, 8, 32, 32), asleep=True)[0] == 1
+    assert choice((100, 64, 256, 256), asleep=True)[0] == 2
+    for sizes in SIZES:
+        awake, asleep = choice(sizes, asleep=False), choice(sizes, asleep=True)
+        assert asleep[0] <= awake[0] and asleep[2] >= awake[2]
 
 
 def test_wrong_arguments():

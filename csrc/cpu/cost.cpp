@@ -10,33 +10,31 @@ namespace lstmkern {
 namespace cpu {
 namespace {
 
-// Nanoseconds on a core with registers of 64 bytes (AMD EPYC of the Zen 4 generation, 2 cores of a virtual machine),
-// fitted to the times of 5,000 passes with 1 and 2 threads and both divisions (benchmarks/thread_choice.py shows how
-// well they fit another machine).
-constexpr double kMultiply = 0.23;   // a register of one row, for each k
-constexpr double kBroadcast = 0.05;  // a value of one row, for each k
-constexpr double kLoad = 0.27;       // a register of the panel, for each k
-constexpr double kTile = 40;         // a tile of sums, without its multiplications
-constexpr double kCopy = 1.3;        // a register, from one array to another
-constexpr double kPack = 1.5;        // a register of packed weights
-constexpr double kPackRows = 0.75;   // the same for backward, where rows of weights are rows of panels
-constexpr double kTiled = 0.2;   // AMX multiplies in this part of the time (from a tile product's 8 ns, findings.md)
-constexpr double kInputs = 2.4;  // a register of x W_ih^T that passes through the cache
-constexpr double kRow = 10;      // a row of such a panel
-constexpr double kStep = 17;
-constexpr double kDirect = 0.6;    // a register of weights read in place
-constexpr double kSumLanes = 8.4;  // adding up the lanes of a register
-constexpr double kSave = 2.4;      // a register stored for backward
-constexpr double kBackwardStep = 22;
-constexpr double kChunk = 4500;       // a chunk of backward
+// Nanoseconds on a core with registers of 64 bytes, fitted to the times of 5,000 forward and backward passes in fp32
+// with 1 and 2 threads and both divisions: an AMD EPYC (Zen 4) with AVX-512, 2 cores of a virtual machine. The median
+// error of an estimate is 8 % with one thread and 12 % with two; with AVX2 and in fp64, which were not part of the fit,
+// 10 and 15 %. benchmarks/thread_choice.py measures again what a team costs and how good the choices are.
+constexpr double kForward = 4000, kBackward = 1400;  // a call, in forward with Python and the checks of its arguments
+constexpr double kStep = 17, kBackwardStep = 22, kChunk = 4500;  // a chunk of backward
+// A register of the panel that a tile multiplies, for each k; a register of sums; a value of a row.
+constexpr double kLoad = 0.27, kMultiply = 0.23, kBroadcast = 0.05;
+constexpr double kTile = 40;        // a tile of sums, without its multiplications
+constexpr double kTiled = 0.2;      // AMX multiplies in this part of the time (from a tile product's 8 ns, findings.md)
+constexpr double kPack = 1.5;       // a register of weights
+constexpr double kPackRows = 0.75;  // the same in backward, where rows of the weights are rows of panels
+constexpr double kCopy = 1.3;       // a register of inputs
+constexpr double kInputs = 2.4;     // a register of x W_ih^T that passes through the cache
+constexpr double kRow = 10;         // a row of a panel of them
+constexpr double kDirect = 0.6;     // a register of weights that is read in place
+constexpr double kSumLanes = 8.4;   // adding up the lanes of a register
+constexpr double kSave = 2.4;       // a register of gates that is stored for backward
 constexpr double kTransposed = 0.31;  // kMultiply of the weight gradients
-constexpr double kGradientTile = 30;
-constexpr double kOperand = 6.6;   // a register of an operand of the weight gradients
-constexpr double kGradient = 1.0;  // a register of a weight gradient
-constexpr double kColumns = 0.74;
-constexpr double kForward = 4000, kBackward = 1400;  // a call
-// Cells: a register of units of one row.
-constexpr double kForwardCell[] = {8, 4, 26, 19}, kBackwardCell[] = {1, 1, 32, 22};  // by Cell
+constexpr double kGradientTile = 30;  // a tile of them
+constexpr double kGradient = 1.0;     // a register of them that is stored
+constexpr double kOperand = 6.6;      // a register of their right operand that is packed
+constexpr double kColumns = 0.74;     // a row of their left operand, for each tile
+// By Cell, a register of units of one row.
+constexpr double kForwardCell[] = {8, 4, 26, 19}, kBackwardCell[] = {1, 1, 32, 22};
 
 // What threads cost. The first number is that of the second thread: waking it, waiting for it, and its cold caches. The
 // other is that of each further thread. It is an assumption, as that machine has two cores: threads on cores that share
@@ -67,15 +65,19 @@ struct Time {
   double fixed, by_width = 0;
 };
 
+// What reading weights that exceed the L2 cache adds to a GEMM, as rows of it (findings.md).
+double rows_of_reading(const Work& w) { return w.bytes <= cached_bytes(w.tiles) ? 0 : w.tiles ? 16 : kReading; }
+
 // What a thread multiplies: `rows` rows with `panels` panels of `registers` registers in all.
 struct Gemm {
   const Work& work;
   int64_t rows, panels, registers, most;  // most: rows of a tile
+  double reading = 0;                     // as rows
   // Adds `times` GEMMs of depth K.
   void add(Time& time, double times, int64_t K) const {
     const int64_t tiles = ceil_div(rows, work.tiles ? 32 : most);
     const double words = double(K) / work.per_word * (work.tiles ? kTiled : 1);
-    const double each = registers * (kMultiply * rows + kLoad * tiles) + kBroadcast * rows * panels;
+    const double each = registers * (kMultiply * (rows + reading) + kLoad * tiles) + kBroadcast * rows * panels;
     time.by_width += times * (words * each + kTile * tiles * panels);
   }
 };
@@ -96,7 +98,7 @@ Time forward_time(const Work& w, int threads, bool by_rows) {
     time.by_width += mine * kDirect * (w.T * w.P * ceil_div(rows, at_once) + w.I * ceil_div(all, at_once));
     time.by_width += mine * all * (kMultiply * K + 2 * kSumLanes);
   } else {
-    Gemm{w, rows, panels, mine, most}.add(time, T, joint ? K : w.P);
+    Gemm{w, rows, panels, mine, most, rows_of_reading(w)}.add(time, T, joint ? K : w.P);
     if (!joint) Gemm{w, all, panels, mine, most}.add(time, 1, w.I);
     const double packed = shares_panels || !by_rows ? registers * ceil_div(w.panels, threads) / w.panels : registers;
     time.by_width += (kPack * packed + (shares_panels ? kLine * others * registers : 0)) * K / w.per_word;
@@ -127,7 +129,7 @@ Time backward_time(const Work& w, int threads, bool by_rows) {
   const int64_t most = w.direct ? w.registers / 4 : std::min<int64_t>(w.registers / ceil_div(states, w.panels), 12);
   const int64_t shared = ceil_div(w.rows, threads), chunks = ceil_div(w.rows, 384 + w.N);
   Time time{kBackward + waking(w, threads) + kBackwardStep * T + chunks * (kChunk + 2 * barrier(threads))};
-  Gemm{w, rows, panels, mine, most}.add(time, T, K);
+  Gemm{w, rows, panels, mine, most, rows_of_reading(w)}.add(time, T, K);
   time.by_width += all * kBackwardCell[int(w.cell)] * ceil_div(units * panels, w.panels);
   if (members > 1) time.fixed += T * barrier(threads), time.by_width += kLine * others * shared * G * units;
   if (w.project) {
