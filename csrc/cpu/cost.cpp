@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 
 namespace lstmkern {
 namespace cpu {
@@ -160,6 +161,15 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+// Whether OpenMP's threads sleep as soon as they have nothing to do.
+bool sleep_at_once() {
+  static const bool passive = [] {
+    const char* policy = std::getenv("OMP_WAIT_POLICY");
+    return policy && (policy[0] == 'p' || policy[0] == 'P');
+  }();
+  return passive;
+}
+
 std::atomic<int> fixed_threads{0};
 std::atomic<Division> fixed_division{Division::chosen};
 
@@ -208,7 +218,7 @@ int choose_threads(const Work& w, int most) {
 
 int threads_of_call(const Work& w, int most) {
   const int threads = choose_threads(w, most);
-  if (threads == 1 || seconds_now() - last_call < kSpinning) return threads;
+  if (threads == 1 || (!sleep_at_once() && seconds_now() - last_call < kSpinning)) return threads;
   Work asleep = w;
   asleep.asleep = true;
   return choose_threads(asleep, most);
