@@ -49,6 +49,7 @@ def choose_threads(
     threads: int,
     pass_: str = "infer",
     proj_size: int = 0,
+    asleep: bool = False,
 ) -> tuple[int, str, float]: ...
 def cuda_plan(
     tier: str, mode: str, dtype: str, N: int, H: int, D: int = 1, backward: bool = False
