@@ -48,7 +48,7 @@ def sweep(dtype: str) -> list[Case]:
     return cases
 
 
-def measure(case: Case, counts: Sequence[int]) -> dict[str, float]:
+def measure(case: Case, counts: Sequence[int], division: str = "chosen") -> dict[str, float]:
     """Milliseconds of ``case`` with each number of threads, and "default": with the number that the layer chooses."""
     torch.manual_seed(0)
     module = getattr(modules, case.cell)(case.I, case.H, dtype=DTYPES[case.dtype])
@@ -65,11 +65,29 @@ def measure(case: Case, counts: Sequence[int]) -> dict[str, float]:
     times: dict[int, list[float]] = {n: [] for n in (*counts, 0)}
     for _ in range(ROUNDS):
         for n, found in times.items():
-            _extension.fix_threads(n)
+            _extension.fix_threads(n, division)
             seconds(1)
             found.append(seconds(calls))
     _extension.fix_threads(0)
     return {str(n) if n else "default": statistics.median(found) * 1e3 for n, found in times.items()}
+
+
+def team_costs(counts: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Microseconds for each number of threads: "waking" a team that is awake and waiting for it, and a "barrier".
+
+    A layer of 8 units has one panel, so a team that divides units only waits for the thread that computes: what one
+    step takes longer than with one thread is waking, and what a thousand steps take longer is that and their barriers.
+    """
+    step, steps = (Case("RNN", T, 1, 8, 8) for T in (1, 1001))
+    one, thousand = (measure(case, counts, division="units") for case in (step, steps))
+    return {
+        str(n): {
+            "waking": 1e3 * (one[str(n)] - one["1"]),
+            "barrier": thousand[str(n)] - thousand["1"] - (one[str(n)] - one["1"]),
+        }
+        for n in counts
+        if n > 1
+    }
 
 
 def chosen(case: Case, threads: int) -> list[int]:
@@ -128,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         cases = cases[part - 1 :: parts]
     counts = sorted({1, 2, *(2**k for k in range(1, args.threads.bit_length())), args.threads})
     with quiet(args.threads):
+        costs = team_costs(counts)
         for case in track(cases, "cases", transient=True):
             if now() > stop:
                 break
@@ -135,8 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             line["ms"].append(measure(case, counts))
     results = list(lines.values())
     summary = summarize(results)
-    report.write_json(path, report.context(args.threads), summary=summary, results=results)
-    print(json.dumps(summary, indent=1))
+    report.write_json(path, report.context(args.threads), costs_us=costs, summary=summary, results=results)
+    print(json.dumps({"costs_us": costs, **summary}, indent=1))
     return 0
 
 

@@ -56,7 +56,7 @@ std::pair<int, const char*> fix_threads(int threads, const std::string& division
 
 std::tuple<int, const char*, double> choose_threads(const std::string& mode, const std::string& dtype, int64_t T,
                                                     int64_t N, int64_t I, int64_t H, int threads,
-                                                    const std::string& pass, int64_t proj_size) {
+                                                    const std::string& pass, int64_t proj_size, bool asleep) {
   const bool backward = named<bool>("pass_", pass, {{"infer", false}, {"forward", false}, {"backward", true}});
   if (T < 1 || N < 1 || I < 1 || H < 1 || threads < 1 || proj_size < 0)
     throw py::value_error("T, N, I, H and threads must be at least 1, and proj_size at least 0");
@@ -71,7 +71,8 @@ std::tuple<int, const char*, double> choose_threads(const std::string& mode, con
   if (pass != "infer" && saved_of(layer.cell)) layer.gates.data = &there;
   layer.grad_input.data = &there;
   layer.want_weights = true;
-  const cpu::Work work = cpu::work_of(layer, backward);
+  cpu::Work work = cpu::work_of(layer, backward);
+  work.asleep = asleep;
   const int chosen = cpu::choose_threads(work, threads);
   const bool rows = cpu::divides_rows(work, chosen);
   return {chosen, rows ? "rows" : "units", cpu::nanoseconds(work, chosen, rows) / 1000};
@@ -122,8 +123,10 @@ PYBIND11_MODULE(_C, m) {
       " For tests and benchmarks");
   m.def("choose_threads", &lstmkern::choose_threads, py::arg("mode"), py::arg("dtype"), py::arg("T"), py::arg("N"),
         py::arg("I"), py::arg("H"), py::arg("threads"), py::arg("pass_") = "infer", py::arg("proj_size") = 0,
+        py::arg("asleep") = false,
         "(threads, division, microseconds): the choice of a pass (infer, forward or backward in training) over a layer"
-        " if it may use this many threads, with the instruction set in use, and its estimated time");
+        " if it may use this many threads, with the instruction set in use, and its estimated time; asleep: if the"
+        " other threads sleep");
   m.def(
       "build_info",
       [] {
@@ -178,8 +181,20 @@ PYBIND11_MODULE(_C, m) {
       },
       py::arg("root"), py::arg("mask"), py::arg("variable") = "",
       "The same for a file system that begins at root, an affinity mask of so many CPUs and a value of the variable");
+  // For tests of csrc/cpu/calls.h.
   m.def("add_calls", &lstmkern::cpu::add_calls, py::arg("number"),
-        "Changes the number of calls at this time, which share the CPUs; for tests");
+        "Changes the number of calls at this time, which share the CPUs");
+  m.def(
+      "threads_for", [](double work, int most) { return lstmkern::cpu::Call(work).threads(most); }, py::arg("work"),
+      py::arg("most"), "The threads that a call of so much work on this thread may use now");
+  m.def(
+      "team_ended",
+      [](double work, int threads, double total, double lost) {
+        const lstmkern::cpu::Call call(work);
+        lstmkern::cpu::team_ended(threads, total, lost);
+      },
+      py::arg("work"), py::arg("threads"), py::arg("total"), py::arg("lost"),
+      "Says that a team for such a call took `total` seconds, of which its caller waited `lost`");
   m.def(
       "team_runs",
       [] {

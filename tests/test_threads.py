@@ -140,6 +140,11 @@ def many_short_calls(seconds=2.0, sizes=(2, 3, 2, 5, 1, 4)):
                 assert all(map(torch.equal, results("LSTM", shape, threads, torch.float32), one))
 
 
+def many_short_calls_on_threads_of_our_own():
+    torch.set_num_threads(4 * CORES)
+    many_short_calls()
+
+
 def many_callers(seconds=2.0):
     """Several Python threads call layers at the same time."""
     _extension.fix_threads(2)
@@ -165,15 +170,55 @@ def many_callers(seconds=2.0):
 
 
 def fork_after_use():
-    """After a fork the child uses one thread, as in torch's data loaders: OpenMP's other threads do not exist there."""
+    """After a fork the child uses one thread, because OpenMP's other threads and ours do not exist there."""
     many_short_calls(0.5, sizes=(2, 4 * CORES))
     expected = results("LSTM", BY_ROWS, 1, torch.float32)
-    child = os.fork()
-    if child == 0:
-        same = all(map(torch.equal, results("LSTM", BY_ROWS, 1, torch.float32), expected))
-        os._exit(0 if same else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    module, x = lstmkern.LSTM(40, 50), torch.randn(30, 40, 40)
+    for threads in (1, 2, 4 * CORES):
+        torch.set_num_threads(threads)  # more than CPUs: teams have threads of their own
+        with team(threads), torch.no_grad():
+            output = module(x)[0]
+        child = os.fork()
+        if child == 0:
+            same = threads > 1 or all(map(torch.equal, results("LSTM", BY_ROWS, 1, torch.float32), expected))
+            teams = _extension.team_runs()
+            # torch's own operators would wait for its threads if they had many elements.
+            with team(threads), torch.no_grad():
+                same = same and output.tolist() == module(x)[0].tolist()
+            teams[1] += 1
+            os._exit(0 if same and teams == _extension.team_runs() else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     many_short_calls(0.5)
+
+
+def at_most_the_cpus():
+    """torch's number of threads does not count if this process may use fewer CPUs, but the number of CPUs does."""
+    for asked in (1, 2, 3, 64):
+        assert sizes_of_teams(asked) == {min(asked, int(os.environ["LSTMKERN_NUM_THREADS"]))}
+
+
+def calls_at_once_share_the_cpus():
+    for others, threads in enumerate((4, 2, 1, 1, 1)):
+        _extension.add_calls(others)
+        assert sizes_of_teams(64) == {threads}
+        _extension.add_calls(-others)
+
+
+def sizes_of_teams(threads):
+    """The sizes of teams that run a layer with enough work for all of them."""
+    module, x, sizes = lstmkern.LSTM(256, 256), torch.randn(4, 256, 256), set()
+
+    def call():  # in a Python thread of its own, where no team has lost time before
+        torch.set_num_threads(threads)
+        before = _extension.team_runs()
+        with torch.no_grad():
+            module(x)
+        sizes.update(size for size, runs in _extension.team_runs().items() if runs > before.get(size, 0))
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    caller.join()
+    return sizes
 
 
 def teams_cut_short():
@@ -201,7 +246,11 @@ def run_apart(work, load=False, **environment):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("load", [False, True], ids=["no load", "other load"])
-@pytest.mark.parametrize("work", [many_short_calls, many_callers, fork_after_use], ids=lambda w: w.__name__)
+@pytest.mark.parametrize(
+    "work",
+    [many_short_calls, many_short_calls_on_threads_of_our_own, many_callers, fork_after_use],
+    ids=lambda w: w.__name__,
+)
 def test_no_deadlock(work, load):
     run_apart(work, load)
 
@@ -209,3 +258,12 @@ def test_no_deadlock(work, load):
 @pytest.mark.parametrize("limit", [1, 2])
 def test_openmp_starts_fewer_threads_than_planned(limit):
     run_apart(teams_cut_short, OMP_THREAD_LIMIT=str(limit))
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_at_most_the_cpus(limit):
+    run_apart(at_most_the_cpus, LSTMKERN_NUM_THREADS=str(limit))
+
+
+def test_calls_at_once_share_the_cpus():
+    run_apart(calls_at_once_share_the_cpus, LSTMKERN_NUM_THREADS="4")

@@ -347,7 +347,7 @@ template <class S>
 void run_backward(const Backward& layer) {
   const int64_t rows = count_rows(layer);
   Backward used = layer;
-  used.threads = choose_threads(backward_work<S>(layer, rows), layer.threads);
+  used.threads = threads_of_call(backward_work<S>(layer, rows), layer.threads);
   for (int d = 0; d < layer.D; ++d) {
     BackwardKernel<S> kernel(used, d, rows);
     Arena size(nullptr);
@@ -357,4 +357,5 @@ void run_backward(const Backward& layer) {
     kernel.allocate(memory);
     run_team(used.threads, BackwardKernel<S>::body, &kernel);
   }
+  end_of_call(layer.threads);
 }

@@ -16,12 +16,13 @@ using Clock = std::chrono::steady_clock;
 
 std::atomic<int> calls{0};
 
+constexpr double kMost = 0.01, kFirst = 0.005, kAlone = 20;
+
 // What teams for calls of about the same work have saved and lost, on one thread.
 struct Account {
-  double saved = 0;  // seconds
+  double balance = kFirst, advance = kFirst;  // seconds; the advance is that of the last try
   Clock::time_point alone_until;
 };
-constexpr double kMostSaved = 0.01, kAlone = 20;
 constexpr int kAccounts = 32;
 thread_local Account accounts[kAccounts];
 thread_local Account* account = accounts;  // that of the call
@@ -45,11 +46,12 @@ int Call::threads(int most) const {
 
 void team_ended(int threads, double total, double lost) {
   // One thread would have taken `threads` times as long as the caller did without waiting.
-  account->saved = std::min(account->saved + (total - lost) * threads - total, kMostSaved);
-  if (account->saved >= 0) return;
-  const std::chrono::duration<double> alone(-account->saved * kAlone);
-  account->alone_until = Clock::now() + std::chrono::duration_cast<Clock::duration>(alone);
-  account->saved = 0;
+  account->balance = std::min(account->balance + (total - lost) * threads - total, kMost);
+  if (account->balance >= 0) return;
+  const double loss = account->advance - account->balance;
+  account->balance = account->advance = std::min(loss, kMost);
+  account->alone_until =
+      Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(kAlone * loss));
 }
 
 int calls_now() { return std::max(1, calls.load(std::memory_order_relaxed)); }

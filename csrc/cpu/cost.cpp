@@ -3,52 +3,59 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
 
 namespace lstmkern {
 namespace cpu {
 namespace {
 
-// Nanoseconds on a core with registers of 64 bytes (AMD EPYC of the Zen 4 generation, 2 cores of a virtual machine),
-// fitted to the times of 5,000 passes with 1 and 2 threads and both divisions (benchmarks/thread_choice.py shows how
-// well they fit another machine).
-constexpr double kMultiply = 0.23;   // a register of one row, for each k
-constexpr double kBroadcast = 0.05;  // a value of one row, for each k
-constexpr double kLoad = 0.27;       // a register of the panel, for each k
-constexpr double kTile = 40;         // a tile of sums, without its multiplications
-constexpr double kCopy = 1.3;        // a register, from one array to another
-constexpr double kPack = 1.5;        // a register of packed weights
-constexpr double kPackRows = 0.75;   // the same for backward, where rows of weights are rows of panels
-constexpr double kTiled = 0.2;   // AMX multiplies in this part of the time (from a tile product's 8 ns, findings.md)
-constexpr double kInputs = 2.4;  // a register of x W_ih^T that passes through the cache
-constexpr double kRow = 10;      // a row of such a panel
-constexpr double kStep = 17;
-constexpr double kDirect = 0.6;    // a register of weights read in place
-constexpr double kSumLanes = 8.4;  // adding up the lanes of a register
-constexpr double kSave = 2.4;      // a register stored for backward
-constexpr double kBackwardStep = 22;
-constexpr double kChunk = 4500;       // a chunk of backward
+// Nanoseconds on a core with registers of 64 bytes, fitted to the times of 5,000 forward and backward passes in fp32
+// with 1 and 2 threads and both divisions: an AMD EPYC (Zen 4) with AVX-512, 2 cores of a virtual machine. The median
+// error of an estimate is 8 % with one thread and 12 % with two; with AVX2 and in fp64, which were not part of the fit,
+// 10 and 15 %. benchmarks/thread_choice.py measures again what a team costs and how good the choices are.
+constexpr double kForward = 4000, kBackward = 1400;  // a call, in forward with Python and the checks of its arguments
+constexpr double kStep = 17, kBackwardStep = 22, kChunk = 4500;  // a chunk of backward
+// A register of the panel that a tile multiplies, for each k; a register of sums; a value of a row.
+constexpr double kLoad = 0.27, kMultiply = 0.23, kBroadcast = 0.05;
+constexpr double kTile = 40;        // a tile of sums, without its multiplications
+constexpr double kTiled = 0.2;      // AMX multiplies in this part of the time (from a tile product's 8 ns, findings.md)
+constexpr double kPack = 1.5;       // a register of weights
+constexpr double kPackRows = 0.75;  // the same in backward, where rows of the weights are rows of panels
+constexpr double kCopy = 1.3;       // a register of inputs
+constexpr double kInputs = 2.4;     // a register of x W_ih^T that passes through the cache
+constexpr double kRow = 10;         // a row of a panel of them
+constexpr double kDirect = 0.6;     // a register of weights that is read in place
+constexpr double kSumLanes = 8.4;   // adding up the lanes of a register
+constexpr double kSave = 2.4;       // a register of gates that is stored for backward
 constexpr double kTransposed = 0.31;  // kMultiply of the weight gradients
-constexpr double kGradientTile = 30;
-constexpr double kOperand = 6.6;   // a register of an operand of the weight gradients
-constexpr double kGradient = 1.0;  // a register of a weight gradient
-constexpr double kColumns = 0.74;
-constexpr double kForward = 4000, kBackward = 1400;  // a call
-// Cells: a register of units of one row.
-constexpr double kForwardCell[] = {8, 4, 26, 19}, kBackwardCell[] = {1, 1, 32, 22};  // by Cell
+constexpr double kGradientTile = 30;  // a tile of them
+constexpr double kGradient = 1.0;     // a register of them that is stored
+constexpr double kOperand = 6.6;      // a register of their right operand that is packed
+constexpr double kColumns = 0.74;     // a row of their left operand, for each tile
+// By Cell, a register of units of one row.
+constexpr double kForwardCell[] = {8, 4, 26, 19}, kBackwardCell[] = {1, 1, 32, 22};
 
-// What threads cost.
-constexpr double kWake = 2200;     // the second thread: waking it and waiting for it, and its cold caches
-constexpr double kWakeMore = 150;  // each further one
+// What threads cost. The first number is that of the second thread: waking it, waiting for it, and its cold caches. The
+// other is that of each further thread. It is an assumption, as that machine has two cores: threads on cores that share
+// a cache.
+constexpr double kWake = 2200, kWakeMore = 150;
+constexpr double kWakeAsleep = 60000, kWakeAsleepMore = 2000;  // 110 us in a virtual machine, 10 to 50 on hardware
 constexpr double kBarrier = 60, kBarrierMore = 40;
-constexpr double kLine = 7.5;      // a cache line that another core has written
-constexpr double kStateLine = 24;  // the same just after a barrier, where nothing else can be done meanwhile
+constexpr double kLine = 7.5;       // a cache line that another core has written
+constexpr double kStateLine = 24;   // the same just after a barrier, where nothing else can be done meanwhile
+constexpr double kSpinning = 4e-3;  // seconds for which OpenMP's threads stay awake after their work (GNU's: 5 ms)
 
-// More threads must be estimated to be this much faster.
-constexpr double kWorth = 1.1;
+// Twice as many threads must be estimated to be faster by this part.
+constexpr double kWorth = 0.1;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-double waking(int threads) { return threads == 1 ? 0 : kWake + kWakeMore * (threads - 2); }
+double waking(const Work& w, int threads) {
+  if (threads == 1) return 0;
+  return w.asleep ? kWakeAsleep + kWakeAsleepMore * (threads - 2) : kWake + kWakeMore * (threads - 2);
+}
 double barrier(int threads) { return threads == 1 ? 0 : kBarrier + kBarrierMore * (threads - 2); }
 
 // The time of an instruction on narrower registers: a core issues about twice as many of half the width.
@@ -59,17 +66,20 @@ struct Time {
   double fixed, by_width = 0;
 };
 
+// What reading weights that exceed the L2 cache adds to a GEMM, as rows of it (findings.md).
+double rows_of_reading(const Work& w) { return w.bytes <= cached_bytes(w.tiles) ? 0 : w.tiles ? 16 : kReading; }
+
 // What a thread multiplies: `rows` rows with `panels` panels of `registers` registers in all.
 struct Gemm {
   const Work& work;
   int64_t rows, panels, registers, most;  // most: rows of a tile
+  double reading = 0;                     // as rows
   // Adds `times` GEMMs of depth K.
   void add(Time& time, double times, int64_t K) const {
     const int64_t tiles = ceil_div(rows, work.tiles ? 32 : most);
     const double words = double(K) / work.per_word * (work.tiles ? kTiled : 1);
-    const double each = registers * (kMultiply * rows + kLoad * tiles) + kBroadcast * rows * panels;
-    time.by_width += times * words * each;
-    time.fixed += times * kTile * tiles * panels;
+    const double each = registers * (kMultiply * (rows + reading) + kLoad * tiles) + kBroadcast * rows * panels;
+    time.by_width += times * (words * each + kTile * tiles * panels);
   }
 };
 
@@ -83,13 +93,13 @@ Time forward_time(const Work& w, int threads, bool by_rows) {
   const int64_t panels = ceil_div(w.panels, members), mine = ceil_div(registers * panels, w.panels);
   const int64_t wide = ceil_div(registers, w.panels), most = std::min<int64_t>(w.registers / wide, 12);
   const bool joint = w.joint(rows, members), shares_panels = by_rows && w.T > 1;
-  Time time{kForward + waking(threads) + kStep * T};
+  Time time{kForward + waking(w, threads) + kStep * T};
   if (w.direct) {
     const int64_t at_once = w.registers / 4;
     time.by_width += mine * kDirect * (w.T * w.P * ceil_div(rows, at_once) + w.I * ceil_div(all, at_once));
     time.by_width += mine * all * (kMultiply * K + 2 * kSumLanes);
   } else {
-    Gemm{w, rows, panels, mine, most}.add(time, T, joint ? K : w.P);
+    Gemm{w, rows, panels, mine, most, rows_of_reading(w)}.add(time, T, joint ? K : w.P);
     if (!joint) Gemm{w, all, panels, mine, most}.add(time, 1, w.I);
     const double packed = shares_panels || !by_rows ? registers * ceil_div(w.panels, threads) / w.panels : registers;
     time.by_width += (kPack * packed + (shares_panels ? kLine * others * registers : 0)) * K / w.per_word;
@@ -119,8 +129,8 @@ Time backward_time(const Work& w, int threads, bool by_rows) {
   const int64_t panels = ceil_div(w.panels, members), mine = ceil_div(states * panels, w.panels);
   const int64_t most = w.direct ? w.registers / 4 : std::min<int64_t>(w.registers / ceil_div(states, w.panels), 12);
   const int64_t shared = ceil_div(w.rows, threads), chunks = ceil_div(w.rows, 384 + w.N);
-  Time time{kBackward + waking(threads) + kBackwardStep * T + chunks * (kChunk + 2 * barrier(threads))};
-  Gemm{w, rows, panels, mine, most}.add(time, T, K);
+  Time time{kBackward + waking(w, threads) + kBackwardStep * T + chunks * (kChunk + 2 * barrier(threads))};
+  Gemm{w, rows, panels, mine, most, rows_of_reading(w)}.add(time, T, K);
   time.by_width += all * kBackwardCell[int(w.cell)] * ceil_div(units * panels, w.panels);
   if (members > 1) time.fixed += T * barrier(threads), time.by_width += kLine * others * shared * G * units;
   if (w.project) {
@@ -139,11 +149,25 @@ Time backward_time(const Work& w, int threads, bool by_rows) {
     const int64_t tiles = ceil_div(G * ceil_div(w.H, height), threads);
     const double words = double(w.rows) / w.per_word;
     time.by_width += (w.tiles ? kTiled : 1) * kTransposed * tiles * height * both * words;
-    time.fixed += double(chunks) * tiles * kGradientTile * ceil_div(both, 3) + kColumns * tiles * words;
-    time.by_width += double(chunks) * tiles * kGradient * height * both + kOperand * shared * both;
+    time.by_width += double(chunks) * tiles * (kGradientTile * ceil_div(both, 3) + kGradient * height * both);
+    time.by_width += kColumns * tiles * words + kOperand * shared * both;
     time.by_width += kLine * others * (both + double(G * units) / threads) * words;
   }
   return time;
+}
+
+thread_local double last_call = -1;  // when a layer's last pass on this thread ended
+double seconds_now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Whether OpenMP's threads sleep as soon as they have nothing to do.
+bool sleep_at_once() {
+  static const bool passive = [] {
+    const char* policy = std::getenv("OMP_WAIT_POLICY");
+    return policy && (policy[0] == 'p' || policy[0] == 'P');
+  }();
+  return passive;
 }
 
 std::atomic<int> fixed_threads{0};
@@ -177,24 +201,31 @@ bool divides_rows(const Work& w, int size) {
 int choose_threads(const Work& w, int most) {
   if (const int fixed = fixed_threads.load(std::memory_order_relaxed)) return fixed;
   if (most <= 1) return 1;
-  constexpr int kCounts = 128;
-  int counts[kCounts], tried = 0;
-  double times[kCounts], least = 0;
-  const double call = w.backward ? kBackward : kForward;
+  const double call = w.backward ? kBackward : kForward, alone = nanoseconds(w, 1, true);
+  int best = 1;
+  double least = alone;
   // Every number up to 16, then steps of an eighth (18, 20, .. 32, 36, .. 64, 72).
-  for (int n = 1, step = 1; n <= most && tried < kCounts; ++tried) {
+  for (int n = 2, step = 1; n <= most; n = n == most ? n + 1 : std::min(most, n + step)) {
+    // Stops if even an ideal division of the rest could not make up for waking more threads.
+    if (call + waking(w, n) + (alone - call) / most >= least) break;
+    const double time = nanoseconds(w, n, divides_rows(w, n)) * (1 + kWorth * std::log2(n));
+    if (time < least) least = time, best = n;
+    if (time > 1.5 * least) break;
     if (n == 16 * step) step *= 2;
-    // Stops if even the best division of the rest could not make up for waking more threads.
-    if (n > 1 && call + waking(n) + (times[0] - call) / most >= least) break;
-    counts[tried] = n;
-    times[tried] = nanoseconds(w, n, divides_rows(w, n));
-    least = n == 1 ? times[0] : std::min(least, times[tried]);
-    if (times[tried] > 1.25 * least) break;
-    n = n == most ? most + 1 : std::min(most, n + step);
   }
-  int fewest = 0;
-  while (times[fewest] > kWorth * least) ++fewest;
-  return counts[fewest];
+  return best;
+}
+
+int threads_of_call(const Work& w, int most) {
+  const int threads = choose_threads(w, most);
+  if (threads == 1 || (!sleep_at_once() && seconds_now() - last_call < kSpinning)) return threads;
+  Work asleep = w;
+  asleep.asleep = true;
+  return choose_threads(asleep, most);
+}
+
+void end_of_call(int most) {
+  if (most > 1) last_call = seconds_now();
 }
 
 std::pair<int, Division> fix_threads(int threads, Division division) {

@@ -35,6 +35,7 @@ struct Work {
   int registers;                          // of sums in a tile
   int per_word;                           // values along k that one instruction multiplies
   bool tiles;                             // in tile registers (AMX)
+  bool asleep;                            // the other threads of the team sleep
 
   // Whether a step of `rows` rows, in a group of `members` threads, computes x W_ih^T and h W_hh^T in one GEMM. Then
   // x W_ih^T does not pass through the cache (the sums are the same, bit for bit), but W_ih is read at every step. That
@@ -65,9 +66,14 @@ bool divides_rows(const Work& work, int size);
 // costs `exchange`, a fraction of the GEMM's time, for a barrier and for reading what the other threads computed.
 bool large_weights_divide_rows(int64_t rows, int size, int64_t panels, bool tiles, double exchange);
 
-// The number of threads for the pass, at most `most`: the fewest that are estimated to be nearly as fast as the best
-// number.
+// The number of threads for the pass, at most `most`: the best by the estimate, where twice as many threads must be at
+// least a tenth faster, because a wrong choice of more threads costs more than one of fewer.
 int choose_threads(const Work& work, int most);
+
+// The same for a call. If this thread's last pass ended more than some milliseconds ago, the team has gone to sleep,
+// and waking it costs much more. Calls that follow each other keep it awake.
+int threads_of_call(const Work& work, int most);
+void end_of_call(int most);
 
 // For tests and benchmarks: every layer uses exactly `threads` threads, and this division. 0 and `chosen`: as
 // estimated.

@@ -282,7 +282,7 @@ template <class S>
 void run_forward(const Forward& layer) {
   const int64_t rows = count_rows(layer);
   Forward used = layer;
-  used.threads = choose_threads(forward_work<S>(layer, rows), layer.threads);
+  used.threads = threads_of_call(forward_work<S>(layer, rows), layer.threads);
   for (int d = 0; d < layer.D; ++d) {
     ForwardKernel<S> kernel(used, d, rows);
     Arena size(nullptr);
@@ -293,4 +293,5 @@ void run_forward(const Forward& layer) {
     run_team(used.threads, ForwardKernel<S>::body, &kernel);
   }
   steps_taken += layer.T;
+  end_of_call(layer.threads);
 }

@@ -1,4 +1,9 @@
-// See pool.h. A barrier where the threads wait for a team and one where the team ends are all the synchronisation.
+// See pool.h. The threads wait at one barrier for a team, and at another one for its end.
+//
+// Why it is correct. All threads of the pool pass both barriers for each team, also those that it does not need. So the
+// caller writes the job only while the others are on their way to the first barrier or wait there, and they read it
+// between the two. A thread learns how many pass the barriers when the pool is complete, and that does not change until
+// the threads have ended.
 #include "pool.h"
 
 #include <algorithm>

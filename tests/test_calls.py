@@ -1,0 +1,97 @@
+"""How many threads a call may use: its share of the CPUs, and one where teams lost more time than they saved."""
+
+import threading
+
+import pytest
+
+from lstmkern import _extension
+from lstmkern._extension import add_calls, team_ended, threads_for
+
+MOST = _extension.CPUS["threads"]
+WORK = 1e6
+pytestmark = pytest.mark.skipif(MOST < 2, reason="needs LSTMKERN_NUM_THREADS of 2 or more")
+
+
+@pytest.fixture
+def thread():
+    """thread(f): what f returns, in a new thread. What teams save and lose is counted for each thread."""
+
+    def run(f):
+        results = []
+        caller = threading.Thread(target=lambda: results.append(f()))
+        caller.start()
+        caller.join()
+        return results[0]
+
+    return run
+
+
+def test_share_of_the_cpus(thread):
+    assert threads_for(WORK, MOST + 1) == MOST and threads_for(WORK, 1) == 1
+    for others in (1, 2, MOST - 1, MOST, 10 * MOST):
+        add_calls(others)
+        shares = threads_for(WORK, MOST), threads_for(WORK, 1)
+        add_calls(-others)
+        assert shares == (max(1, MOST // (others + 1)), 1)
+
+
+def test_alone_after_a_loss(thread):
+    def after(lost):
+        team_ended(WORK, 2, 100, lost)
+        return threads_for(WORK, 2)
+
+    assert thread(lambda: after(51)) == 1
+    assert thread(lambda: after(49)) == 2
+    assert thread(lambda: after(0)) == 2
+
+
+def test_larger_teams_save_more(thread):
+    def after(threads):
+        team_ended(WORK, threads, 100, 60)
+        return threads_for(WORK, 2)
+
+    assert thread(lambda: after(2)) == 1 and thread(lambda: after(3)) == 2
+
+
+def test_what_teams_saved_pays_for_a_loss(thread):
+    def after(*teams):
+        for total, lost in teams:
+            team_ended(WORK, 2, total, lost)
+        return threads_for(WORK, 2)
+
+    assert thread(lambda: after((100, 100))) == 1
+    assert thread(lambda: after((0.008, 0), (0.007, 0.007))) == 2
+    assert thread(lambda: after((0.008, 0), (0.007, 0.007), (100, 100))) == 1
+    assert thread(lambda: after((1000, 0), (100, 100))) == 1  # no more than 10 ms are paid
+
+
+def test_a_try_begins_with_an_advance(thread):
+    def after(*losses):
+        for lost in losses:
+            team_ended(WORK, 2, lost, lost)
+            while threads_for(WORK, 2) == 1:
+                pass
+        team_ended(WORK, 2, 0.008, 0.008)
+        return threads_for(WORK, 2)
+
+    assert thread(lambda: after()) == 1
+    assert thread(lambda: after(0.0085)) == 2
+
+
+def test_only_calls_of_about_the_same_work_on_this_thread_are_alone(thread):
+    def after():
+        team_ended(WORK, 2, 100, 100)
+        return [threads_for(work, 2) for work in (0, 1, WORK / 100, WORK, WORK * 100, 1e300, float("inf"))]
+
+    assert thread(after) == [2, 2, 2, 1, 2, 2, 2]
+    assert thread(lambda: threads_for(WORK, 2)) == 2
+
+
+def test_a_loss_is_over_after_a_while(thread):
+    def after():
+        team_ended(WORK, 2, 0.0051, 0.0051)  # more than the first advance
+        while threads_for(WORK, 2) == 1:
+            pass
+        return threads_for(WORK, 2)
+
+    assert thread(after) == 2
