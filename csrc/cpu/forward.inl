@@ -253,7 +253,8 @@ class ForwardKernel : ForwardPass<S> {
   // Hands a tile of sums to the cell.
   INLINE void finish(const HiddenRows<S>& hidden, const C* x_gates, int64_t j, int tall, const Panel& p, C* sums) {
     const int64_t column = units.column(p);
-    ForwardTile<S> tile{hidden, j, p.first, units.across(p), tall, p.nv, sums, sums + kTile<C>, p.nv * W, bias + column};
+    ForwardTile<S> tile{hidden, j,    p.first,         units.across(p), tall,
+                        p.nv,   sums, sums + kTile<C>, p.nv * W,        bias + column};
     if (x_gates) {  // from the chunk's buffer, where they include the bias
       tile.x_sums = x_gates + j * gates_ld + column;
       tile.x_ld = gates_ld;

@@ -60,7 +60,8 @@ class WeightGradients {
 
  public:
   static constexpr bool kNarrow = sizeof(S) != sizeof(C);  // the results have another type than the sums
-  static constexpr int kOverread = height > W ? height : W;  // elements that may be read past the end of a chunk's dgates
+  static constexpr int kOverread =
+      height > W ? height : W;  // elements that may be read past the end of a chunk's dgates
 
   // Elements that add() needs to pack tiles of dgates.
   static int64_t transposed(const Backward& layer, int64_t chunk_rows) {

@@ -83,8 +83,8 @@ INLINE void exchange(Vec<C> (&v)[width<C>]) {
   if constexpr (Step * 2 < W) exchange<Step * 2, C>(v);
 }
 
-// Packs a register of panel p: word k of the row of lane l is stored in that lane. A null row is zeros; past K the result
-// is zero too.
+// Packs a register of panel p: word k of the row of lane l is stored in that lane. A null row is zeros; past K the
+// result is zero too.
 template <class X, class C, class S>
 void pack_transposed(X* to, const Panel& p, const S* const (&rows)[width<C>], int64_t K) {
   constexpr int W = width<C>;
