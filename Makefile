@@ -146,7 +146,7 @@ ASAN_RUN = cd $(ASAN) && ASAN_OPTIONS=detect_leaks=0:use_sigaltstack=0 UBSAN_OPT
   LSTMKERN_TEST_TEAM=2 OMP_WAIT_POLICY=passive LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libubsan.so)" \
   $(ASAN_PY) $(call SPREAD,$(ASAN_PY)) -x -s -p no:cacheprovider -W ignore
 test-asan: $(ASAN)/.built
-	$(ASAN_RUN) $(addprefix tests/test_,elementwise.py parity.py varlen.py beyond.py cells.py nonfinite.py threads.py memory.py)
+	$(ASAN_RUN) $(addprefix tests/test_,elementwise.py parity.py hidden_sizes.py varlen.py beyond.py cells.py nonfinite.py threads.py memory.py)
 	for variant in avx512_bf16 avx512 avx2 baseline; do echo "== $$variant"; export LSTMKERN_CPU_CAPABILITY=$$variant; \
 	  case $$variant in avx512*) only=bf16;; *) only=;; esac; \
 	  ($(ASAN_RUN) tests/test_parity.py -k "$$only") || exit 1; done

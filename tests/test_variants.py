@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNEL_TESTS = [f"tests/test_{name}.py" for name in ("elementwise", "parity", "gradients", "nonfinite", "subnormal")]
+KERNEL_TESTS = [
+    f"tests/test_{name}.py" for name in ("elementwise", "parity", "hidden_sizes", "gradients", "nonfinite", "subnormal")
+]
 
 
 def python(*args, **environment):

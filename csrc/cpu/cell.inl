@@ -48,7 +48,8 @@ void finish_forward(const ForwardPass<S>& pass, const ForwardTile<S>& given) {
   constexpr int W = width<C>, G = CellRows<S>::kGates;
   const ForwardTile<S> tile = given;
   const int row_length = tile.registers * W, units = G > 1 ? 1 : tile.registers;
-  C buffer[G > 1 ? kMaxRows * 2 * W : 1], *const kept = G > 1 ? buffer : tile.sums;
+  alignas(64) C buffer[G > 1 ? kMaxRows * 2 * W : 1];
+  C* const kept = G > 1 ? buffer : tile.sums;
   const int kept_length = G > 1 ? 2 * W : row_length;
   const bool project = pass.project;
   const int64_t H = pass.L.H, full_ld = pass.full_ld;

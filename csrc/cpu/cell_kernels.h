@@ -100,9 +100,9 @@ struct BackwardPass {
   }
 };
 
-// A row of gate gradients has a plane for each gate, in the order of the gates. GRU's n has two
-// planes, because its recurrent part n_h has a separate gradient. They are stored as n r z n_h, so that the three for
-// the input (n r z) and the three for the state before the step (r z n_h) are each contiguous.
+// A row of gate gradients has a plane for each gate, in the order of the gates. GRU's n has two planes, because its
+// recurrent part n_h has a separate gradient. They are stored as n r z n_h, so that the three for the input (n r z) and
+// the three for the state before the step (r z n_h) are each contiguous.
 struct GruPlanes {
   static constexpr int n = 0, r = 1, z = 2, n_h = 3;
 };

@@ -76,9 +76,8 @@ constexpr int64_t spread(int64_t columns) {
 
 // Panels of the gate GEMMs. A panel holds all gates of its units next to each other, so that one tile of sums has
 // everything that the cell needs. For a gated cell it has up to a register of units per gate, for the RNN, which has
-// one gate, several registers of units. The gates of a panel follow one another without gaps: a last panel of 4 units
-// has the 4 gates of the LSTM in one register of 16. Call each of its `parts` (the gates, or the RNN's registers) a
-// part.
+// one gate, several registers of units. These are the parts of a panel. They follow one another without gaps, so the
+// last panel may be narrow: with 4 units, the 4 gates of the LSTM take one register of 16.
 template <class X, class C>
 struct GatePanels {
   static constexpr int W = width<C>;
