@@ -202,12 +202,8 @@ def growth_plots(results: Results) -> str:
     return plots(results, LINK, {f"growth-{name}.png": f"{what} as one size grows" for name, what in names.items()})
 
 
-def small_summary(results: Results) -> str:
-    return small_tables.summary(results.cases("bench_small"))
-
-
-def small_document(table: str) -> Callable[[Results], str]:
-    """One table of docs/benchmarks/small-networks.md."""
+def small(table: str) -> Callable[[Results], str]:
+    """One table of small networks."""
     return lambda results: getattr(small_tables, table)(about) if (about := results["bench_small"]) else ""
 
 
@@ -217,12 +213,12 @@ def small_plots(results: Results) -> str:
 
 
 TABLES: dict[str, dict[str, Callable[[Results], str]]] = {  # page: {marker: content, "" where results are missing}
-    "README.md": {"claim": claim, "small": small_summary, "goals": short_goals},
+    "README.md": {"claim": claim, "small": small("summary"), "goals": short_goals},
     "docs/performance.md": {
         "goals": full_goals,
         "bounds": lambda results: bounds.digest(about) if (about := results["bounds"]) else "",
         "families": families,
-        "small": small_summary,
+        "small": small("summary"),
         "varlen": variable_lengths,
         "models": model_table,
         "threads": busy_machine,
@@ -231,10 +227,10 @@ TABLES: dict[str, dict[str, Callable[[Results], str]]] = {  # page: {marker: con
         "hotspots": lambda results: hotspots.document(about) if (about := results["hotspots"]) else "",
     },
     "docs/benchmarks/small-networks.md": {
-        "sizes": small_document("sizes"),
-        "threads": small_document("threads"),
-        "calls": small_document("calls"),
-        "losses": small_document("losses"),
+        "sizes": small("sizes"),
+        "threads": small("threads"),
+        "calls": small("calls"),
+        "losses": small("losses"),
         "plots": small_plots,
     },
 }

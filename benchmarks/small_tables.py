@@ -34,14 +34,18 @@ def spread(cases: Sequence[dict]) -> str:
     return f"{report.number(statistics.median(ratios))} ({report.number(min(ratios))})" if ratios else "-"
 
 
-def summary(cases: Sequence[dict]) -> str:
+def summary(about: dict) -> str:
     """One line per peer: the ratios over all T, N and H up to MOST, on one thread."""
-    small = [c for c in chosen(cases, part="sizes") if hidden(c) <= MOST]
+    small = [c for c in chosen(about["cases"], part="sizes") if hidden(c) <= MOST]
     rows = [
         [peer, *(spread(chosen(small, peer=peer, cell=cell, train=train)) for cell, train, _ in COLUMNS)]
         for peer in peers(small)
     ]
-    return report.markdown(["relative to", *(name for *_, name in COLUMNS)], rows) if rows else ""
+    return (
+        report.markdown([f"{about['machine']['cpu']}, relative to", *(name for *_, name in COLUMNS)], rows)
+        if rows
+        else ""
+    )
 
 
 def sizes(about: dict) -> str:

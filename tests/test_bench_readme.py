@@ -123,7 +123,7 @@ def test_small_networks_by_hand():
     about = {**report.context(1), "cases": cases, "peers": {"onnxruntime": None, "jax": "1.2"}, "commit": "a" * 40}
     about["parts"] = {"sizes": {"commit": "a" * 40}, "busy": {"commit": "b" * 40}}
     read = lambda table: [[c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines() if "|" in line]  # noqa: E731
-    assert read(small_tables.summary(cases))[2:] == [
+    assert read(small_tables.summary(about))[2:] == [
         ["torch.nn", "-", "-", "9 (4)", "-", "-", "-"],  # H up to 64
         ["JAX", "-", "-", "-", "0.25 (0.25)", "-", "-"],
     ]
@@ -144,7 +144,7 @@ def test_small_networks_by_hand():
 def test_small_networks_are_what_the_file_says():
     """README's table and the list of losses, looked up in the file by hand."""
     cases = json.loads((RESULTS / "bench_small.json").read_text())["cases"]
-    table = readme.small_summary(readme.Results(RESULTS))
+    table = readme.small("summary")(readme.Results(RESULTS))
     row = next(line for line in table.splitlines() if line.startswith("| torch.nn"))
     wanted = {"part": "sizes", "peer": "torch.nn", "cell": "RNN", "train": True}
     small = [c for c in cases if all(c[k] == v for k, v in wanted.items()) and int(c["shape"].split(",")[3]) <= 64]
