@@ -16,7 +16,6 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/cpus.h"
 #include "layer.h"
 #include "results.h"
 
@@ -111,7 +110,7 @@ class Problem {
       resets_ = resets->unsqueeze(-1);
       layer.resets = view(resets_);
     }
-    layer.threads = at::in_parallel_region() ? 1 : std::min(at::get_num_threads(), cpu::cpus().threads);
+    layer.threads = at::in_parallel_region() ? 1 : at::get_num_threads();  // at most; see cpu/calls.h
   }
 
   // A tensor [T, N, columns], [N, T, columns], [R, columns] or [N, columns] whose rows are contiguous.

@@ -102,14 +102,14 @@ void pass(const Layer& layer, void* to, const void* from, int64_t columns) {
 }
 
 // Multiply-adds of all steps, with some for reading the weights.
-double work_of(const Layer& layer) {
+double multiply_adds(const Layer& layer) {
   return double(layer.N + 3) * layer.T * layer.D * gates_of(layer.cell) * layer.H * (layer.I + layer.P);
 }
 
 // Runs the kernel with the threads that the call may use.
 template <class Direction>
 void run(void (*kernel)(const Direction&), const Direction& layer) {
-  const Call call(work_of(layer));
+  const Call call(multiply_adds(layer));
   const int threads = call.threads(layer.threads);
   if (threads == layer.threads) return kernel(layer);
   Direction used = layer;
