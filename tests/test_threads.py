@@ -170,6 +170,7 @@ def fork_after_use():
     expected = results("LSTM", BY_ROWS, 1, torch.float32)
     child = os.fork()
     if child == 0:
+        torch.set_num_threads(1)
         same = all(map(torch.equal, results("LSTM", BY_ROWS, 1, torch.float32), expected))
         os._exit(0 if same else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
