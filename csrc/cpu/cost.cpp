@@ -48,7 +48,7 @@ constexpr double kStateLine = 24;   // the same just after a barrier, where noth
 constexpr double kSpinning = 4e-3;  // seconds for which OpenMP's threads stay awake after their work (GNU's: 5 ms)
 
 // Twice as many threads must be estimated to be faster by this part.
-constexpr double kWorth = 0.1;
+constexpr double kWorth = 0.12;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
