@@ -1,6 +1,7 @@
 """The number of threads that a layer chooses by its cost model (csrc/cpu/cost.h)."""
 
 import itertools
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 import lstmkern
+from benchmarks import thread_choice
 from lstmkern import _extension
+from lstmkern.bench.cases import Case
 
 MODES, DTYPES, PASSES = ("LSTM", "GRU", "RNN_TANH"), ("fp32", "fp64", "bf16", "fp16"), ("infer", "forward", "backward")
 SIZES = [
@@ -212,3 +215,31 @@ def test_wrong_arguments():
         assert _extension.fix_threads(0) == (3, "units")
     finally:
         _extension.fix_threads(*before)
+
+
+def test_the_sweep_keeps_every_run(tmp_path, monkeypatch, capsys):
+    cases = [Case("RNN", 2, 1, 8, 8, train=train) for train in (False, True)]
+    monkeypatch.setattr(thread_choice, "sweep", lambda dtype: cases)
+    monkeypatch.setattr(thread_choice, "ROUNDS", 1)
+    options = ["--threads", "2", "--out", str(tmp_path)]
+    for part in (["--part", "1/2"], ["--part", "2/2"], ["--again", "1e-9"]):
+        assert thread_choice.main([*part, *options]) == 0
+    found = json.loads((tmp_path / "thread_choice.json").read_text())
+    assert [line["case"] for line in found["results"]] == [str(case) for case in cases]
+    assert all(len(line["ms"]) == 2 and set(line["ms"][0]) == {"1", "2", "default"} for line in found["results"])
+    assert [len(line["chosen"]) for line in found["results"]] == [1, 2] and found["summary"]["cases"] == 2
+    assert _extension.fix_threads(0) == (0, "chosen"), "it leaves no number of threads behind"
+    capsys.readouterr()
+
+
+def test_summary_of_the_sweep_by_hand():
+    def line(name, *runs):
+        return {"case": name, "ms": [{"1": one, "2": two, "default": default} for one, two, default in runs]}
+
+    found = thread_choice.summarize(
+        [line("a", (4, 2, 2)), line("b", (2, 4, 4), (2, 4, 3)), line("c", (1, 2, 4), (1, 2, 1))]
+    )
+    assert found["default_over_best"] == pytest.approx(2) and found["worst_of_best_run"] == 1.5  # 1, 2 and 4
+    assert found["above_1.15_once"] == 2 and found["above_1.15_in_every_of_several_runs"] == ["b"]
+    assert found["speed_over_one_thread"] == pytest.approx(0.25 ** (1 / 3))  # 2, 1/2 and 1/4
+    assert found["slower_than_one_thread_by_0.1"] == ["b"]
