@@ -25,13 +25,13 @@ class GateWeights {
         direct(few_rows_forward<X>(layer, total)),
         once(layer.T == 1),
         bytes(units.packed(layer.I + layer.P) * sizeof(X)),
-        x_columns(direct ? 0 : depth<X>(layer.I)) {}
+        x_columns(direct && !once ? 0 : depth<X>(layer.I)) {}
 
   // Whether a step of `rows` rows, in a group of `members` threads, computes x W_ih^T and h W_hh^T in one GEMM. Then
   // x W_ih^T does not pass through the cache (the sums are the same, bit for bit), but W_ih is read at every step. That
   // needs enough rows, and more of them if the L2 cache does not hold W_ih (measured: docs/benchmarks/findings.md).
   bool joint(int64_t rows, int members) const {
-    if (direct || once) return !direct;
+    if (direct || once) return once;
     const int64_t tiles = (rows + 31) / 32;
     // Tiles with less than three quarters of their rows in use load too much for what they compute.
     if (on_tiles<X> && 4 * rows < 3 * tiles * (rows <= 16 * tiles ? 16 : 32)) return false;
@@ -59,14 +59,14 @@ class GateWeights {
   // `joint`, of x and h with separate sums. The other arguments are those of multiply_panel().
   template <class A, class F>
   INLINE void multiply_inputs(int64_t j0, int64_t j1, const Panel& p, const Panel& next, A&& row, F&& receive) {
-    if (direct) return multiply_direct(j0, j1, p, next, L.I, w.w_ih, row, receive);
+    if (direct) return multiply_direct(true, false, j0, j1, p, next, row, receive);
     multiply_panel<C>(false, j0, j1, p.nv, L.I, panels + units.offset(p, K()), panels + units.offset(next, K()), row,
                       receive);
   }
   template <class A, class F>
   INLINE void multiply_step(bool joint, int rank, int64_t j0, int64_t j1, const Panel& p, const Panel& next, A&& row,
                             F&& receive) {
-    if (direct) return multiply_direct(j0, j1, p, next, L.P, w.w_hh, row, receive);
+    if (direct) return multiply_direct(joint, true, j0, j1, p, next, row, receive);
     X *panel = panels + units.offset(p, K()), *after = bytes <= kKept ? panel : panels + units.offset(next, K());
     if (once) pack_panel(panel = after = panels + rank * units.largest(K()), p);
     const int64_t skipped = joint ? 0 : x_columns, offset = p.nv * W * skipped;
@@ -82,23 +82,41 @@ class GateWeights {
     units.pack(to + p.nv * W * x_columns, p, static_cast<const S*>(w.w_hh), L.P);
   }
 
+  // With the weights of x, of h or, in joint steps, of both: a row then has h at x_columns, and the sums of x begin at
+  // kTile.
   template <class A, class F>
-  INLINE void multiply_direct(int64_t j0, int64_t j1, const Panel& p, const Panel& next, int64_t K, const void* weights,
-                              A&& row, F&& receive) {
-    const S* const from = static_cast<const S*>(weights);  // [G*H, K]
+  INLINE void multiply_direct(bool of_x, bool of_h, int64_t j0, int64_t j1, const Panel& p, const Panel& next, A&& row,
+                              F&& receive) {
+    const S *const ih = static_cast<const S*>(w.w_ih), *const hh = static_cast<const S*>(w.w_hh);
     for_tiles(j0, j1, kRowsAtOnce, [&](int64_t j, int tall) {
       const X* a[kRowsAtOnce];
       for (int r = 0; r < tall; ++r) a[r] = row(j + r);
       Tile<C> tile;
       with_rows(tall, [&](auto R) {
-        auto first_row = [&](const Panel& of, int v) {  // of register v
-          return units.gate(v) * L.H + units.unit(of, v);
-        };
-        for (int v = 0; v < p.nv; ++v)
-          times_rows<R.value, C>(a, from + first_row(p, v) * K, K, L.H - units.unit(p, v), K, tile.sums + v * W,
-                                 p.nv * W, from + (v + 1 < p.nv ? first_row(p, v + 1) : first_row(next, 0)) * K);
+        if (of_x)
+          multiply_rows<R.value>(a, ih, L.I, p, tile.sums + (of_h ? kTile<C> : 0), of_h ? hh : ih, of_h ? L.P : L.I,
+                                 of_h ? p : next);
+        for (int r = 0; of_x && r < tall; ++r) a[r] += x_columns;
+        if (of_h) multiply_rows<R.value>(a, hh, L.P, p, tile.sums, of_x ? ih : hh, of_x ? L.I : L.P, next);
       });
       receive(j, tall, tile.sums);
     });
+  }
+
+  // R rows times panel p of `from` [G*H, K]; panel `next` of `after` [G*H, K_after] is read next.
+  template <int R>
+  INLINE void multiply_rows(const X* const* a, const S* from, int64_t K, const Panel& p, C* sums, const S* after,
+                            int64_t K_after, const Panel& next) const {
+    auto first_row = [&](const Panel& of, int v) { return units.gate(v) * L.H + units.unit(of, v); };  // of register v
+    for (int v = 0; v < p.nv; ++v) {
+      const S *const rows = from + first_row(p, v) * K, *const ahead = v + 1 < p.nv
+                                                                           ? from + first_row(p, v + 1) * K
+                                                                           : after + first_row(next, 0) * K_after;
+      const int64_t inside = L.H - units.unit(p, v);
+      if (bytes <= kKept)
+        times_rows<R, true, C>(a, rows, inside, K, sums + v * W, p.nv * W, ahead);
+      else
+        times_rows<R, false, C>(a, rows, inside, K, sums + v * W, p.nv * W, ahead);
+    }
   }
 };
