@@ -7,9 +7,9 @@
 #include <utility>
 #include <vector>
 
+#include "calls.h"
 #include "cpu/peak.h"
 #include "cpu/product.h"
-#include "calls.h"
 #include "layer.h"
 #if defined(LSTMKERN_CUDA_VERSION)
 #include "cuda/dispatch.h"
