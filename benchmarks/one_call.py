@@ -102,6 +102,8 @@ def document(about: dict) -> str:
         )
     head = ["us", "before", "its cell", "now", "its cell", "`__call__`", "`forward`", "C++, 1 unit", "arithmetic"]
     text = f"{report.machine_line(about)}, one thread; `{about['command']}`\n\n{report.markdown(head, rows)}"
+    if before:
+        text += f"\n\nBefore: {about['before_commit']}."
     text += f"\n\nAn empty module's call takes {about['identity']:.2f} us, torch.empty {about['empty']:.2f}."
     if about.get("onnxruntime"):
         rows = [
@@ -137,7 +139,8 @@ def main(argv: list[str] | None = None) -> int:
                         break
                     found["onnxruntime"].append({"cell": cell, "H": H, "threads": threads, **result})
     if args.before:
-        found["before"] = json.loads(args.before.read_text())["levels"]
+        earlier = json.loads(args.before.read_text())
+        found |= {"before": earlier["levels"], "before_commit": earlier["commit"]}
     print(document({**about, **found}))
     if args.out:
         report.write_json(args.out, about, **found)
