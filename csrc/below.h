@@ -91,9 +91,9 @@ inline ForwardResults forward_below(const Tensor& input, const OptionalTensor& h
                        cells);
   using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
   static const auto op =
-      operator_named<Results(const Tensor&, const Tensor&, const OptionalTensor&, at::TensorList,
-                             const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, c10::string_view,
-                             bool, bool, bool)>("lstmkern::layer_forward");
+      operator_named<Results(const Tensor&, const Tensor&, const OptionalTensor&, at::TensorList, const OptionalTensor&,
+                             const OptionalTensor&, const OptionalTensor&, c10::string_view, bool, bool, bool)>(
+          "lstmkern::layer_forward");
   const States start(h0, c0, input, weights, batch_sizes, mode, batch_first);
   auto [output, h_n, c_n, every_c, gates] =
       op.call(input, start.h0, start.c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells);
@@ -101,12 +101,14 @@ inline ForwardResults forward_below(const Tensor& input, const OptionalTensor& h
   return {output, present(h_n), present(c_n), present(every_c), present(gates)};
 }
 
-inline BackwardResults backward_below(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
-    const OptionalTensor& grad_cells, const Tensor& input, const OptionalTensor& h0, const OptionalTensor& c0,
-    at::TensorList weights, const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-    const OptionalTensor& resets, const OptionalTensor& output, const OptionalTensor& cells,
-    const OptionalTensor& gates, c10::string_view mode, bool batch_first, std::array<bool, 3> needs) {
+inline BackwardResults backward_below(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                                      const OptionalTensor& grad_c_n, const OptionalTensor& grad_cells,
+                                      const Tensor& input, const OptionalTensor& h0, const OptionalTensor& c0,
+                                      at::TensorList weights, const OptionalTensor& batch_sizes,
+                                      const OptionalTensor& lengths, const OptionalTensor& resets,
+                                      const OptionalTensor& output, const OptionalTensor& cells,
+                                      const OptionalTensor& gates, c10::string_view mode, bool batch_first,
+                                      std::array<bool, 3> needs) {
   Keys keys;
   keys.add(input);
   keys.add(weights);
@@ -117,11 +119,12 @@ inline BackwardResults backward_below(
     return cpu_backward(grad_output, grad_h_n, grad_c_n, grad_cells, input, h0 ? *h0 : Tensor(), c0, weights,
                         batch_sizes, lengths, resets, output, cells, gates, mode, batch_first, needs);
   using Results = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
-  static const auto op = operator_named<Results(
-      const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const Tensor&,
-      const Tensor&, const OptionalTensor&, at::TensorList, const OptionalTensor&, const OptionalTensor&,
-      const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, c10::string_view,
-      bool, std::array<bool, 3>)>("lstmkern::layer_backward");
+  static const auto op =
+      operator_named<Results(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                             const Tensor&, const Tensor&, const OptionalTensor&, at::TensorList, const OptionalTensor&,
+                             const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                             const OptionalTensor&, c10::string_view, bool, std::array<bool, 3>)>(
+          "lstmkern::layer_backward");
   const States start(h0, c0, input, weights, batch_sizes, mode, batch_first);
   auto [grad_input, grad_h0, grad_c0, grad_weights] =
       op.call(grad_output, grad_h_n, grad_c_n, grad_cells, input, start.h0, start.c0, weights, batch_sizes, lengths,

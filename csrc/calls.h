@@ -1,7 +1,7 @@
 // Whole calls of a module, a cell or a stack of layers for Python: arguments, checks, results and kernels in one C++
-// function. Each takes the calls that a CPU kernel alone computes: plain tensors, no gradient to record, no autocast, no
-// mode or transform that must see the call, nothing that torch.nn would refuse. For any other call it returns None and
-// has done nothing, and Python goes the long way (functional.py, autograd.py), which also words the errors.
+// function. Each takes the calls that a CPU kernel alone computes: plain tensors, no gradient to record, no autocast,
+// no mode or transform that must see the call, nothing that torch.nn would refuse. For any other call it returns None
+// and has done nothing, and Python goes the long way (functional.py, autograd.py), which also words the errors.
 #pragma once
 
 #include <ATen/PythonTorchFunctionTLS.h>
@@ -23,8 +23,8 @@ struct Stack {
   int64_t layers = 0, directions = 1;
   Tensor input, h0;  // h0 undefined: the states start at zero
   OptionalTensor c0, batch_sizes, lengths, resets;
-  c10::SmallVector<Tensor, 8> weights;      // of all layers
-  c10::SmallVector<size_t, 4> ends;         // of each layer's weights
+  c10::SmallVector<Tensor, 8> weights;  // of all layers
+  c10::SmallVector<size_t, 4> ends;     // of each layer's weights
   Keys keys;
   bool needs_grad = false, same_dtype = true;
 
@@ -113,7 +113,8 @@ PyObject* wrap(const Tensor& t) { return THPVariable_Wrap(t); }
 // The attributes of a module in its __dict__. Those that are found elsewhere (a property, say) are left to Python.
 class Attributes {
  public:
-  explicit Attributes(PyObject* module) : dict_(py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module, nullptr))) {
+  explicit Attributes(PyObject* module)
+      : dict_(py::reinterpret_steal<py::object>(PyObject_GenericGetDict(module, nullptr))) {
     if (!dict_) throw python_error();
   }
   PyObject* get(PyObject* name) const { return found(PyDict_GetItemWithError(dict_.ptr(), name)); }
@@ -240,8 +241,8 @@ PyObject* run_module(PyObject*, PyObject* const* args, Py_ssize_t) {
     return rank == 3 ? has_sizes(t, {D, N, columns}) : has_sizes(t, {D, columns});
   };
   if (T == 0 || (s.h0.defined() && !state_fits(s.h0, P ? P : H)) || (s.c0 && !state_fits(*s.c0, H))) Py_RETURN_NONE;
-  if (s.lengths && (s.lengths->scalar_type() != at::kLong ||
-                    !(rank == 3 ? has_sizes(*s.lengths, {N}) : s.lengths->dim() == 0)))
+  if (s.lengths &&
+      (s.lengths->scalar_type() != at::kLong || !(rank == 3 ? has_sizes(*s.lengths, {N}) : s.lengths->dim() == 0)))
     Py_RETURN_NONE;
   if (s.resets && (s.resets->scalar_type() != at::kBool || s.resets->sizes() != s.input.sizes().slice(0, rank - 1)))
     Py_RETURN_NONE;
@@ -355,7 +356,8 @@ PyObject* counted(PyObject* self, PyObject* const* args, Py_ssize_t n) {
 inline void add_calls(py::module_& m) {
   static PyMethodDef methods[] = {
       {"run_module", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<6, run_module>)), METH_FASTCALL,
-       "run_module(module, input, hx, lengths, resets, return_cells): what forward of LSTM, GRU or RNN returns, or None "
+       "run_module(module, input, hx, lengths, resets, return_cells): what forward of LSTM, GRU or RNN returns, or "
+       "None "
        "if Python must compute it"},
       {"run_cell", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<4, run_cell>)), METH_FASTCALL,
        "run_cell(cell, mode, input, hx): what forward of a cell returns, or None if Python must compute it"},

@@ -34,10 +34,9 @@ py::tuple eager_forward(const Tensor& input, const OptionalTensor& h0, const Opt
 py::tuple eager_backward(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                          const OptionalTensor& grad_c_n, const OptionalTensor& grad_cells, const Tensor& input,
                          const OptionalTensor& h0, const OptionalTensor& c0, const std::vector<Tensor>& weights,
-                         const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                         const OptionalTensor& resets, const OptionalTensor& output, const OptionalTensor& cells,
-                         const OptionalTensor& gates, std::string_view mode, bool batch_first,
-                         std::array<bool, 3> needs) {
+                         const OptionalTensor& batch_sizes, const OptionalTensor& lengths, const OptionalTensor& resets,
+                         const OptionalTensor& output, const OptionalTensor& cells, const OptionalTensor& gates,
+                         std::string_view mode, bool batch_first, std::array<bool, 3> needs) {
   const BackwardResults r = [&] {
     const Below scope;
     return backward_below(grad_output, grad_h_n, grad_c_n, grad_cells, input, h0, c0, weights, batch_sizes, lengths,

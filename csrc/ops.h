@@ -155,8 +155,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> layer_forward(const Tensor& i
                                                                  const OptionalTensor& lengths,
                                                                  const OptionalTensor& resets, c10::string_view mode,
                                                                  bool batch_first, bool save, bool cells) {
-  ForwardResults r = compute_forward<BackEnd>(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first,
-                                              save, cells);
+  ForwardResults r =
+      compute_forward<BackEnd>(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, save, cells);
   for (Tensor* t : {&r.h_n, &r.c_n, &r.cells, &r.gates})
     if (!t->defined()) *t = at::empty({0}, input.options());
   return {r.output, r.h_n, r.c_n, r.cells, r.gates};

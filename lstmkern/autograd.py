@@ -21,7 +21,7 @@ _is_legacy_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lam
 # The ops as tracers and transforms see them.
 forward_op = torch.ops.lstmkern.layer_forward.default
 backward_op = torch.ops.lstmkern.layer_backward.default
-# The kernels of the same ops, called without the dispatcher's autograd layer (csrc/eager.cpp). Absent results are None.
+# The kernels of the same ops, called without the dispatcher's autograd layer (csrc/eager.h). Absent results are None.
 # h0 and c0 may be None too; the states then start at zero.
 eager_forward = _extension.layer_forward
 eager_backward = _extension.layer_backward

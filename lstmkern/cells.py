@@ -1,6 +1,6 @@
 """LSTMCell, GRUCell and RNNCell: one time step as a module, computed by lstmkern's kernels."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,9 +121,9 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
         if disable.DISABLED:
             return super().forward(input, hx)
         if not is_dynamo_compiling():
-            state = run_plain_cell(self, "LSTM", input, hx)
+            state: tuple[Tensor, Tensor] | None = run_plain_cell(self, "LSTM", input, hx)
             if state is not None:
-                return cast(tuple[Tensor, Tensor], state)
+                return state
         _check_rank("LSTMCell", input)
         states = both_states("lstm_cell", hx)
         for i, given in enumerate(states):
@@ -137,9 +137,9 @@ class _SingleStateCell(_Cell):
 
     def _next(self, name: str, mode: str, input: Tensor, hx: Tensor | None) -> Tensor:
         if not is_dynamo_compiling():
-            state = run_plain_cell(self, mode, input, hx)
+            state: Tensor | None = run_plain_cell(self, mode, input, hx)
             if state is not None:
-                return cast(Tensor, state)
+                return state
         _check_rank(name, input)
         if hx is not None and hx.dim() not in (1, 2):
             raise ValueError(f"{name}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")

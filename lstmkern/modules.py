@@ -193,7 +193,7 @@ class LSTM(RecurrentModule, torch.nn.LSTM):
         if disable.DISABLED and lengths is None and resets is None and not return_cells:
             return super().forward(cast(Any, input), hx)
         if not is_dynamo_compiling():
-            results = run_module(self, input, hx, lengths, resets, return_cells)
+            results: tuple[Any, ...] | None = run_module(self, input, hx, lengths, resets, return_cells)
             if results is not None:
                 return results
         h0, c0 = both_states("lstm", hx)
@@ -262,9 +262,9 @@ class _SingleState(RecurrentModule):
             result: tuple[Any, Tensor] = super().forward(input, hx)
             return result
         if not is_dynamo_compiling():
-            results: Any = run_module(self, input, hx, lengths, resets, False)
+            results: tuple[Any, Tensor] | None = run_module(self, input, hx, lengths, resets, False)
             if results is not None:
-                return cast(tuple[Any, Tensor], results)
+                return results
         return self._run(input, hx, None, lengths, resets, False)[:2]
 
     forward.__qualname__ = "forward"  # in Python's errors about arguments, instead of this private class

@@ -41,7 +41,7 @@ struct Work {
   // x W_ih^T does not pass through the cache (the sums are the same, bit for bit), but W_ih is read at every step. That
   // needs enough rows, and more of them if the L2 cache does not hold W_ih (measured: docs/benchmarks/findings.md).
   bool joint(int64_t step_rows, int members) const {
-    if (direct || T == 1) return !direct;
+    if (direct || T == 1) return T == 1;
     const int64_t high = (step_rows + 31) / 32;
     // Tiles with less than three quarters of their rows in use load too much for what they compute.
     if (tiles && 4 * step_rows < 3 * high * (step_rows <= 16 * high ? 16 : 32)) return false;

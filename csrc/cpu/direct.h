@@ -32,25 +32,27 @@ INLINE void sum_lanes(Vec<C> (&v)[width<C>]) {
 }
 
 constexpr int kRowsAtOnce = kSums / 4;
+// Rows of the matrix that are read side by side, a power of two: as many as there are registers for, or four if they do
+// not stay in the L2 cache, as fewer streams come faster from beyond it.
 template <class C>
-constexpr int units_at_once(int rows) {  // a power of two, as many as there are registers for
+constexpr int units_at_once(int rows, bool kept) {
   int units = 1;
-  while (units < width<C> && 2 * units * rows <= kSums) units *= 2;
+  while (units < width<C> && (kept || units < 4) && 2 * units * rows <= kSums) units *= 2;
   return units;
 }
 
-// R rows of a times rows of a matrix: lane l of to + r * stride becomes the sum over k of a[r][k] * w[l * ld + k] for
-// l < rows. `ahead`: the rows that will be multiplied after these.
-template <int R, class C, class X, class S>
-void times_rows(const X* const* a, const S* w, int64_t ld, int64_t rows, int64_t K, C* to, int64_t stride,
-                const S* ahead) {
-  constexpr int W = width<C>, U = units_at_once<C>(R);
+// R rows of a times rows of a matrix [.., K]: lane l of to + r * stride becomes the sum over k of a[r][k] * w[l * K +
+// k] for l < rows. Unless the matrix is kept in the L2 cache, what will be read next is prefetched, in the
+// order of memory; `ahead`: the rows that will be multiplied after these.
+template <int R, bool kKeptInL2, class C, class X, class S>
+void times_rows(const X* const* a, const S* w, int64_t rows, int64_t K, C* to, int64_t stride, const S* ahead) {
+  constexpr int W = width<C>, U = units_at_once<C>(R, kKeptInL2);
   Vec<C> parts[R][W];
   for (int u = 0; u < W; u += U) {
-    const S *row[U], *next = u + U < W ? w + (u + U) * ld : ahead;
+    const S *row[U], *next = u + U < W ? w + (u + U) * K : ahead;
     Vec<C> sums[R][U] = {};
 #pragma GCC unroll 16
-    for (int l = 0; l < U; ++l) row[l] = w + (u + l < rows ? u + l : 0) * ld;
+    for (int l = 0; l < U; ++l) row[l] = w + (u + l < rows ? u + l : 0) * K;
     auto add = [&](int64_t k, auto&& take) {
       Vec<C> x[R];
 #pragma GCC unroll 16
@@ -58,7 +60,7 @@ void times_rows(const X* const* a, const S* w, int64_t ld, int64_t rows, int64_t
 #pragma GCC unroll 16
       for (int l = 0; l < U; ++l) {
         const Vec<C> b = take(row[l] + k);
-        __builtin_prefetch(next + l * ld + k);
+        if (!kKeptInL2) __builtin_prefetch(next + k * U + l * W);
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) sums[r][l] += x[r] * b;
       }

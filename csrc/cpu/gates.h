@@ -41,7 +41,7 @@ class GateWeights {
         direct(work.direct),
         once(layer.T == 1),
         bytes(work.bytes),
-        x_columns(direct ? 0 : depth<X>(layer.I)) {}
+        x_columns(direct && !once ? 0 : depth<X>(layer.I)) {}
 
   // Elements before a row of operands, so that h begins at a cache line. Otherwise threads that divide the units would
   // write to the same line.
@@ -68,14 +68,14 @@ class GateWeights {
   // `joint`, of x and h with separate sums. The other arguments are those of multiply_panel().
   template <class A, class F>
   INLINE void multiply_inputs(int64_t j0, int64_t j1, const Panel& p, const Panel& next, A&& row, F&& receive) {
-    if (direct) return multiply_direct(j0, j1, p, next, L.I, w.w_ih, row, receive);
+    if (direct) return multiply_direct(true, false, j0, j1, p, next, row, receive);
     multiply_panel<C>(false, j0, j1, p, L.I, panels + units.offset(p, K()), panels + units.offset(next, K()), row,
                       receive);
   }
   template <class A, class F>
   INLINE void multiply_step(bool joint, int rank, int64_t j0, int64_t j1, const Panel& p, const Panel& next, A&& row,
                             F&& receive) {
-    if (direct) return multiply_direct(j0, j1, p, next, L.P, w.w_hh, row, receive);
+    if (direct) return multiply_direct(joint, true, j0, j1, p, next, row, receive);
     X *panel = panels + units.offset(p, K()), *after = bytes <= kKept ? panel : panels + units.offset(next, K());
     if (once) pack_panel(panel = after = panels + rank * units.largest(K()), p);
     const int64_t skipped = joint ? 0 : x_columns, offset = p.columns<C>() * skipped;
@@ -91,22 +91,41 @@ class GateWeights {
     units.pack(to + p.columns<C>() * x_columns, p, static_cast<const S*>(w.w_hh), L.P);
   }
 
+  // With the weights of x, of h or, in joint steps, of both: a row then has h at x_columns, and the sums of x begin at
+  // kTile.
   template <class A, class F>
-  INLINE void multiply_direct(int64_t j0, int64_t j1, const Panel& p, const Panel& next, int64_t K, const void* weights,
-                              A&& row, F&& receive) {
-    const S* const from = static_cast<const S*>(weights);  // [G*H, K]
+  INLINE void multiply_direct(bool of_x, bool of_h, int64_t j0, int64_t j1, const Panel& p, const Panel& next, A&& row,
+                              F&& receive) {
+    const S *const ih = static_cast<const S*>(w.w_ih), *const hh = static_cast<const S*>(w.w_hh);
     for_tiles(j0, j1, kRowsAtOnce, [&](int64_t j, int tall) {
       const X* a[kRowsAtOnce];
       for (int r = 0; r < tall; ++r) a[r] = row(j + r);
       Tile<C> tile;
       with_rows(tall, [&](auto R) {
-        const int parts = units.parts(p);
-        for (int part = 0; part < parts; ++part)
-          times_rows<R.value, C>(a, from + units.row(p, part) * K, K, units.rows(p, part), K,
-                                 tile.sums + part * units.across(p), p.nv * W,
-                                 from + (part + 1 < parts ? units.row(p, part + 1) : units.row(next, 0)) * K);
+        if (of_x)
+          multiply_rows<R.value>(a, ih, L.I, p, tile.sums + (of_h ? kTile<C> : 0), of_h ? hh : ih, of_h ? L.P : L.I,
+                                 of_h ? p : next);
+        for (int r = 0; of_x && r < tall; ++r) a[r] += x_columns;
+        if (of_h) multiply_rows<R.value>(a, hh, L.P, p, tile.sums, of_x ? ih : hh, of_x ? L.I : L.P, next);
       });
       receive(j, tall, tile.sums);
     });
+  }
+
+  // R rows times panel p of `from` [G*H, K]; panel `next` of `after` [G*H, K_after] is read next.
+  template <int R>
+  INLINE void multiply_rows(const X* const* a, const S* from, int64_t K, const Panel& p, C* sums, const S* after,
+                            int64_t K_after, const Panel& next) const {
+    const int parts = units.parts(p);
+    for (int part = 0; part < parts; ++part) {
+      const S* const rows = from + units.row(p, part) * K;
+      const S* const ahead =
+          part + 1 < parts ? from + units.row(p, part + 1) * K : after + units.row(next, 0) * K_after;
+      C* const to = sums + part * units.across(p);
+      if (bytes <= kKept)
+        times_rows<R, true, C>(a, rows, units.rows(p, part), K, to, p.nv * W, ahead);
+      else
+        times_rows<R, false, C>(a, rows, units.rows(p, part), K, to, p.nv * W, ahead);
+    }
   }
 };
