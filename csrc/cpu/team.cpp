@@ -14,8 +14,6 @@
 #include <atomic>
 #include <chrono>
 #include <climits>
-#include <tuple>
-#include <utility>
 
 #include "calls.h"
 #include "cpus.h"
@@ -51,33 +49,36 @@ bool forked = false;
 #endif
 
 #if defined(_OPENMP)
-// Runs body in a parallel region of `region` threads, and returns when the caller's part is done and the team's size.
-std::pair<Clock::time_point, int> run_region(int region, int threads, void (*body)(void*, int, int), void* arg) {
-  Clock::time_point done;
+// Runs body in a parallel region of `region` threads and returns the team's size.
+int run_region(int region, int threads, void (*body)(void*, int, int), void* arg) {
   std::atomic<int> next{1};
   int size = 1;
 #pragma omp parallel num_threads(region)
   {
     const int all = omp_get_num_threads(), of_team = std::min(threads, all);
     int rank = omp_get_thread_num();
+    if (rank == 0) size = of_team;
     if (rank && all > of_team) rank = next.fetch_add(1, std::memory_order_relaxed);  // the first ones to arrive
     if (rank < of_team) body(arg, rank, of_team);
-    if (omp_get_thread_num() == 0) {
-      done = Clock::now();
-      size = of_team;
-    }
   }
-  return {done, size};
+  return size;
 }
 #endif
 
-// A body that runs without subnormal numbers on every thread.
-struct Flushed {
+// Runs a body without subnormal numbers, and measures how long the caller was in it. What it was not, it lost to
+// starting and ending the team.
+struct Body {
   void (*body)(void*, int, int);
   void* arg;
+  Clock::duration inside{0};
   static void run(void* self, int rank, int size) {
+    Body& b = *static_cast<Body*>(self);
     const FlushSubnormals flush;
-    static_cast<Flushed*>(self)->body(static_cast<Flushed*>(self)->arg, rank, size);
+    if (rank || size == 1) return b.body(b.arg, rank, size);
+    const auto begin = Clock::now();
+    const auto waited_before = waited;
+    b.body(b.arg, rank, size);
+    b.inside = Clock::now() - begin - (waited - waited_before);
   }
 };
 
@@ -92,29 +93,24 @@ bool in_team() {
 
 }  // namespace
 
-void run_team(int threads, void (*given)(void*, int, int), void* given_arg) {
-  Flushed flushed{given, given_arg};
-  void (*const body)(void*, int, int) = Flushed::run;
-  void* const arg = &flushed;
+void run_team(int threads, void (*body)(void*, int, int), void* arg) {
+  Body given{body, arg};
   if (threads < 2 || forked || in_team()) {
     runs[1].fetch_add(1, std::memory_order_relaxed);
-    return body(arg, 0, 1);
+    return Body::run(&given, 0, 1);
   }
   const auto begin = Clock::now();
-  const auto waited_before = waited;
-  Clock::time_point done{};
 #if defined(_OPENMP)
   const int region = omp_get_max_threads();
   if (region <= cpus().found)
-    std::tie(done, threads) = run_region(std::max(region, threads), threads, body, arg);
+    threads = run_region(std::max(region, threads), threads, Body::run, &given);
   else
 #endif
-    threads = run_pool(threads, body, arg);
-  const auto end = Clock::now();
-  const auto lost = waited - waited_before + (done == Clock::time_point{} ? Clock::duration{0} : end - done);
+    threads = run_pool(threads, Body::run, &given);
+  const auto total = Clock::now() - begin;
   auto seconds = [](Clock::duration d) { return std::chrono::duration<double>(d).count(); };
   runs[std::min(threads, kTeamSizes - 1)].fetch_add(1, std::memory_order_relaxed);
-  team_ended(threads, seconds(end - begin), seconds(lost));
+  if (threads > 1) team_ended(threads, seconds(total), seconds(total - given.inside));
 }
 
 bool is_forked() { return forked; }
@@ -152,7 +148,9 @@ void Barrier::wait_for_others(uint32_t phase, int size) {
 
 void Barrier::wake() {
 #if defined(__linux__)
+  const auto begin = Clock::now();
   syscall(SYS_futex, &phase_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+  waited += Clock::now() - begin;  // the thread that wakes may take this one's CPU
 #endif
 }
 
