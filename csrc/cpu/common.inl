@@ -4,7 +4,7 @@
 constexpr int64_t kKept = 1 << 20;
 
 // How a team shares a layer. It divides the rows of the batch, which needs no barrier inside the time loop, or, if
-// there are too few rows (divides_rows) or only one step, the hidden units, with a barrier per step.
+// that is estimated to be faster (divides_rows in cost.h), the hidden units, with a barrier per step.
 //
 // Why there are no data races (ThreadSanitizer does not understand OpenMP and cannot check it):
 // - Packed weights are written before the first barrier and only read after it. A panel that is used once is in the
