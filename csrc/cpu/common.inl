@@ -112,6 +112,9 @@ struct GatePanels {
   // One panel [k][part][units] of w [G*H, K].
   template <class S>
   void pack(X* to, const Panel& p, const S* w, int64_t K) const {
+    if (p.first + p.nv / (G > 1 ? G : 1) * W <= H && across(p) == W)  // no padding
+      return pack_transposed<X, C>(
+          to, p, K, [&](int64_t column) { return w + (p.first + (G > 1 ? column / W * H + column % W : column)) * K; });
     int part = 0;
     int64_t unit = 0;
     pack_transposed<X, C>(to, p, K, [&](int64_t) {  // the columns in rising order

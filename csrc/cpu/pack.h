@@ -22,9 +22,9 @@ struct Columns {
 };
 
 // Stores a register of a panel, or the half that it has.
-template <class C>
+template <class X, class C>
 INLINE void store_columns(const Panel& p, C* to, Vec<C> v) {
-  if (p.is_short)
+  if (has_short<X> && p.is_short)
     store_short(to, lower_half<C>(v));
   else
     store(to, v);
@@ -45,7 +45,7 @@ INLINE void pack_word(X* to, const Panel& p, int64_t count, int64_t K, int64_t w
       store_words(to + v * W * 2, interleave(first ? load_bits(first + column, n) : Halves{},
                                              second ? load_bits(second + column, n) : Halves{}));
     else
-      store_columns(p, to + v * W, first ? load(first + column, n) : Vec<C>{});
+      store_columns<X, C>(p, to + v * W, first ? load(first + column, n) : Vec<C>{});
   }
 }
 
@@ -89,21 +89,29 @@ template <class X, class C, class S>
 void pack_transposed(X* to, const Panel& p, const S* const (&rows)[width<C>], int64_t K) {
   constexpr int W = width<C>;
   const int64_t all = words<X>(K), stride = p.columns<C>() * per_word<X>;
-  for (int64_t k = 0; k < all; k += W) {
+  int64_t k = 0;
+  auto pack_block = [&](auto&& word) __attribute__((always_inline)) {
     Vec<C> block[W];
 #pragma GCC unroll 16
-    for (int r = 0; r < W; ++r) {
-      if constexpr (is_pair<X>)
-        block[r] = rows[r] && k * 2 < K ? (Vec<C>)load_pairs(rows[r] + k * 2, K - k * 2) : Vec<C>{};
-      else
-        block[r] = rows[r] ? load(rows[r] + k, K - k) : Vec<C>{};
-    }
+    for (int r = 0; r < W; ++r) block[r] = word(rows[r]);
     exchange<1, C>(block);
     const int64_t n = all - k < W ? all - k : W;
 #pragma GCC unroll 16
     for (int r = 0; r < W; ++r)
-      if (r < n) store_columns(p, reinterpret_cast<C*>(to + (k + r) * stride), block[r]);
-  }
+      if (r < n) store_columns<X, C>(p, reinterpret_cast<C*>(to + (k + r) * stride), block[r]);
+  };
+  bool whole = !is_pair<X>;  // no row is null
+  for (int l = 0; l < W; ++l) whole = whole && rows[l];
+  if constexpr (!is_pair<X>)
+    for (; whole && k + W <= K; k += W)
+      pack_block([&](const S* row) __attribute__((always_inline)) { return load(row + k); });
+  for (; k < all; k += W)
+    pack_block([&](const S* row) __attribute__((always_inline)) {
+      if constexpr (is_pair<X>)
+        return row && k * 2 < K ? (Vec<C>)load_pairs(row + k * 2, K - k * 2) : Vec<C>{};
+      else
+        return row ? load(row + k, K - k) : Vec<C>{};
+    });
 }
 
 // Packs panel p, whose column c is the row at the address row(c).
