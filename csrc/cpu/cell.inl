@@ -6,31 +6,28 @@
 #include "cell_kernels.h"
 // clang-format on
 
-// Loads a register of sums: all of it, or the first lanes, where the next gate follows them.
+// Loads a register of sums: all of it, or the first lanes, where the next gate follows them. `across`: elements from
+// one gate (RNN: register) to the next.
+template <class C>
 struct LoadAll {
-  template <class C>
-  INLINE Vec<C> operator()(const C* p) const {
-    return load(p);
-  }
+  static constexpr int64_t across = width<C>;
+  INLINE Vec<C> operator()(const C* p) const { return load(p); }
 };
+template <class C>
 struct LoadFirst {
-  int64_t n;
-  template <class C>
-  INLINE Vec<C> operator()(const C* p) const {
-    return load_end(p, n);
-  }
+  int64_t across;
+  INLINE Vec<C> operator()(const C* p) const { return load_end(p, across); }
 };
 
 // The sums of one row's gates (RNN: registers), one after the other.
 template <class C, class Load>
 struct RowSums {
   const C *h, *x, *bias;  // h W_hh^T; x W_ih^T; the bias, or null if x includes it
-  int64_t across;
   Load load;
-  INLINE Vec<C> of_h(int part) const { return load(h + part * across); }
+  INLINE Vec<C> of_h(int part) const { return load(h + part * load.across); }
   INLINE Vec<C> of_x(int part) const {
-    const Vec<C> sum = load(x + part * across);
-    return bias ? sum + load(bias + part * across) : sum;
+    const Vec<C> sum = load(x + part * load.across);
+    return bias ? sum + load(bias + part * load.across) : sum;
   }
 };
 
@@ -48,9 +45,11 @@ void finish_forward(const ForwardPass<S>& pass, const ForwardTile<S>& given) {
   constexpr int W = width<C>, G = CellRows<S>::kGates;
   const ForwardTile<S> tile = given;
   const int row_length = tile.registers * W, units = G > 1 ? 1 : tile.registers;
+  // What the first half keeps: in place of the sums, unless these are closer together.
+  const bool narrow = G > 1 && tile.across < W;
   alignas(64) C buffer[G > 1 ? kMaxRows * 2 * W : 1];
-  C* const kept = G > 1 ? buffer : tile.sums;
-  const int kept_length = G > 1 ? 2 * W : row_length;
+  C* const kept = narrow ? buffer : tile.sums;
+  const int kept_length = narrow ? 2 * W : row_length;
   const bool project = pass.project;
   const int64_t H = pass.L.H, full_ld = pass.full_ld;
   auto* const full = pass.full;
@@ -58,14 +57,13 @@ void finish_forward(const ForwardPass<S>& pass, const ForwardTile<S>& given) {
   auto begin = [&](auto load) __attribute__((always_inline)) {
     for (int r = 0; r < tile.rows; ++r)
       rows.begin(r,
-                 RowSums<C, decltype(load)>{tile.sums + r * row_length, tile.x_sums + r * tile.x_ld, tile.bias,
-                                            tile.across, load},
+                 RowSums<C, decltype(load)>{tile.sums + r * row_length, tile.x_sums + r * tile.x_ld, tile.bias, load},
                  kept + r * kept_length);
   };
-  if (tile.across < W)
-    begin(LoadFirst{tile.across});
+  if (narrow)
+    begin(LoadFirst<C>{tile.across});
   else
-    begin(LoadAll{});
+    begin(LoadAll<C>{});
   const HiddenRows<S> hidden = tile.hidden;
   for (int r = 0; r < tile.rows; ++r) {
     const int64_t j = tile.j + r;

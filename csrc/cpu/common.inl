@@ -86,7 +86,9 @@ struct GatePanels {
   int64_t panels() const { return G > 1 ? (H + W - 1) / W : rnn().panels(); }
   Panel panel(int64_t index) const {
     if (G == 1) return rnn().panel(index);
-    const int64_t first = index * W, columns = G * units(first);
+    const int64_t first = index * W;
+    if (first + W <= H) return {first, G, false};
+    const int64_t columns = G * units(first);
     return {first, static_cast<int>((columns + W - 1) / W), has_short<X> && columns <= W / 2};
   }
   int64_t offset(const Panel& p, int64_t K) const { return p.offset<X>(K, G); }
@@ -112,9 +114,14 @@ struct GatePanels {
   // One panel [k][part][units] of w [G*H, K].
   template <class S>
   void pack(X* to, const Panel& p, const S* w, int64_t K) const {
-    if (p.first + p.nv / (G > 1 ? G : 1) * W <= H && across(p) == W)  // no padding
-      return pack_transposed<X, C>(
-          to, p, K, [&](int64_t column) { return w + (p.first + (G > 1 ? column / W * H + column % W : column)) * K; });
+    if (rows(p, parts(p) - 1) >= W) {  // each part is a whole register
+      for (int part = 0; part < parts(p); ++part) {
+        const S* lanes[W];
+        for (int l = 0; l < W; ++l) lanes[l] = w + (row(p, part) + l) * K;
+        pack_transposed<X, C>(to + part * W * per_word<X>, p, lanes, K);
+      }
+      return;
+    }
     int part = 0;
     int64_t unit = 0;
     pack_transposed<X, C>(to, p, K, [&](int64_t) {  // the columns in rising order
