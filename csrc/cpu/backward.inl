@@ -131,7 +131,7 @@ class BackwardKernel : BackwardPass<S> {
       barrier.wait(size);
       if (L.grad_input.data) input_gradient(chunk, begin, count, rank, size);
       if (L.want_weights)
-        weight_gradients.add(chunk, half, count, end == L.T, scratch + rank * scratch_size, rank, size, barrier);
+        weight_gradients.add(chunk, half, begin, count, end == L.T, scratch + rank * scratch_size, rank, size, barrier);
       half = halves - 1 - half;
       end = begin;
     }

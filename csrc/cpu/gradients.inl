@@ -46,6 +46,8 @@ class WeightGradients {
   const Columns<X, C, kPackedWidth<X>> by_x, by_h, by_full;  // I, P and H columns
   const int64_t projected_ld, chunk_rows;
   const bool project;
+  static constexpr int kFew = 4;
+  const bool few;  // so few rows that nothing is packed, except for a projection
 
   // Gates whose planes follow one another without padding, in the gradients that meet x and in those that meet h. Their
   // rows of the weight gradients are computed together.
@@ -80,7 +82,8 @@ class WeightGradients {
         by_full{L.H},
         projected_ld(projected_ld),
         chunk_rows(chunk_rows),
-        project(pass.project) {
+        project(pass.project),
+        few(!is_pair<X> && chunk_rows <= kFew) {
     for (int gate = 0; gate < G; ++gate) {
       const int64_t x_column = planes.column(planes.of_input(gate)), h_column = planes.column(planes.of_hidden(gate));
       Run* const last = runs + run_count - 1;
@@ -104,6 +107,7 @@ class WeightGradients {
 
   // Packs x and h_prev of the chunk of `count` rows that begins with step `begin`.
   void pack_operands(int half, int64_t begin, int64_t count, int rank, int size) {
+    if (few) return;
     const int64_t all = words<X>(count), w0 = part(all, rank, size), w1 = part(all, rank + 1, size);
     const S *x[per_word<X>], *h[per_word<X>];  // the rows of one word
     const int64_t last = w1 * per_word<X> < count ? w1 * per_word<X> : count;
@@ -124,19 +128,12 @@ class WeightGradients {
 
   // Adds a chunk's part to dW_ih, dW_hh, db and dW_hr, whose rows the threads divide. `packed` has transposed()
   // elements and is used by this thread only.
-  void add(const Chunk<X>& chunk, int half, int64_t count, bool first, X* packed, int rank, int size,
+  void add(const Chunk<X>& chunk, int half, int64_t begin, int64_t count, bool first, X* packed, int rank, int size,
            Barrier& barrier) {
-    divide_runs(height, rank, size, [&](const Run& run, int64_t tile, int64_t last) {
-      for (int64_t tiles; tile < last; tile += tiles) {
-        tiles = last - tile > kRun ? kRun : last - tile;
-        const int64_t unit = tile * height;
-        const X *x_part = chunk.dgates + run.x_column + unit, *h_part = chunk.dgates + run.h_column + unit;
-        pack_columns<X, C>(packed, x_part, planes.ld, tiles, count);
-        add_product(packed, tiles, unit, run.rows, by_x, packed_x[half], count, sums[0] + run.row * L.I, first);
-        if (x_part != h_part) pack_columns<X, C>(packed, h_part, planes.ld, tiles, count);
-        add_product(packed, tiles, unit, run.rows, by_h, packed_h[half], count, sums[1] + run.row * L.P, first);
-      }
-    });
+    if (few)
+      with_rows<kFew>(static_cast<int>(count), [&](auto K) { add_few<K.value>(chunk, begin, first, rank, size); });
+    else
+      add_tiles(chunk, half, count, first, packed, rank, size);
     divide_runs(W, rank, size, [&](const Run& run, int64_t v, int64_t last) {
       for (; sums[2] && v < last; ++v) {
         const int64_t unit = v * W, row = run.row + unit, n = run.rows - unit;
@@ -184,6 +181,48 @@ class WeightGradients {
       first -= n;
       last -= n;
     }
+  }
+
+  // dW_ih and dW_hh in tiles of packed operands.
+  void add_tiles(const Chunk<X>& chunk, int half, int64_t count, bool first, X* packed, int rank, int size) {
+    divide_runs(height, rank, size, [&](const Run& run, int64_t tile, int64_t last) {
+      for (int64_t tiles; tile < last; tile += tiles) {
+        tiles = last - tile > kRun ? kRun : last - tile;
+        const int64_t unit = tile * height;
+        const X *x_part = chunk.dgates + run.x_column + unit, *h_part = chunk.dgates + run.h_column + unit;
+        pack_columns<X, C>(packed, x_part, planes.ld, tiles, count);
+        add_product(packed, tiles, unit, run.rows, by_x, packed_x[half], count, sums[0] + run.row * L.I, first);
+        if (x_part != h_part) pack_columns<X, C>(packed, h_part, planes.ld, tiles, count);
+        add_product(packed, tiles, unit, run.rows, by_h, packed_h[half], count, sums[1] + run.row * L.P, first);
+      }
+    });
+  }
+
+  // The same from K rows in place, which takes one pass over the results.
+  template <int K>
+  void add_few(const Chunk<X>& chunk, int64_t begin, bool first, int rank, int size) {
+    const S *x[K], *h[K];
+    steps.for_rows(begin, 0, K, 0, L.N, [&](int64_t row, int64_t s, int64_t j) {
+      x[row] = at<const S>(L.input, L, steps.t(s), j);
+      h[row] = pass.before(L.output, L.h0, L.P, s, j);
+    });
+    // into[columns] (+)= the sum over k of from[k * planes.ld] * b[k][columns]
+    auto add_row = [&](const X* from, const S* const(&b)[K], int64_t columns, C* into) {
+      Vec<C> gradient[K];
+      for (int k = 0; k < K; ++k) gradient[k] = broadcast(C(value(from[k * planes.ld])));
+      for (int64_t c = 0; c < columns; c += W) {
+        const int64_t n = columns - c;
+        Vec<C> sum{};
+        for (int k = 0; k < K; ++k) sum += gradient[k] * (b[k] ? load(b[k] + c, n) : Vec<C>{});
+        store(into + c, first ? sum : sum + load(into + c, n), n);
+      }
+    };
+    divide_runs(1, rank, size, [&](const Run& run, int64_t unit, int64_t last) {
+      for (; unit < last; ++unit) {
+        add_row(chunk.dgates + run.x_column + unit, x, L.I, sums[0] + (run.row + unit) * L.I);
+        add_row(chunk.dgates + run.h_column + unit, h, L.P, sums[1] + (run.row + unit) * L.P);
+      }
+    });
   }
 
   void* result(int i) const {
