@@ -248,29 +248,34 @@ class WeightGradients {
     return sum;
   }
 
-  // into[unit.., columns] (+)= packed^T B for a number of tiles.
+  // into[unit.., columns] (+)= packed^T B for a number of tiles. Each panel of B is used for all tiles while it is in
+  // the L1 cache. But GEMMs of few rows take less time than their results, which are then written in the order of
+  // memory.
   template <class ColumnPanels>
   void add_product(const X* packed, int64_t tiles, int64_t unit, int64_t units, const ColumnPanels& columns,
                    const X* panels, int64_t count, C* into, bool first) {
-    const int64_t size = height * depth<X>(count);
-    for (int64_t q = 0; q < columns.panels(); ++q) {
+    const int64_t size = height * depth<X>(count), all = columns.panels();
+    const bool by_rows = count <= 64;
+    auto add_tile = [&](int64_t i, int64_t q) {
       const Panel p = columns.panel(q);
       const X* panel = panels + p.offset<X>(count);
-      const X* next = panel + p.columns<C>() * depth<X>(count);
-      for (int64_t i = 0; i < tiles; ++i) {
-        Tile<C> tile;
-        const int64_t share = p.columns<C>() * depth<X>(count) / tiles;
-        multiply_packed(p, packed + i * size, panel, count, tile, next, share);
-        next += share;
-        const C* sum = tile.sums;
-        for (int64_t r = 0; r < height && unit + i * height + r < units; ++r) {
-          C* to = into + (unit + i * height + r) * columns.count + p.first;
-          for (int v = 0; v < p.nv; ++v, sum += W, to += W) {
-            const int64_t n = columns.count - p.first - v * W;
-            store(to, first ? load(sum) : load(sum) + load(to, n), n);
-          }
+      const int64_t length = p.columns<C>() * depth<X>(count), share = by_rows ? 0 : length / tiles;
+      Tile<C> tile;
+      multiply_packed(p, packed + i * size, panel, count, tile, by_rows ? panel : panel + length + i * share, share);
+      const C* sum = tile.sums;
+      for (int64_t r = 0; r < height && unit + i * height + r < units; ++r) {
+        C* to = into + (unit + i * height + r) * columns.count + p.first;
+        for (int v = 0; v < p.nv; ++v, sum += W, to += W) {
+          const int64_t n = columns.count - p.first - v * W;
+          store(to, first ? load(sum) : load(sum) + load(to, n), n);
         }
       }
-    }
+    };
+    if (by_rows)
+      for (int64_t i = 0; i < tiles; ++i)
+        for (int64_t q = 0; q < all; ++q) add_tile(i, q);
+    else
+      for (int64_t q = 0; q < all; ++q)
+        for (int64_t i = 0; i < tiles; ++i) add_tile(i, q);
   }
 };
