@@ -255,9 +255,8 @@ class WeightGradients {
   void add_product(const X* packed, int64_t tiles, int64_t unit, int64_t units, const ColumnPanels& columns,
                    const X* panels, int64_t count, C* into, bool first) {
     const int64_t size = height * depth<X>(count), all = columns.panels();
-    const bool by_rows = count <= 64;
-    auto add_tile = [&](int64_t i, int64_t q) {
-      const Panel p = columns.panel(q);
+    const bool by_rows = count <= 64 && units * columns.count * int64_t(sizeof(C)) >= kKept / 4;
+    auto add_tile = [&](int64_t i, const Panel& p) __attribute__((always_inline)) {
       const X* panel = panels + p.offset<X>(count);
       const int64_t length = p.columns<C>() * depth<X>(count), share = by_rows ? 0 : length / tiles;
       Tile<C> tile;
@@ -273,9 +272,11 @@ class WeightGradients {
     };
     if (by_rows)
       for (int64_t i = 0; i < tiles; ++i)
-        for (int64_t q = 0; q < all; ++q) add_tile(i, q);
+        for (int64_t q = 0; q < all; ++q) add_tile(i, columns.panel(q));
     else
-      for (int64_t q = 0; q < all; ++q)
-        for (int64_t i = 0; i < tiles; ++i) add_tile(i, q);
+      for (int64_t q = 0; q < all; ++q) {
+        const Panel p = columns.panel(q);
+        for (int64_t i = 0; i < tiles; ++i) add_tile(i, p);
+      }
   }
 };
