@@ -7,7 +7,8 @@
 
 Parts: sizes (T, N and H on one thread), calls (one step of one sequence, layers and cells), threads (one thread, every
 core, eight threads per core), busy (one other process per core that never sleeps). Every line compares our layer with
-one peer, both run in turn in one process. Each part and number of threads has a process of its own, as JAX sets its
+one peer, both run in turn in one process. The sizes also have the least time that the machine allows
+(small_floor.py). Each part and number of threads has a process of its own, as JAX sets its
 threads once per process. Writes bench_small.json and the plots small-sizes.png and small-threads.png.
 """
 
@@ -29,7 +30,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import bench_cells, small_plots
+from benchmarks import bench_cells, small_floor, small_plots
 from benchmarks.busy import busy_cores
 from benchmarks.peers import PEERS, Unavailable, run_jax_inline
 from lstmkern import cells
@@ -179,7 +180,7 @@ def measure_busy(work: Work, threads: int, peers: Sequence[str], seconds: float,
 
 def measure(part: str, threads: int, only: str, peers: Sequence[str], seconds: float) -> tuple[list[dict], list[dict]]:
     """The lines of a part with one number of threads, and what was skipped."""
-    found, skipped = [], []
+    found, skipped, limits = [], [], roofline.Roofline.measure(threads) if part == "sizes" else None
     if part == "calls":
         run_jax_inline()
     with quiet(threads):
@@ -192,6 +193,8 @@ def measure(part: str, threads: int, only: str, peers: Sequence[str], seconds: f
                 results = [{"peer": p, **pairs_of(a, b, threads, seconds).result()} for p, a, b in rivals]
             case = work.case
             about = {"part": part, "module": "cell" if work.cell else "layer", "cell": case.cell, "shape": case.shape}
+            if limits:
+                about["floor_ms"] = small_floor.floor_ms(case, limits, seconds)
             found += [{**about, "train": case.train, "threads": threads, **result} for result in results]
     return found, [{"part": part, **line} for line in skipped]
 

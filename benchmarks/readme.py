@@ -228,6 +228,7 @@ TABLES: dict[str, dict[str, Callable[[Results], str]]] = {  # page: {marker: con
     },
     "docs/benchmarks/small-networks.md": {
         "sizes": small("sizes"),
+        "missed": small("missed"),
         "threads": small("threads"),
         "calls": small("calls"),
         "losses": small("losses"),

@@ -12,9 +12,9 @@ import torch
 from clocks import printed_under, with_own_clock
 
 import lstmkern
-from benchmarks import bench_models, bench_small, bounds, busy, guard, hotspots, memory, peers
-from lstmkern.bench import report
-from lstmkern.bench.cases import Case, modules_for
+from benchmarks import bench_models, bench_small, bounds, busy, guard, hotspots, memory, peers, small_floor
+from lstmkern.bench import report, roofline
+from lstmkern.bench.cases import Case, modules_for, step_of
 
 ROOT = Path(lstmkern.__file__).parent.parent
 
@@ -156,9 +156,29 @@ def test_small_networks_are_measured_in_parts(tmp_path):
     for case in found["cases"]:
         assert case["ratio"] > 0 and case["ours_ms"] > 0 and case["peer_ms"] > 0
         assert ("ours_slowdown" in case) == (case["part"] == "busy")
+        assert ("floor_ms" in case) == (case["part"] == "sizes")
         assert case["peer"] != "onnxruntime" or not case["train"]
     assert {p.name for p in tmp_path.iterdir()} >= {"bench_small.json", "small-threads.png"}
     assert shown.count("LSTM 1,1,64,64,1 infer") == 2 and "LSTM 100,8,32,32,1 train" in shown
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("cell", ["LSTM", "RNN"])
+def test_the_empty_call_is_a_call_of_the_layer(cell, train):
+    """The floor's module has the layer's parameters and results, and its Function the layer's gradients."""
+    case = Case(cell, 3, 2, 4, 5, train=train)
+    theirs, x = modules_for(case)[1], torch.randn(3, 2, 4)
+    empty = small_floor.Empty(theirs, x)
+    both = [step_of(module, x, train)() for module in (theirs, empty)]
+    if not train:
+        both = [results[0:1] for results in both]
+    assert [t.shape for t in both[0]] == [t.shape for t in both[1]]
+    assert [id(p) for p in empty.parameters()] == [id(p) for p in theirs.parameters()]
+    if train:
+        assert len(small_floor.Nothing.apply(x, empty.states, 5, *theirs.parameters())) == (3 if cell == "LSTM" else 2)
+    limits = roofline.Roofline(1, dict.fromkeys(roofline.RATES, 1e3), [(2**10, 1e9)])  # a thousand operations a second
+    least = case.flops()  # milliseconds
+    assert small_floor.floor_ms(case, limits, 1e-3) > least
 
 
 def test_a_look_at_small_networks_writes_nothing(monkeypatch, capsys):
