@@ -26,20 +26,6 @@ Work forward_work(const Layer& layer, int64_t rows) {
   return w;
 }
 
-template <class C, class S>
-bool all_finite(const S* values, int64_t n) {
-  Vec<C> sums[4] = {};  // of zeros, or NaN
-  for (int64_t k = 0; k < n;)
-    for (Vec<C>& sum : sums) {
-      if (k < n) sum += load(values + k, n - k) * Vec<C>{};
-      k += width<C>;
-    }
-  const Vec<C> all = sums[0] + sums[1] + (sums[2] + sums[3]);
-  for (int l = 0; l < width<C>; ++l)
-    if (all[l] != 0) return false;
-  return true;
-}
-
 template <class S>
 class GateWeights {
   using C = typename Types<S>::Sum;
@@ -167,9 +153,8 @@ class GateWeights {
   bool recurrent_is_finite(const Panel& p) const {
     for (int part = 0; part < units.parts(p); ++part) {
       const int64_t rows = units.rows(p, part), across = units.across(p);
-      if (!all_finite<C>(static_cast<const S*>(w.w_hh) + units.row(p, part) * L.P,
-                         (rows < across ? rows : across) * L.P))
-        return false;
+      const S* const first = static_cast<const S*>(w.w_hh) + units.row(p, part) * L.P;
+      if (!all_finite<C>(first, 1, 0, (rows < across ? rows : across) * L.P)) return false;
     }
     return true;
   }
