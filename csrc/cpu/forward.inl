@@ -103,13 +103,18 @@ class ForwardKernel : ForwardPass<S> {
         x_gates = gates + row * gates_ld;
       }
       const HiddenRows<S> hidden(*this, s);
-      // Sequences that begin here without a state begin with zeros.
-      const int64_t begun = L.h0 ? last : steps.begun(s), zero = begun < j0 ? j0 : begun > last ? last : begun;
+      const bool from_zeros = s == 0 && !L.h0;
+      auto panel_step = [&](int64_t panel, int64_t next) __attribute__((always_inline)) {
+        if (from_zeros && weights.skips(last - j0, units.panel(panel)))
+          step<true>(rank, hidden, x_gates, j0, last, panel, next);
+        else
+          step<false>(rank, hidden, x_gates, j0, last, panel, next);
+      };
       // Panels forwards and backwards in turn, so that the last ones read are still in the cache.
       if (reads_reversed(s))
-        for (int64_t p = p1 - 1; p >= p0; --p) step(rank, hidden, x_gates, j0, zero, last, p, p > p0 ? p - 1 : p);
+        for (int64_t p = p1 - 1; p >= p0; --p) panel_step(p, p > p0 ? p - 1 : p);
       else
-        for (int64_t p = p0; p < p1; ++p) step(rank, hidden, x_gates, j0, zero, last, p, p + 1 < p1 ? p + 1 : p);
+        for (int64_t p = p0; p < p1; ++p) panel_step(p, p + 1 < p1 ? p + 1 : p);
       if (s + 1 < L.T && joint(s + 1)) {
         const int64_t n = steps.active(s + 1, j0, j1);
         copy_inputs(s + 1, j0 + part(n, share.member, share.members), j0 + part(n, share.member + 1, share.members));
@@ -217,33 +222,36 @@ class ForwardKernel : ForwardPass<S> {
 
   bool reads_reversed(int64_t s) const { return (s & 1) != starts_reversed; }
 
-  // Step s for the rows j0..j1, of which those from `zero` on have an h of zeros, and one panel of units; x_gates:
-  // x W_ih^T + bias of sequence 0 in it, null where joint.
-  void step(int rank, const HiddenRows<S>& hidden, const C* x_gates, int64_t j0, int64_t zero, int64_t j1,
-            int64_t panel, int64_t next) {
+  // Step s for the rows j0..j1 and one panel of units; x_gates: x W_ih^T + bias of sequence 0 in it, null where joint;
+  // FromZeros: h is zero in these rows, and weights.skips() the panel.
+  template <bool FromZeros>
+  void step(int rank, const HiddenRows<S>& hidden, const C* x_gates, int64_t j0, int64_t j1, int64_t panel,
+            int64_t next) {
     const int64_t s = hidden.s;
     const X* before = h[s & 1] + (x_gates ? x_columns : 0);
     const Panel p = units.panel(panel);
     const int64_t hp = Hp;
-    weights.multiply_step(
-        !x_gates, rank, j0, zero, j1, p, units.panel(next),
-        [&](int64_t j) __attribute__((always_inline)) {
-          // What the cell will need when the GEMM is done.
-          if (x_gates) {
-            const C* of_x = x_gates + j * gates_ld + units.column(p);
-            for (int v = 0; v < p.nv; ++v) __builtin_prefetch(of_x + v * W);
-          }
-          if (has_c) __builtin_prefetch(c + j * hp + p.first, 1);
-          if (L.gates.data) {
-            const S* saved = at<S>(L.gates, L, steps.t(s), j) + d * L.gates_direction + p.first;
+    auto row = [&](int64_t j) __attribute__((always_inline)) {
+      // What the cell will need when the GEMM is done.
+      if (x_gates) {
+        const C* of_x = x_gates + j * gates_ld + units.column(p);
+        for (int v = 0; v < p.nv; ++v) __builtin_prefetch(of_x + v * W);
+      }
+      if (has_c) __builtin_prefetch(c + j * hp + p.first, 1);
+      if (L.gates.data) {
+        const S* saved = at<S>(L.gates, L, steps.t(s), j) + d * L.gates_direction + p.first;
 #pragma GCC unroll 4
-            for (int g = 0; g < 4; ++g) __builtin_prefetch(saved + g * hp, 1);
-            if (has_c) __builtin_prefetch(at<S>(L.cells, L, steps.t(s), j) + d * L.H + p.first, 1);
-          }
-          return before + j * h_ld;
-        },
-        [&](int64_t j, int tall, C* sums)
-            __attribute__((always_inline)) { finish(hidden, x_gates, j, tall, p, sums); });
+        for (int g = 0; g < 4; ++g) __builtin_prefetch(saved + g * hp, 1);
+        if (has_c) __builtin_prefetch(at<S>(L.cells, L, steps.t(s), j) + d * L.H + p.first, 1);
+      }
+      return before + j * h_ld;
+    };
+    auto receive = [&](int64_t j, int tall, C* sums)
+                       __attribute__((always_inline)) { finish(hidden, x_gates, j, tall, p, sums); };
+    if constexpr (FromZeros)
+      weights.multiply_zeros(!x_gates, rank, j0, j1, p, units.panel(next), row, receive);
+    else
+      weights.multiply_step(!x_gates, rank, j0, j1, p, units.panel(next), row, receive);
   }
 
   // Hands a tile of sums to the cell.

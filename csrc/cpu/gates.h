@@ -38,7 +38,7 @@ class GateWeights {
   const Work work;
   const bool direct;
   const bool once_x, once_h;  // W_ih, W_hh take part in one GEMM
-  const int64_t bytes;
+  const int64_t bytes, kept_columns, once_columns;
   X* panels;   // each of W_ih, followed by W_hh: of the weights that take part in several GEMMs
   X* scratch;  // [threads, one panel of the others]
   bool* kept;  // [registers of units][2]: whether the panel that begins there is packed, of W_ih and of W_hh
@@ -55,6 +55,8 @@ class GateWeights {
         once_x(work.once),
         once_h(work.once && layer.T - !layer.h0 <= 1),
         bytes(work.bytes),
+        kept_columns((once_x ? 0 : depth<X>(layer.I)) + (once_h ? 0 : layer.P)),
+        once_columns(depth<X>(layer.I) + layer.P - kept_columns),
         x_columns(direct && layer.T > 1 ? 0 : depth<X>(layer.I)) {}
 
   // Elements before a row of operands, so that h begins at a cache line. Otherwise threads that divide the units would
@@ -68,8 +70,8 @@ class GateWeights {
   bool by_rows(int size) const { return divides_rows(work, size); }
 
   void allocate(Arena& memory) {
-    panels = memory.take<X>(direct ? 0 : units.packed(columns(false)));
-    scratch = memory.take<X>(direct ? 0 : L.threads * units.largest(columns(true)));
+    panels = memory.take<X>(direct ? 0 : units.packed(kept_columns));
+    scratch = memory.take<X>(direct ? 0 : L.threads * units.largest(once_columns));
     kept = memory.take<bool>(direct ? 0 : 2 * (padded(L.H) / W));
   }
 
@@ -86,43 +88,53 @@ class GateWeights {
   }
 
   // The GEMMs with panel p: multiply_inputs() for rows of inputs; multiply_step() for a step's rows of h or, if
-  // `joint`, of x and h with separate sums. The rows from `zero` on have an h of zeros. The other arguments are those
-  // of multiply_panel().
+  // `joint`, of x and h with separate sums. The other arguments are those of multiply_panel().
   template <class A, class F>
   INLINE void multiply_inputs(int rank, int64_t j0, int64_t j1, const Panel& p, const Panel& next, A&& row,
                               F&& receive) {
     if (direct) return multiply_direct(true, false, j0, j1, p, next, row, receive);
-    const X* panel = packed(false, rank, p);
-    multiply_panel<C>(false, j0, j1, p, L.I, panel, is_kept(false, next) ? place(false, rank, next) : panel, row,
+    const X* const panel = packed(false, rank, p);
+    multiply_panel<C>(false, j0, j1, p, L.I, panel, is_kept(false, next) ? kept_panel(false, next) : panel, row,
                       receive);
   }
   template <class A, class F>
-  INLINE void multiply_step(bool joint, int rank, int64_t j0, int64_t zero, int64_t j1, const Panel& p,
-                            const Panel& next, A&& row, F&& receive) {
-    if (j1 - zero < kWorthSkipping || !recurrent_is_finite(p)) zero = j1;
-    if (direct) {
-      multiply_direct(joint, true, j0, zero, p, next, row, receive);
-    } else if (j0 < zero) {
-      const X *of_x = joint ? packed(false, rank, p) : nullptr, *of_h = packed(true, rank, p);
-      const X *panel = joint ? of_x : of_h, *after = panel;
-      if (bytes > kKept && is_kept(!joint, next)) after = place(!joint, rank, next);
-      multiply_panel<C>(L.N == 1, j0, zero, p, (joint ? x_columns : 0) + L.P, panel, after, row, receive,
-                        joint ? x_columns : 0);
+  INLINE void multiply_step(bool joint, int rank, int64_t j0, int64_t j1, const Panel& p, const Panel& next, A&& row,
+                            F&& receive) {
+    if (direct) return multiply_direct(joint, true, j0, j1, p, next, row, receive);
+    const X *of_h = packed(true, rank, p), *panel = joint ? packed(false, rank, p) : of_h;
+    const bool ahead = bytes > kKept && is_kept(!joint, next);
+    multiply_panel<C>(L.N == 1, j0, j1, p, (joint ? x_columns : 0) + L.P, panel,
+                      ahead ? kept_panel(!joint, next) : panel, row, receive, joint ? x_columns : 0);
+  }
+
+  // Whether multiply_step() with `rows` rows whose h is zero may be left to multiply_zeros(): the sums of h are zero,
+  // which an infinity or NaN in the weights would make NaN.
+  bool skips(int64_t rows, const Panel& p) const {
+    for (int part = 0; rows >= kWorthSkipping && part < units.parts(p); ++part) {
+      const int64_t all = units.rows(p, part), across = units.across(p);
+      const S* const first = static_cast<const S*>(w.w_hh) + units.row(p, part) * L.P;
+      if (!all_finite<C>(first, 1, 0, (all < across ? all : across) * L.P)) return false;
     }
-    if (zero == j1) return;
-    if (joint)
-      multiply_inputs(rank, zero, j1, p, next, row, [&](int64_t j, int tall, C* sums) {
+    return rows >= kWorthSkipping;
+  }
+  template <class A, class F>
+  INLINE void multiply_zeros(bool joint, int rank, int64_t j0, int64_t j1, const Panel& p, const Panel& next, A&& row,
+                             F&& receive) {
+    auto clear = [&](C* sums, int tall) { __builtin_memset(sums, 0, sizeof(C) * tall * p.nv * W); };
+    if (joint) {
+      multiply_inputs(rank, j0, j1, p, next, row, [&](int64_t j, int tall, C* sums) {
         __builtin_memcpy(sums + kTile<C>, sums, sizeof(C) * tall * p.nv * W);
-        __builtin_memset(sums, 0, sizeof(C) * tall * p.nv * W);
+        clear(sums, tall);
         receive(j, tall, sums);
       });
-    else
-      for_tiles(zero, j1, tile_rows<X>(p.nv), [&](int64_t j, int tall) {
-        for (int r = 0; r < tall; ++r) row(j + r);
+    } else {
+      for_tiles(j0, j1, tile_rows<X>(p.nv), [&](int64_t j, int tall) {
+        for (int r = 0; r < tall; ++r) row(j + r);  // prefetches
         Tile<C> tile;
-        __builtin_memset(tile.sums, 0, sizeof(C) * tall * p.nv * W);
+        clear(tile.sums, tall);
         receive(j, tall, tile.sums);
       });
+    }
   }
 
  private:
@@ -130,33 +142,19 @@ class GateWeights {
   static constexpr int64_t kWorthSkipping = 8;
 
   bool once(bool of_h) const { return of_h ? once_h : once_x; }
-  // Columns of the weights that take part in one GEMM, or of the others.
-  int64_t columns(bool of_once) const { return (once_x == of_once ? x_columns : 0) + (once_h == of_once ? L.P : 0); }
-  bool& is_kept(bool of_h, const Panel& p) const { return kept[p.first / W * 2 + of_h]; }
+  bool& is_kept(bool of_h, const Panel& p) const { return kept[uint64_t(p.first) / W * 2 + of_h]; }
 
-  // Where panel p of W_ih or W_hh is packed: where both are used once, or several times, next to each other.
-  X* place(bool of_h, int rank, const Panel& p) const {
-    X* const begin =
-        once(of_h) ? scratch + rank * units.largest(columns(true)) : panels + units.offset(p, columns(false));
-    return begin + (of_h && once_x == once_h ? p.columns<C>() * x_columns : 0);
+  // Panel p of W_ih or W_hh. Of weights that are both used once, or both kept, the two panels are next to each other.
+  int64_t behind(bool of_h, const Panel& p) const { return of_h && once_x == once_h ? p.columns<C>() * x_columns : 0; }
+  X* kept_panel(bool of_h, const Panel& p) const { return panels + units.offset(p, kept_columns) + behind(of_h, p); }
+  INLINE const X* packed(bool of_h, int rank, const Panel& p) const {
+    return is_kept(of_h, p) ? kept_panel(of_h, p) : pack(of_h, rank, p);
   }
-  X* packed(bool of_h, int rank, const Panel& p) const {
-    X* const to = place(of_h, rank, p);
-    if (!is_kept(of_h, p)) {
-      units.pack(to, p, static_cast<const S*>(of_h ? w.w_hh : w.w_ih), of_h ? L.P : L.I);
-      is_kept(of_h, p) = !once(of_h);
-    }
+  __attribute__((noinline)) const X* pack(bool of_h, int rank, const Panel& p) const {
+    X* const to = once(of_h) ? scratch + rank * units.largest(once_columns) + behind(of_h, p) : kept_panel(of_h, p);
+    units.pack(to, p, static_cast<const S*>(of_h ? w.w_hh : w.w_ih), of_h ? L.P : L.I);
+    is_kept(of_h, p) = !once(of_h);
     return to;
-  }
-
-  // Whether panel p times zeros is zero, which an infinity or NaN in it would make NaN.
-  bool recurrent_is_finite(const Panel& p) const {
-    for (int part = 0; part < units.parts(p); ++part) {
-      const int64_t rows = units.rows(p, part), across = units.across(p);
-      const S* const first = static_cast<const S*>(w.w_hh) + units.row(p, part) * L.P;
-      if (!all_finite<C>(first, 1, 0, (rows < across ? rows : across) * L.P)) return false;
-    }
-    return true;
   }
 
   // With the weights of x, of h or, in joint steps, of both: a row then has h at x_columns, and the sums of x begin at
