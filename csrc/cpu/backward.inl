@@ -19,6 +19,8 @@ Work backward_work(const Backward& layer, int64_t rows) {
   const Columns<X, C, kWide> state{layer.P, has_short<X> && !w.direct};
   w.bytes = state.packed(gates_of(layer.cell) * GatePlanes<X, C>(layer).plane) * sizeof(X);
   w.panels = state.panels();
+  const int64_t products = layer.T - 1 + (layer.grad_h0 || layer.grad_c0);
+  w.once = layer.T == 1 || (products <= 1 && w.bytes > kKept && !w.direct);
   return w;
 }
 
@@ -65,7 +67,7 @@ class BackwardKernel : BackwardPass<S> {
         state{layer.P, has_short<X> && !direct},
         hidden{layer.H},
         inputs{layer.I, has_short<X> && !direct},
-        once_hh(layer.T == 1),
+        once_hh(work.once),
         once_ih(rows_at_once(layer, all_rows) >= all_rows),
         far(all_rows * (saved_of(layer.cell) + 2) * padded(layer.H) * int64_t(sizeof(S)) > kKept),
         halves(once_ih ? 1 : 2),
@@ -85,7 +87,7 @@ class BackwardKernel : BackwardPass<S> {
   }
 
   int64_t elements_of_scratch() const {
-    const int64_t panel = once_ih && !direct ? kWide * W * depth<X>(G * planes.plane) : 0,
+    const int64_t panel = (once_hh || once_ih) && !direct ? kWide * W * depth<X>(G * planes.plane) : 0,
                   transposed = WeightGradients<S>::transposed(L, chunk_rows);
     return panel > transposed ? panel : transposed;
   }
@@ -146,8 +148,8 @@ class BackwardKernel : BackwardPass<S> {
     const S *ih = static_cast<const S*>(L.weights[d].w_ih), *hh = static_cast<const S*>(L.weights[d].w_hh),
             *hr = static_cast<const S*>(L.weights[d].w_hr);
     const int64_t K = G * planes.plane, all = words<X>(K);
-    for (int64_t k = part(all, rank, size); !direct && !once_hh && k < part(all, rank + 1, size); ++k) {
-      pack_word(w_hh, state, K, k, rows_by_plane(hh, L.P, false));
+    for (int64_t k = part(all, rank, size); !direct && k < part(all, rank + 1, size); ++k) {
+      if (!once_hh) pack_word(w_hh, state, K, k, rows_by_plane(hh, L.P, false));
       if (L.grad_input.data && !once_ih) pack_word(w_ih, inputs, planes.lead + K, k, rows_by_plane(ih, L.I, true));
     }
     if (project)

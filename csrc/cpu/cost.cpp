@@ -92,7 +92,7 @@ Time forward_time(const Work& w, int threads, bool by_rows) {
   const int64_t rows = by_rows ? ceil_div(active, threads) : active, all = w.T * rows;
   const int64_t panels = ceil_div(w.panels, members), mine = ceil_div(registers * panels, w.panels);
   const int64_t wide = ceil_div(registers, w.panels), most = std::min<int64_t>(w.registers / wide, 12);
-  const bool joint = w.joint(rows, members), shares_panels = by_rows && w.T > 1;
+  const bool joint = w.joint(rows, members), shares_panels = by_rows && !w.once;
   Time time{kForward + waking(w, threads) + kStep * T};
   if (w.direct) {
     const int64_t at_once = w.registers / 4;
@@ -139,9 +139,10 @@ Time backward_time(const Work& w, int threads, bool by_rows) {
     if (members > 1) time.fixed += T * barrier(threads), time.by_width += T * kStateLine * others * active * units;
   }
   if (!w.direct) {  // packing; panels of weights that are used once are packed by the thread that uses them
-    double lines = w.T > 1 ? mine : 0;
+    double lines = w.once ? 0 : mine;
     if (w.input_gradient && chunks > 1) lines += inputs;
-    time.by_width += (kPackRows * ceil_div(K, threads) * (states + inputs) + kLine * others * K * lines) / w.per_word;
+    const int64_t packed = states * ceil_div(K, by_rows && w.once && w.T > 1 ? 1 : threads);
+    time.by_width += (kPackRows * (packed + inputs * ceil_div(K, threads)) + kLine * others * K * lines) / w.per_word;
   }
   if (w.input_gradient) Gemm{w, shared, ceil_div(inputs, columns), inputs, 6}.add(time, 1, K);
   if (w.weight_gradients) {
@@ -192,7 +193,7 @@ bool divides_rows(const Work& w, int size) {
   if (fixed != Division::chosen || size == 1) return fixed == Division::rows || size == 1;
   if (w.bytes > cached_bytes(w.tiles)) {
     const double exchange = w.backward ? (w.tiles ? 0.25 : 0.12) : (w.tiles ? 0.36 : 0.14) / gates_of(w.cell);
-    return w.T > 1 && large_weights_divide_rows(w.N, size, w.panels, w.tiles, exchange);
+    return !w.once && large_weights_divide_rows(w.N, size, w.panels, w.tiles, exchange);
   }
   if (w.panels == 1) return true;
   return nanoseconds(w, size, true) <= nanoseconds(w, size, false);

@@ -54,17 +54,10 @@ class ForwardKernel : ForwardPass<S> {
         units{layer.H, G},
         projected{layer.P},
         gates_ld(spread<C>(units.row_length())),
-        rows_each(rows_at_once(layer, total)),
+        rows_each(gate_rows_at_once<S>(layer, total)),
         all_rows(all_joint() ? 0 : rows_each * layer.threads + layer.N) {}
 
  public:
-  // Rows whose gates fit a thread's L2 cache together with the weights, but enough to make use of each panel.
-  static int64_t rows_at_once(const Layer& layer, int64_t total) {
-    int64_t rows = (int64_t(1) << 18) / (gates_of(layer.cell) * padded(layer.H) * sizeof(C));
-    rows = rows < 96 ? 96 : rows > 768 ? 768 : rows;
-    return rows < total ? rows : total;
-  }
-
   void allocate(Arena& memory) {
     weights.allocate(memory);
     w_hr = memory.take<X>(project ? projected.packed(L.H) : 0);
@@ -106,15 +99,22 @@ class ForwardKernel : ForwardPass<S> {
         const int64_t row = share.group * most;  // of sequence 0, if the group had it
         const int64_t full = steps.chunk_end(s, most + j1 - j0, j0, j1);
         for (end = s + 1; end < full && !joint(end);) ++end;
-        multiply_inputs(share, s, steps.count(s, end, j0, j1), row + j0, j0, j1, p0, p1);
+        multiply_inputs(rank, share, s, steps.count(s, end, j0, j1), row + j0, j0, j1, p0, p1);
         x_gates = gates + row * gates_ld;
       }
       const HiddenRows<S> hidden(*this, s);
+      const bool from_zeros = s == 0 && !L.h0;
+      auto panel_step = [&](int64_t panel, int64_t next) __attribute__((always_inline)) {
+        if (from_zeros && weights.skips(last - j0, units.panel(panel)))
+          step<true>(rank, hidden, x_gates, j0, last, panel, next);
+        else
+          step<false>(rank, hidden, x_gates, j0, last, panel, next);
+      };
       // Panels forwards and backwards in turn, so that the last ones read are still in the cache.
       if (reads_reversed(s))
-        for (int64_t p = p1 - 1; p >= p0; --p) step(rank, hidden, x_gates, j0, last, p, p > p0 ? p - 1 : p);
+        for (int64_t p = p1 - 1; p >= p0; --p) panel_step(p, p > p0 ? p - 1 : p);
       else
-        for (int64_t p = p0; p < p1; ++p) step(rank, hidden, x_gates, j0, last, p, p + 1 < p1 ? p + 1 : p);
+        for (int64_t p = p0; p < p1; ++p) panel_step(p, p + 1 < p1 ? p + 1 : p);
       if (s + 1 < L.T && joint(s + 1)) {
         const int64_t n = steps.active(s + 1, j0, j1);
         copy_inputs(s + 1, j0 + part(n, share.member, share.members), j0 + part(n, share.member + 1, share.members));
@@ -143,7 +143,7 @@ class ForwardKernel : ForwardPass<S> {
     const Weights& w = L.weights[d];
     const S *hr = static_cast<const S*>(w.w_hr), *b_ih = static_cast<const S*>(w.b_ih),
             *b_hh = static_cast<const S*>(w.b_hh);
-    weights.pack(rank, size);
+    weights.prepare(rank, size);
     if (x_columns) copy_inputs(0, part(steps.active(0), rank, size), part(steps.active(0), rank + 1, size));
     if (project)
       for (int64_t q = part(projected.panels(), rank, size); q < part(projected.panels(), rank + 1, size); ++q) {
@@ -191,8 +191,8 @@ class ForwardKernel : ForwardPass<S> {
 
   // gates = x W_ih^T + bias for the `count` rows of a chunk that begins with step s, of the sequences j0..j1 and for
   // the panels p0..p1; `first` is where the group's rows begin in the buffers.
-  void multiply_inputs(const Share& share, int64_t s, int64_t count, int64_t first, int64_t j0, int64_t j1, int64_t p0,
-                       int64_t p1) {
+  void multiply_inputs(int rank, const Share& share, int64_t s, int64_t count, int64_t first, int64_t j0, int64_t j1,
+                       int64_t p0, int64_t p1) {
     const X** in = rows + first;
     steps.for_rows(s, part(count, share.member, share.members), part(count, share.member + 1, share.members), j0, j1,
                    [&](int64_t row, int64_t now, int64_t j) {
@@ -210,7 +210,7 @@ class ForwardKernel : ForwardPass<S> {
       Vec<C> add[4];  // at most 4 gates or kWide registers
       for (int v = 0; v < p.nv; ++v) add[v] = load(bias + units.column(p) + v * W);
       weights.multiply_inputs(
-          0, count, p, panel(i + 1 < p1 ? i + 1 : p0), [&](int64_t row) { return in[row]; },
+          rank, 0, count, p, panel(i + 1 < p1 ? i + 1 : p0), [&](int64_t row) { return in[row]; },
           [&](int64_t row, int tall, const C* sums) {
             for (int r = 0; r < tall; ++r) {
               C* to = gates + (first + row + r) * gates_ld + units.column(p);
@@ -222,32 +222,36 @@ class ForwardKernel : ForwardPass<S> {
 
   bool reads_reversed(int64_t s) const { return (s & 1) != starts_reversed; }
 
-  // Step s for the rows j0..j1 and one panel of units; x_gates: x W_ih^T + bias of sequence 0 in it, null where joint.
+  // Step s for the rows j0..j1 and one panel of units; x_gates: x W_ih^T + bias of sequence 0 in it, null where joint;
+  // FromZeros: h is zero in these rows, and weights.skips() the panel.
+  template <bool FromZeros>
   void step(int rank, const HiddenRows<S>& hidden, const C* x_gates, int64_t j0, int64_t j1, int64_t panel,
             int64_t next) {
     const int64_t s = hidden.s;
     const X* before = h[s & 1] + (x_gates ? x_columns : 0);
     const Panel p = units.panel(panel);
     const int64_t hp = Hp;
-    weights.multiply_step(
-        !x_gates, rank, j0, j1, p, units.panel(next),
-        [&](int64_t j) __attribute__((always_inline)) {
-          // What the cell will need when the GEMM is done.
-          if (x_gates) {
-            const C* of_x = x_gates + j * gates_ld + units.column(p);
-            for (int v = 0; v < p.nv; ++v) __builtin_prefetch(of_x + v * W);
-          }
-          if (has_c) __builtin_prefetch(c + j * hp + p.first, 1);
-          if (L.gates.data) {
-            const S* saved = at<S>(L.gates, L, steps.t(s), j) + d * L.gates_direction + p.first;
+    auto row = [&](int64_t j) __attribute__((always_inline)) {
+      // What the cell will need when the GEMM is done.
+      if (x_gates) {
+        const C* of_x = x_gates + j * gates_ld + units.column(p);
+        for (int v = 0; v < p.nv; ++v) __builtin_prefetch(of_x + v * W);
+      }
+      if (has_c) __builtin_prefetch(c + j * hp + p.first, 1);
+      if (L.gates.data) {
+        const S* saved = at<S>(L.gates, L, steps.t(s), j) + d * L.gates_direction + p.first;
 #pragma GCC unroll 4
-            for (int g = 0; g < 4; ++g) __builtin_prefetch(saved + g * hp, 1);
-            if (has_c) __builtin_prefetch(at<S>(L.cells, L, steps.t(s), j) + d * L.H + p.first, 1);
-          }
-          return before + j * h_ld;
-        },
-        [&](int64_t j, int tall, C* sums)
-            __attribute__((always_inline)) { finish(hidden, x_gates, j, tall, p, sums); });
+        for (int g = 0; g < 4; ++g) __builtin_prefetch(saved + g * hp, 1);
+        if (has_c) __builtin_prefetch(at<S>(L.cells, L, steps.t(s), j) + d * L.H + p.first, 1);
+      }
+      return before + j * h_ld;
+    };
+    auto receive = [&](int64_t j, int tall, C* sums)
+                       __attribute__((always_inline)) { finish(hidden, x_gates, j, tall, p, sums); };
+    if constexpr (FromZeros)
+      weights.multiply_zeros(!x_gates, rank, j0, j1, p, units.panel(next), row, receive);
+    else
+      weights.multiply_step(!x_gates, rank, j0, j1, p, units.panel(next), row, receive);
   }
 
   // Hands a tile of sums to the cell.

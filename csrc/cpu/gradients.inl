@@ -133,7 +133,7 @@ class WeightGradients {
     if (few)
       with_rows<kFew>(static_cast<int>(count), [&](auto K) { add_few<K.value>(chunk, begin, first, rank, size); });
     else
-      add_tiles(chunk, half, count, first, packed, rank, size);
+      add_tiles(chunk, half, begin, count, first, packed, rank, size);
     divide_runs(W, rank, size, [&](const Run& run, int64_t v, int64_t last) {
       for (; sums[2] && v < last; ++v) {
         const int64_t unit = v * W, row = run.row + unit, n = run.rows - unit;
@@ -153,7 +153,7 @@ class WeightGradients {
          tile < last; tile += tiles) {
       tiles = last - tile > kRun ? kRun : last - tile;
       pack_columns<X, C>(packed, chunk.dprojected + tile * height, projected_ld, tiles, count);
-      add_product(packed, tiles, tile * height, L.P, by_full, packed_full[half], count, sums[4], first);
+      add_product(packed, tiles, tile * height, L.P, by_full, packed_full[half], count, 0, sums[4], first);
     }
   }
 
@@ -183,17 +183,24 @@ class WeightGradients {
     }
   }
 
-  // dW_ih and dW_hh in tiles of packed operands.
-  void add_tiles(const Chunk<X>& chunk, int half, int64_t count, bool first, X* packed, int rank, int size) {
+  // dW_ih and dW_hh in tiles of packed operands. Where the states before the first step are zero, its rows add nothing
+  // to dW_hh, unless their gradients are infinite or NaN. Leaving them out means packing the other rows again.
+  void add_tiles(const Chunk<X>& chunk, int half, int64_t begin, int64_t count, bool first, X* packed, int rank,
+                 int size) {
+    int64_t zeros = begin > 0 || L.h0 ? 0 : steps.active(0);
+    zeros = 4 * zeros < count ? 0 : (zeros < count ? zeros : count - 1) / depth<X>(1) * depth<X>(1);
     divide_runs(height, rank, size, [&](const Run& run, int64_t tile, int64_t last) {
       for (int64_t tiles; tile < last; tile += tiles) {
         tiles = last - tile > kRun ? kRun : last - tile;
         const int64_t unit = tile * height;
         const X *x_part = chunk.dgates + run.x_column + unit, *h_part = chunk.dgates + run.h_column + unit;
         pack_columns<X, C>(packed, x_part, planes.ld, tiles, count);
-        add_product(packed, tiles, unit, run.rows, by_x, packed_x[half], count, sums[0] + run.row * L.I, first);
-        if (x_part != h_part) pack_columns<X, C>(packed, h_part, planes.ld, tiles, count);
-        add_product(packed, tiles, unit, run.rows, by_h, packed_h[half], count, sums[1] + run.row * L.P, first);
+        add_product(packed, tiles, unit, run.rows, by_x, packed_x[half], count, 0, sums[0] + run.row * L.I, first);
+        const int64_t skipped = all_finite<C>(h_part, zeros, planes.ld, tiles * height) ? zeros : 0;
+        if (x_part != h_part || skipped)
+          pack_columns<X, C>(packed, h_part + skipped * planes.ld, planes.ld, tiles, count - skipped);
+        add_product(packed, tiles, unit, run.rows, by_h, packed_h[half], count, skipped, sums[1] + run.row * L.P,
+                    first);
       }
     });
   }
@@ -248,19 +255,19 @@ class WeightGradients {
     return sum;
   }
 
-  // into[unit.., columns] (+)= packed^T B for a number of tiles. Each panel of B is used for all tiles while it is in
-  // the L1 cache. But GEMMs of few rows take less time than their results, which are then written in the order of
-  // memory.
+  // into[unit.., columns] (+)= packed^T B for a number of tiles, without the first `skipped` rows of B, which `packed`
+  // does not have. Each panel of B is used for all tiles while it is in the L1 cache. But GEMMs of few rows take less
+  // time than their results, which are then written in the order of memory.
   template <class ColumnPanels>
   void add_product(const X* packed, int64_t tiles, int64_t unit, int64_t units, const ColumnPanels& columns,
-                   const X* panels, int64_t count, C* into, bool first) {
-    const int64_t size = height * depth<X>(count), all = columns.panels();
-    const bool by_rows = count <= 64 && units * columns.count * int64_t(sizeof(C)) >= kKept / 4;
+                   const X* panels, int64_t count, int64_t skipped, C* into, bool first) {
+    const int64_t K = count - skipped, size = height * depth<X>(K), all = columns.panels();
+    const bool by_rows = K <= 64 && units * columns.count * int64_t(sizeof(C)) >= kKept / 4;
     auto add_tile = [&](int64_t i, const Panel& p) __attribute__((always_inline)) {
-      const X* panel = panels + p.offset<X>(count);
-      const int64_t length = p.columns<C>() * depth<X>(count), share = by_rows ? 0 : length / tiles;
+      const X* panel = panels + p.offset<X>(count) + p.columns<C>() * skipped;
+      const int64_t length = p.columns<C>() * depth<X>(K), share = by_rows ? 0 : length / tiles;
       Tile<C> tile;
-      multiply_packed(p, packed + i * size, panel, count, tile, by_rows ? panel : panel + length + i * share, share);
+      multiply_packed(p, packed + i * size, panel, K, tile, by_rows ? panel : panel + length + i * share, share);
       const C* sum = tile.sums;
       for (int64_t r = 0; r < height && unit + i * height + r < units; ++r) {
         C* to = into + (unit + i * height + r) * columns.count + p.first;

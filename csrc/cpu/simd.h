@@ -199,6 +199,22 @@ INLINE void store(S* p, V v, int64_t n) {
     store_end(p, v, n);
 }
 
+// Whether the product of `rows` rows of n values, ld apart, with zeros is zero: no value is infinite or NaN.
+template <class C, class S>
+bool all_finite(const S* values, int64_t rows, int64_t ld, int64_t n) {
+  Vec<C> sums[4] = {};  // of zeros, or NaN
+  for (int64_t row = 0; row < rows; ++row, values += ld)
+    for (int64_t k = 0; k < n;)
+      for (Vec<C>& sum : sums) {
+        if (k < n) sum += load(values + k, n - k) * Vec<C>{};
+        k += width<C>;
+      }
+  const Vec<C> all = sums[0] + sums[1] + (sums[2] + sums[3]);
+  for (int l = 0; l < width<C>; ++l)
+    if (all[l] != 0) return false;
+  return true;
+}
+
 template <class C>
 using Bits = typename Register<C>::bits;
 
