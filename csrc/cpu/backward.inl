@@ -37,8 +37,8 @@ class BackwardKernel : BackwardPass<S> {
   const bool direct, single_row;
   const Columns<X, C, kWide> state, hidden, inputs;  // P, H and I columns
   const bool once_hh, once_ih;  // the weights take part in one product: packed panel by panel as it goes
-  const bool prefetching;       // what forward saved: it is not in the L2 cache, nor short rows, which come by themselves
-  const int halves;             // of the chunks' buffers
+  const bool prefetching;  // what forward saved: it is not in the L2 cache, nor short rows, which come by themselves
+  const int halves;        // of the chunks' buffers
   const Planes planes;
   const int64_t projected_ld, chunk_rows, scratch_size;
 
