@@ -39,8 +39,8 @@ class BackwardKernel : BackwardPass<S> {
   const bool direct, single_row;
   const Columns<X, C, kWide> state, hidden, inputs;  // P, H and I columns
   const bool once_hh, once_ih;  // the weights take part in one product: packed panel by panel as it goes
-  const bool far;               // what forward saved is not in the L2 cache
-  const int halves;             // of the chunks' buffers
+  const bool prefetching;  // what forward saved: it is not in the L2 cache, nor short rows, which come by themselves
+  const int halves;        // of the chunks' buffers
   const Planes planes;
   const int64_t projected_ld, chunk_rows, scratch_size;
 
@@ -69,7 +69,7 @@ class BackwardKernel : BackwardPass<S> {
         inputs{layer.I, has_short<X> && !direct},
         once_hh(work.once),
         once_ih(rows_at_once(layer, all_rows) >= all_rows),
-        far(all_rows * (saved_of(layer.cell) + 2) * padded(layer.H) * int64_t(sizeof(S)) > kKept),
+        prefetching(Hp > 2 * W && all_rows * (saved_of(layer.cell) + 2) * Hp * int64_t(sizeof(S)) > kKept),
         halves(once_ih ? 1 : 2),
         planes(of_gates),
         projected_ld(depth<X>(padded(layer.P))),
@@ -225,7 +225,7 @@ class BackwardKernel : BackwardPass<S> {
     share_of(state.panels(), [&](int64_t i, int64_t next) {
       const Panel p = state.panel(i);
       auto after_and_cell = [&](int64_t j) {
-        if (far && !project) prefetch_cell(s, j, p);
+        if (prefetching && !project) prefetch_cell(s, j, p);
         return after_row(j);
       };
       auto receive = [&](int64_t j, int64_t tall, const C* sums, int64_t sums_ld) {
@@ -249,7 +249,7 @@ class BackwardKernel : BackwardPass<S> {
       share_of(hidden.panels(), [&](int64_t i, int64_t next) {
         const Panel p = hidden.panel(i);
         auto row_of = [&](int64_t j) {
-          if (far) prefetch_cell(s, j, p);
+          if (prefetching) prefetch_cell(s, j, p);
           return chunk.dprojected + (row + j) * projected_ld;
         };
         multiply_panel<C>(single_row, low(0), high(now), p, L.P, w_hr + p.offset<X>(L.P),
@@ -264,8 +264,9 @@ class BackwardKernel : BackwardPass<S> {
     barrier.wait(share.members);
   }
 
-  // Prefetches what the cell will need of sequence j in step s when the GEMM is done. (The row of the step itself, of
-  // which `cells` or `output` is the state after it, was the row before the step that came first.)
+  // Prefetches what the cell will need of sequence j in step s when the GEMM is done: into the L2 cache, because the
+  // panel passes through the L1 cache in between, and it holds up the GEMM less. (The row of the step itself, of which
+  // `cells` or `output` is the state after it, was the row before the step that came first.)
   INLINE void prefetch_cell(int64_t s, int64_t j, const Panel& p) const {
     if (s < 0) return;
     const bool has_c = has_cell_state(L.cell);
@@ -273,9 +274,9 @@ class BackwardKernel : BackwardPass<S> {
             *grad = L.grad_output.data ? at<const S>(L.grad_output, L, steps.t(s), j) + d * L.P : nullptr,
             *before = this->before(has_c ? L.cells : L.output, has_c ? L.c0 : L.h0, has_c ? L.H : L.P, s, j);
     for (int64_t column = p.first; column < p.first + p.nv * W; column += W) {
-      for (int slot = 0; saved && slot < 4; ++slot) __builtin_prefetch(saved + slot * Hp + column);
-      if (before) __builtin_prefetch(before + column);
-      if (grad && !project) __builtin_prefetch(grad + column);
+      for (int slot = 0; saved && slot < 4; ++slot) __builtin_prefetch(saved + slot * Hp + column, 0, 2);
+      if (before) __builtin_prefetch(before + column, 0, 2);
+      if (grad && !project) __builtin_prefetch(grad + column, 0, 2);
     }
   }
 

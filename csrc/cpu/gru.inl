@@ -35,25 +35,39 @@ class GruForward {
         bias_hn(pass.bias_hn + tile.unit),
         save(pass.L.gates.data != nullptr) {}
 
-  template <class Sums>
-  INLINE void begin(int r, const Sums& sums, C* kept) {
-    Vec<C> reset = sums.of_h(0) + sums.of_x(0), update = sums.of_h(1) + sums.of_x(1), n = sums.of_x(2),
-           n_h = sums.of_h(2) + load(bias_hn);
-    cells::gru_gates(reset, update, n, n_h);
-    store(kept, update);
-    store(kept + W, n);
+  template <class Lanes, class Sums>
+  INLINE void begin(const Lanes& lanes, int r, int count, Sums&& sums, C* kept) {
+    Vec<C> gate[4];  // reset, update, n, n_h
+    lanes.gather(count, gate, [&](int k, Vec<C>(&of_row)[4]) INLINED {
+      const auto row = sums(k);
+      of_row[0] = row.of_h(0) + row.of_x(0);
+      of_row[1] = row.of_h(1) + row.of_x(1);
+      of_row[2] = row.of_x(2);
+      of_row[3] = row.of_h(2) + load(bias_hn);
+    });
+    cells::gru_gates(gate[0], gate[1], gate[2], gate[3]);
+    store(kept, gate[1]);
+    store(kept + W, gate[2]);
     if (!save) return;
-    S* const to = saved(j + r, first_unit);
-    store(to, reset);
-    store(to + Hp, update);
-    store(to + 3 * Hp, n_h);
+    lanes.scatter(count, gate, [&](int k, const Vec<C>(&of_row)[4]) INLINED {
+      S* const to = saved(j + r + k, first_unit);
+      store(to, of_row[0]);
+      store(to + Hp, of_row[1]);
+      store(to + 3 * Hp, of_row[3]);
+    });
   }
 
-  INLINE Vec<C> end(int64_t j, const C* kept, int64_t unit, int64_t, const HiddenRow<S>&) {
-    Vec<C> n = load(kept + W);
-    const Vec<C> h = cells::gru_output(load(kept), n, load(h_prev + j * h_ld + unit));
+  template <class Lanes>
+  INLINE void end(const Lanes& lanes, int64_t j, int count, const C* kept, int64_t unit,
+                  Vec<C> (&results)[2]) {  // h, n
+    Vec<C> before[1];
+    lanes.gather(count, before,
+                 [&](int k, Vec<C>(&of_row)[1]) INLINED { of_row[0] = load(h_prev + (j + k) * h_ld + unit); });
+    results[1] = load(kept + W);
+    results[0] = cells::gru_output(load(kept), results[1], before[0]);
+  }
+  INLINE void store_rest(int64_t j, Vec<C> n, int64_t unit, int64_t, const HiddenRow<S>&) {
     if (save) store(saved(j, unit) + 2 * Hp, n);
-    return h;
   }
 };
 
@@ -61,31 +75,36 @@ template <class S>
 class GruBackward {
   using C = typename Types<S>::Sum;
   using X = typename Types<S>::Operand;
-  const int64_t Hp, plane;
+  const int64_t Hp;
   const bool keep;
-  C* const carry;  // of the next step: the part of dh_prev through z
+  const C* const carry;  // of the next step: the part of dh_prev through z
   const S *saved, *h_prev;
 
  public:
+  static constexpr int kInputs = 6, kOutputs = 5;
   INLINE GruBackward(const BackwardPass<S>& pass, int64_t s, int64_t j)
       : Hp(pass.Hp),
-        plane(pass.plane),
         keep(j < pass.steps.ended(s) && !pass.cut(s, j)),
         carry(pass.carry + j * pass.Hp),
         saved(at<const S>(pass.L.gates, pass.L, pass.steps.t(s), j) + pass.d * pass.L.gates_direction),
         h_prev(pass.before(pass.L.output, pass.L.h0, pass.L.H, s, j)) {}
 
-  INLINE void step(Vec<C> dh, int64_t unit, int64_t n, X* dgates, X*) {
-    if (keep) dh += load(carry + unit);
-    Vec<C> dr, dz, dn, dn_h, direct;
-    const S* const gate = saved + unit;
-    cells::gru_backward<Vec<C>>(load(gate), load(gate + Hp), load(gate + 2 * Hp), load(gate + 3 * Hp),
-                                h_prev ? load(h_prev + unit, n) : Vec<C>{}, dh, dr, dz, dn, dn_h, direct);
-    store(dgates + GruPlanes::r * plane, dr, n);
-    store(dgates + GruPlanes::z * plane, dz, n);
-    store(dgates + GruPlanes::n * plane, dn, n);
-    store(dgates + GruPlanes::n_h * plane, dn_h, n);
-    store(carry + unit, direct);
+  // r, z, n, n_h, h_prev, the part of dh through the z of the next step
+  INLINE void inputs(int64_t unit, int64_t n, Vec<C>* in) const {
+#pragma GCC unroll 4
+    for (int slot = 0; slot < 4; ++slot) in[slot] = load(saved + slot * Hp + unit);
+    in[4] = h_prev ? load(h_prev + unit, n) : Vec<C>{};
+    in[5] = keep ? load(carry + unit) : broadcast(C(-0.0));  // added, it changes nothing
+  }
+  static INLINE void derivative(Vec<C> dh, const Vec<C>* in, Vec<C>* out) {  // the planes, and in[5] of the step before
+    cells::gru_backward<Vec<C>>(in[0], in[1], in[2], in[3], in[4], dh + in[5], out[GruPlanes::r], out[GruPlanes::z],
+                                out[GruPlanes::n], out[GruPlanes::n_h], out[4]);
+  }
+  static INLINE void outputs(const BackwardPass<S>& pass, int64_t j, int64_t unit, int64_t n, const Vec<C>* out,
+                             X* dgates, X*) {
+#pragma GCC unroll 4
+    for (int which = 0; which < 4; ++which) store(dgates + which * pass.plane, out[which], n);
+    store(pass.carry + j * pass.Hp + unit, out[4]);
   }
 };
 

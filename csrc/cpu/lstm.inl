@@ -28,29 +28,38 @@ class LstmForward {
         save(pass.L.gates.data != nullptr),
         keep_cells(pass.L.cells.data != nullptr) {}
 
-  template <class Sums>
-  INLINE void begin(int r, const Sums& sums, C* kept) {
-    Vec<C> gate[4], c_now;
-#pragma GCC unroll 4
-    for (int g = 0; g < 4; ++g) gate[g] = sums.of_h(g) + sums.of_x(g);
+  template <class Lanes, class Sums>
+  INLINE void begin(const Lanes& lanes, int r, int count, Sums&& sums, C* kept) {
+    Vec<C> in[5], c_now[1];
     C* const state = c + (j + r) * Hp + first_unit;
-    cells::lstm_state(gate[0], gate[1], gate[2], gate[3], load(state), c_now);
-    store(state, c_now);
-    store(kept, c_now);
-    store(kept + W, gate[3]);
-    if (!save) return;
-    S* const saved = at<S>(pass.L.gates, pass.L, pass.steps.t(s), j + r) + pass.d * pass.L.gates_direction + first_unit;
+    lanes.gather(count, in, [&](int k, Vec<C>(&of_row)[5]) INLINED {
+      const auto row = sums(k);
 #pragma GCC unroll 4
-    for (int g = 0; g < 4; ++g) store(saved + g * Hp, gate[g]);
+      for (int g = 0; g < 4; ++g) of_row[g] = row.of_h(g) + row.of_x(g);
+      of_row[4] = load(state + k * Hp);
+    });
+    cells::lstm_state(in[0], in[1], in[2], in[3], in[4], c_now[0]);
+    lanes.scatter(count, c_now, [&](int k, const Vec<C>(&of_row)[1]) INLINED { store(state + k * Hp, of_row[0]); });
+    store(kept, c_now[0]);
+    store(kept + W, in[3]);
+    if (!save) return;
+    lanes.scatter(count, in, [&](int k, const Vec<C>(&of_row)[5]) INLINED {
+      S* const saved = at<S>(pass.L.gates, pass.L, pass.steps.t(s), j + r + k) + pass.d * pass.L.gates_direction;
+#pragma GCC unroll 4
+      for (int g = 0; g < 4; ++g) store(saved + g * Hp + first_unit, of_row[g]);
+    });
   }
 
-  INLINE Vec<C> end(int64_t j, const C* kept, int64_t unit, int64_t n, const HiddenRow<S>& hidden) {
-    const Vec<C> c_now = load(kept), h = cells::lstm_output(load(kept + W), c_now);
+  template <class Lanes>
+  INLINE void end(const Lanes&, int64_t, int, const C* kept, int64_t, Vec<C> (&results)[2]) {  // h, c
+    results[1] = load(kept);
+    results[0] = cells::lstm_output(load(kept + W), results[1]);
+  }
+  INLINE void store_rest(int64_t j, Vec<C> c_now, int64_t unit, int64_t n, const HiddenRow<S>& to) {
     if (keep_cells) store(at<S>(pass.L.cells, pass.L, pass.steps.t(s), j) + pass.d * pass.L.H + unit, c_now, n);
-    if (__builtin_expect(hidden.h_n != nullptr, 0))
+    if (__builtin_expect(to.h_n != nullptr, 0))
       store(static_cast<S*>(pass.L.c_n) + (pass.d * pass.L.N + pass.L.order[j]) * pass.L.H + unit, c_now, n);
-    if (__builtin_expect(hidden.reset, 0)) store(c + j * Hp + unit, Vec<C>{});
-    return h;
+    if (__builtin_expect(to.reset, 0)) store(c + j * Hp + unit, Vec<C>{});
   }
 };
 
@@ -58,16 +67,16 @@ template <class S>
 class LstmBackward {
   using C = typename Types<S>::Sum;
   using X = typename Types<S>::Operand;
-  const int64_t Hp, plane;
+  const int64_t Hp;
   const bool keep;
-  C* const carry;                            // dc of the next step
+  const C* const carry;                      // dc of the next step
   const S *saved, *c_now, *c_prev;           // c_prev may be null: zero
   const S *grad_c_n = nullptr, *grad_cells;  // null: none
 
  public:
+  static constexpr int kInputs = 7, kOutputs = 6;
   INLINE LstmBackward(const BackwardPass<S>& pass, int64_t s, int64_t j)
       : Hp(pass.Hp),
-        plane(pass.plane),
         keep(j < pass.steps.ended(s) && !pass.cut(s, j)),
         carry(pass.carry + j * pass.Hp),
         c_prev(pass.before(pass.L.cells, pass.L.c0, pass.L.H, s, j)) {
@@ -80,20 +89,29 @@ class LstmBackward {
     grad_cells = L.grad_cells.data ? at<const S>(L.grad_cells, L, t, j) + pass.d * L.H : nullptr;
   }
 
-  INLINE void step(Vec<C> dh, int64_t unit, int64_t n, X* dgates, X* full) {
-    Vec<C> dc = keep ? load(carry + unit) : Vec<C>{}, di, df, dg, d_o;
-    if (grad_c_n) dc = load(grad_c_n + unit, n);
-    if (grad_cells) dc += load(grad_cells + unit, n);
-    const S* const gate = saved + unit;
-    const Vec<C> o = load(gate + 3 * Hp), tanh_c = tanh(load(c_now + unit, n));
-    cells::lstm_backward<Vec<C>>(load(gate), load(gate + Hp), load(gate + 2 * Hp), o,
-                                 c_prev ? load(c_prev + unit, n) : Vec<C>{}, tanh_c, dh, dc, di, df, dg, d_o);
-    store(dgates, di, n);
-    store(dgates + plane, df, n);
-    store(dgates + 2 * plane, dg, n);
-    store(dgates + 3 * plane, d_o, n);
-    store(carry + unit, dc);
-    if (full) store(full, o * tanh_c);
+  // dc, c_prev, c, i, f, g, o
+  INLINE void inputs(int64_t unit, int64_t n, Vec<C>* in) const {
+    in[0] = keep ? load(carry + unit) : Vec<C>{};
+    if (grad_c_n) in[0] = load(grad_c_n + unit, n);
+    if (grad_cells) in[0] += load(grad_cells + unit, n);
+    in[1] = c_prev ? load(c_prev + unit, n) : Vec<C>{};
+    in[2] = load(c_now + unit, n);
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) in[3 + g] = load(saved + g * Hp + unit);
+  }
+  // di, df, dg, do, dc of the step before, h before a projection
+  static INLINE void derivative(Vec<C> dh, const Vec<C>* in, Vec<C>* out) {
+    const Vec<C> tanh_c = tanh(in[2]);
+    out[4] = in[0];
+    cells::lstm_backward<Vec<C>>(in[3], in[4], in[5], in[6], in[1], tanh_c, dh, out[4], out[0], out[1], out[2], out[3]);
+    out[5] = in[6] * tanh_c;
+  }
+  static INLINE void outputs(const BackwardPass<S>& pass, int64_t j, int64_t unit, int64_t n, const Vec<C>* out,
+                             X* dgates, X* full) {
+#pragma GCC unroll 4
+    for (int g = 0; g < 4; ++g) store(dgates + g * pass.plane, out[g], n);
+    store(pass.carry + j * pass.Hp + unit, out[4]);
+    if (full) store(full, out[5]);
   }
 };
 

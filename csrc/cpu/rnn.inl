@@ -17,13 +17,16 @@ class RnnForward {
   static constexpr int kGates = 1;
   INLINE RnnForward(const ForwardPass<S>&, const ForwardTile<S>& tile) : registers(tile.registers) {}
 
-  template <class Sums>
-  INLINE void begin(int, const Sums& sums, C* kept) {
-    for (int v = 0; v < registers; ++v) store(kept + v * W, sums.of_h(v) + sums.of_x(v));
+  template <class Lanes, class Sums>
+  INLINE void begin(const Lanes&, int, int, Sums&& sums, C* kept) {
+    for (int v = 0; v < registers; ++v) store(kept + v * W, sums(0).of_h(v) + sums(0).of_x(v));
   }
-  INLINE Vec<C> end(int64_t, const C* kept, int64_t, int64_t, const HiddenRow<S>&) {
-    return cells::rnn_forward<Relu, Vec<C>>(load(kept));
+  template <class Lanes>
+  INLINE void end(const Lanes&, int64_t, int, const C* kept, int64_t, Vec<C> (&results)[2]) {
+    results[0] = cells::rnn_forward<Relu, Vec<C>>(load(kept));
+    results[1] = Vec<C>{};
   }
+  INLINE void store_rest(int64_t, Vec<C>, int64_t, int64_t, const HiddenRow<S>&) {}
 };
 
 template <bool Relu, class S>
@@ -33,11 +36,16 @@ class RnnBackward {
   const S* const output;
 
  public:
+  static constexpr int kInputs = 1, kOutputs = 1;
   INLINE RnnBackward(const BackwardPass<S>& pass, int64_t s, int64_t j)
       : output(at<const S>(pass.L.output, pass.L, pass.steps.t(s), j) + pass.d * pass.L.P) {}
 
-  INLINE void step(Vec<C> dh, int64_t unit, int64_t n, X* dgates, X*) {
-    store(dgates, cells::rnn_backward<Relu, Vec<C>>(load(output + unit, n), dh), n);
+  INLINE void inputs(int64_t unit, int64_t n, Vec<C>* in) const { in[0] = load(output + unit, n); }
+  static INLINE void derivative(Vec<C> dh, const Vec<C>* in, Vec<C>* out) {
+    out[0] = cells::rnn_backward<Relu, Vec<C>>(in[0], dh);
+  }
+  static INLINE void outputs(const BackwardPass<S>&, int64_t, int64_t, int64_t n, const Vec<C>* out, X* dgates, X*) {
+    store(dgates, out[0], n);
   }
 };
 

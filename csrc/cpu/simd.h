@@ -6,6 +6,7 @@
 // library function: the linker could choose the copy compiled for a wider target for the whole program.
 
 #define INLINE inline __attribute__((always_inline))
+#define INLINED __attribute__((always_inline))  // of a lambda
 
 template <class T>
 struct Register;
