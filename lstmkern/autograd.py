@@ -43,7 +43,11 @@ def call_below_autograd(eager_op: Callable[..., Any], *args: Any) -> Any:
 
 
 class LayerFunction(torch.autograd.Function):
-    """``layer_forward`` with a gradient. It returns all five results of the op, because backward needs them."""
+    """``layer_forward`` with a gradient.
+
+    ``every``: whether all five results of the op are results, for callers of the op itself. Otherwise gates are not,
+    and cells only if ``cells``.
+    """
 
     @staticmethod
     def forward(
@@ -57,70 +61,58 @@ class LayerFunction(torch.autograd.Function):
         mode: str,
         batch_first: bool,
         cells: bool,
+        every: bool,
         *weights: Tensor,
     ) -> Results:
-        ctx.recompute = recomputing.is_active() and mode in ("LSTM", "GRU")
-        results: Results = call_below_autograd(
-            eager_forward, input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, not ctx.recompute,
-            cells or ctx.recompute,
+        recompute = recomputing.is_active() and mode in ("LSTM", "GRU")
+        results: Results
+        results, saved, biases = call_below_autograd(
+            _extension.recorded_forward, input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, cells,
+            every, recompute,
         )  # fmt: skip
-        output: Tensor | None
-        output, _, _, every_c, gates = results
         ctx.set_materialize_grads(False)
-        if gates is not None:
-            ctx.mark_non_differentiable(gates)
-        if every_c is not None and not cells:
-            ctx.mark_non_differentiable(every_c)
-        if input.dim() == 2 and batch_sizes is None and mode in ("LSTM", "GRU"):
-            # One step. The caller may write into the next state, as a decoder does where a sequence has ended.
-            output = None  # backward reads it only as the state before a later step
-            every_c = every_c if every_c is None else every_c.clone()
-        # No first derivative depends on a bias, so a bias may change before backward. It is not a saved tensor.
-        ctx.biases = []
-        others: list[Tensor | None] = []
-        for w in weights:
-            if w.dim() == 1:
-                ctx.biases.append((w, w._version))
-                others.append(None)
-            else:
-                others.append(w)
-        ctx.save_for_backward(input, h0, c0, batch_sizes, lengths, resets, output, every_c, gates, *others)
-        ctx.mode, ctx.batch_first = mode, batch_first
+        if every:
+            ctx.mark_non_differentiable(*(t for t in (results[4], None if cells else results[3]) if t is not None))
+        ctx.save_for_backward(*saved)
+        ctx.settings = mode, batch_first, recompute, biases
         return results
 
     @staticmethod
-    def backward(
-        ctx: Any,
-        grad_output: Tensor | None,
-        grad_h_n: Tensor | None,
-        grad_c_n: Tensor | None,
-        grad_cells: Tensor | None,
-        _: Tensor | None,
-    ) -> tuple[Tensor | None, ...]:
-        input, h0, c0, batch_sizes, lengths, resets, output, cells, gates, *weights = ctx.saved_tensors
-        biases = iter(ctx.biases)
-        weights = [next(biases)[0] if w is None else w for w in weights]
-        needs = ctx.needs_input_grad
-        if ctx.recompute or torch.is_grad_enabled():
-            _refuse_changed(ctx.biases)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved, needs = ctx.saved_tensors, ctx.needs_input_grad
+        mode, batch_first, recompute, biases = ctx.settings
+        if not recompute:
+            plain: tuple[Tensor | None, ...] | None = _extension.recorded_backward(
+                grads, saved, biases, mode, batch_first, needs
+            )
+            if plain is not None:
+                return plain
+        grads = grads[:4]  # without that of the gates
+        input, h0, c0, batch_sizes, lengths, resets, output, cells, gates, *weights = saved
+        of_biases = iter(biases)
+        weights = [next(of_biases)[0] if w is None else w for w in weights]
+        if recompute or torch.is_grad_enabled():
+            _refuse_changed(biases)
             if h0 is None:
-                h0, c0 = zero_states(ctx.mode, input, weights, batch_sizes, ctx.batch_first)
-        if grad_output is None and grad_h_n is None and grad_c_n is None and grad_cells is None:
+                h0, c0 = zero_states(mode, input, weights, batch_sizes, batch_first)
+        if all(g is None for g in grads):
             return (None,) * len(needs)
-        grads, primals = (grad_output, grad_h_n, grad_c_n, grad_cells), (input, h0, c0, weights)
-        boundaries, saved = (batch_sizes, lengths, resets), (output, cells, gates)
-        wanted = (needs[0], needs[1] or needs[2], any(needs[9:]))
-        if ctx.recompute and not torch.is_grad_enabled():
+        primals, boundaries, kept = (input, h0, c0, weights), (batch_sizes, lengths, resets), (output, cells, gates)
+        wanted = (needs[0], needs[1] or needs[2], any(needs[-len(weights) :]))
+        if recompute and not torch.is_grad_enabled():
             return _in_order_of_arguments(needs, recomputing.layer_backward(
-                eager_forward, eager_backward, grads, *primals, boundaries, output, cells, ctx.mode, ctx.batch_first,
-                wanted,
+                eager_forward, eager_backward, grads, *primals, boundaries, output, cells, mode, batch_first, wanted,
             ))  # fmt: skip
-        if ctx.recompute:
+        if recompute:
             with torch.no_grad():
-                saved = recomputing.recompute_saved(eager_forward, *primals, boundaries, ctx.mode, ctx.batch_first)
+                kept = recomputing.recompute_saved(eager_forward, *primals, boundaries, mode, batch_first)
         return _in_order_of_arguments(
-            needs, layer_backward(*grads, *primals, *boundaries, *saved, ctx.mode, ctx.batch_first, wanted)
+            needs, layer_backward(*grads, *primals, *boundaries, *kept, mode, batch_first, wanted)
         )
+
+
+# LayerFunction.apply without torch.func's part of it, for the calls of csrc/calls.h, which have no transform.
+record = super(torch.autograd.Function, LayerFunction).apply  # type: ignore[misc]
 
 
 def _refuse_changed(biases: list[tuple[Tensor, int]]) -> None:
@@ -138,7 +130,8 @@ def _in_order_of_arguments(needs: Sequence[bool], gradients: Gradients) -> tuple
     """The gradients in the order of LayerFunction.forward's arguments."""
     grad_input, grad_h0, grad_c0, grad_weights = gradients
     states = grad_h0 if needs[1] else None, grad_c0 if needs[2] else None
-    return grad_input if needs[0] else None, *states, None, None, None, None, None, None, *grad_weights
+    others = (None,) * (len(needs) - 3 - len(grad_weights))
+    return grad_input if needs[0] else None, *states, *others, *grad_weights
 
 
 class LayerBackward(torch.autograd.Function):
@@ -289,7 +282,9 @@ def layer_forward(
         h0, c0 = zero_states(mode, input, weights, batch_sizes, batch_first)
     if needs_grad(tensors):
         apply: Any = LayerFunction.apply
-        recorded: Results = apply(input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights)
+        recorded: Results = apply(
+            input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, False, *weights
+        )
         return recorded
     return eager_forward(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
 
