@@ -12,7 +12,7 @@
 
 #include <optional>
 
-#include "python.h"
+#include "training.h"
 
 namespace lstmkern {
 namespace {
@@ -23,10 +23,11 @@ struct Stack {
   c10::string_view mode_name;
   bool batch_first = false, cells = false;
   int64_t layers = 0, directions = 1;
-  Tensor input, h0;  // h0 undefined: the states start at zero
+  c10::MaybeOwned<Tensor> input;  // borrowed from an argument, or a view of it
+  Tensor h0;                      // undefined: the states start at zero
   OptionalTensor c0, batch_sizes, lengths, resets;
-  c10::SmallVector<Tensor, 8> weights;  // of all layers
-  c10::SmallVector<size_t, 4> ends;     // of each layer's weights
+  Borrowed weights;                  // of all layers
+  c10::SmallVector<size_t, 4> ends;  // of each layer's weights
   Keys keys;
   bool needs_grad = false, same_dtype = true;
 
@@ -37,9 +38,10 @@ struct Stack {
   }
   bool set_input(PyObject* given) {
     if (!THPVariable_CheckExact(given)) return false;
-    input = THPVariable_Unpack(given);
-    keys.add(input);
-    needs_grad = input.requires_grad();
+    const Tensor& t = THPVariable_Unpack(given);
+    input = c10::MaybeOwned<Tensor>::borrowed(t);
+    keys.add(t);
+    needs_grad = t.requires_grad();
     return true;
   }
   // A tensor of the input's dtype; input must be set.
@@ -48,12 +50,12 @@ struct Stack {
     const Tensor& t = THPVariable_Unpack(given);
     keys.add(t);
     needs_grad |= t.requires_grad();
-    same_dtype &= t.dtype() == input.dtype();
+    same_dtype &= t.dtype() == input->dtype();
     return &t;
   }
   bool add_weight(PyObject* given) {
     const Tensor* t = given ? plain(given) : nullptr;
-    if (t) weights.push_back(*t);
+    if (t) weights.add(given);
     return t != nullptr;
   }
   bool set_h0(PyObject* given) {
@@ -94,7 +96,8 @@ struct Stack {
         h = h0.narrow(0, k * directions, directions);
         if (c0) c = c0->narrow(0, k * directions, directions);
       }
-      const Tensor x = k ? r.output : input;
+      const Tensor above = k ? r.output : Tensor();
+      const Tensor& x = k ? above : *input;
       const auto of_layer = at::TensorList(weights).slice(begin, ends[k] - begin);
       const bool with_cells = cells && k + 1 == layers;
       r = is_recorded()
@@ -112,21 +115,23 @@ struct Stack {
   // A layer by way of autograd.LayerFunction.
   ForwardResults recorded(PyObject* record, const Tensor& x, const Tensor& h, const OptionalTensor& c,
                           at::TensorList of_layer, bool with_cells) const {
-    c10::SmallVector<py::object, 20> args;
+    c10::SmallVector<py::object, 14> args;
     auto add = [&](PyObject* arg) {
       args.push_back(py::reinterpret_steal<py::object>(arg));
       if (!arg) throw python_error();
     };
-    add(wrap(x)), add(wrap(h)), add(wrap(c)), add(wrap(batch_sizes)), add(wrap(lengths)), add(wrap(resets));
-    add(Py_NewRef(mode)), add(wrap(batch_first)), add(wrap(with_cells)), add(wrap(false));
+    add(tuple_of(Py_NewRef(mode), wrap(batch_first), wrap(with_cells), wrap(false), wrap(batch_sizes), wrap(lengths),
+                 wrap(resets)));
+    add(wrap(x)), add(wrap(h)), add(wrap(c));
     for (const Tensor& w : of_layer) add(wrap(w));
     const auto found = py::reinterpret_steal<py::object>(
         PyObject_Vectorcall(record, reinterpret_cast<PyObject* const*>(args.data()), args.size(), nullptr));
     if (!found) throw python_error();
     ForwardResults r;
-    Py_ssize_t at = 0;
-    for (Tensor* t : {&r.output, &r.h_n, &r.c_n, &r.cells})
-      if (PyObject* item = PyTuple_GET_ITEM(found.ptr(), at++); item != Py_None) *t = tensor_in(item);
+    const auto results = in_order(found.ptr(), is_lstm(), x.dim() == 2 && !batch_sizes);
+    Tensor* const to[] = {&r.output, &r.h_n, &r.c_n, &r.cells};
+    for (size_t i = 0; i < results.size(); ++i)
+      if (results[i] != Py_None) *to[i] = tensor_in(results[i]);
     return r;
   }
 };
@@ -249,10 +254,10 @@ PyObject* run_module(PyObject* const* args) {
   }
   if (!take_states(s, args[2], lstm) || !s.set(s.lengths, args[3]) || !s.set(s.resets, args[4]) || !s.is_plain())
     Py_RETURN_NONE;
-  const int64_t rank = s.input.dim();
-  if ((rank != 3 && rank != 2) || s.input.size(-1) != input_size) Py_RETURN_NONE;
-  const int64_t batch_dim = s.batch_first ? 0 : 1, T = s.input.size(rank == 3 && s.batch_first ? 1 : 0),
-                N = rank == 3 ? s.input.size(batch_dim) : 1, D = s.layers * s.directions;
+  const int64_t rank = s.input->dim();
+  if ((rank != 3 && rank != 2) || s.input->size(-1) != input_size) Py_RETURN_NONE;
+  const int64_t batch_dim = s.batch_first ? 0 : 1, T = s.input->size(rank == 3 && s.batch_first ? 1 : 0),
+                N = rank == 3 ? s.input->size(batch_dim) : 1, D = s.layers * s.directions;
   auto state_fits = [&](const Tensor& t, int64_t columns) {
     return rank == 3 ? has_sizes(t, {D, N, columns}) : has_sizes(t, {D, columns});
   };
@@ -260,13 +265,13 @@ PyObject* run_module(PyObject* const* args) {
   if (s.lengths &&
       (s.lengths->scalar_type() != at::kLong || !(rank == 3 ? has_sizes(*s.lengths, {N}) : s.lengths->dim() == 0)))
     Py_RETURN_NONE;
-  if (s.resets && (s.resets->scalar_type() != at::kBool || s.resets->sizes() != s.input.sizes().slice(0, rank - 1)))
+  if (s.resets && (s.resets->scalar_type() != at::kBool || s.resets->sizes() != s.input->sizes().slice(0, rank - 1)))
     Py_RETURN_NONE;
   ForwardResults r;
   {
     const Scope scope(s);
     if (rank == 2) {  // one sequence: a batch of one
-      s.input = s.input.unsqueeze(batch_dim);
+      s.input = c10::MaybeOwned<Tensor>::owned(s.input->unsqueeze(batch_dim));
       if (s.h0.defined()) s.h0 = s.h0.unsqueeze(1);
       if (s.c0) s.c0 = s.c0->unsqueeze(1);
       if (s.lengths) s.lengths = s.lengths->unsqueeze(0);
@@ -301,9 +306,9 @@ PyObject* run_cell(PyObject* const* args) {
     if (!s.add_weight(Attributes::found(PyDict_GetItemWithError(parameters, of_cell[i])))) Py_RETURN_NONE;
   const bool lstm = s.is_lstm();
   if (!take_states(s, args[3], lstm) || !s.is_plain()) Py_RETURN_NONE;
-  const int64_t rank = s.input.dim(), N = rank == 2 ? s.input.size(0) : 1;
+  const int64_t rank = s.input->dim(), N = rank == 2 ? s.input->size(0) : 1;
   auto state_fits = [&](const Tensor& t) { return rank == 2 ? has_sizes(t, {N, H}) : has_sizes(t, {H}); };
-  if ((rank != 2 && rank != 1) || s.input.size(-1) != input_size || (s.h0.defined() && !state_fits(s.h0)) ||
+  if ((rank != 2 && rank != 1) || s.input->size(-1) != input_size || (s.h0.defined() && !state_fits(s.h0)) ||
       (s.c0 && !state_fits(*s.c0)))
     Py_RETURN_NONE;
   s.layers = 1;
@@ -313,7 +318,7 @@ PyObject* run_cell(PyObject* const* args) {
   {
     const Scope scope(s);
     if (rank == 1) {
-      s.input = s.input.unsqueeze(0);
+      s.input = c10::MaybeOwned<Tensor>::owned(s.input->unsqueeze(0));
       if (s.h0.defined()) s.h0 = s.h0.unsqueeze(0);
       if (s.c0) s.c0 = s.c0->unsqueeze(0);
     }

@@ -14,8 +14,11 @@ namespace lstmkern {
 namespace {
 
 // Lives while C++ computes below autograd, without Python.
-struct Below {
-  py::gil_scoped_release no_gil;
+class Below {
+  struct NoGil {  // pybind11's does more than twice as much
+    PyThreadState* const state = PyEval_SaveThread();
+    ~NoGil() { PyEval_RestoreThread(state); }
+  } no_gil;
   at::AutoDispatchBelowADInplaceOrView below;  // results are never views of other tensors
 };
 
@@ -35,6 +38,48 @@ PyObject* tuple_of(Items... items) {
 PyObject* wrap(const Tensor& t) { return THPVariable_Wrap(t); }
 PyObject* wrap(const OptionalTensor& t) { return THPVariable_Wrap(t ? *t : Tensor()); }
 PyObject* wrap(bool value) { return PyBool_FromLong(value); }
+
+// The tensors of Python objects for a list of tensors. Since torch 2.13 a second reference to a tensor of Python takes
+// the GIL and counts in Python; a reference to the object costs one addition.
+class Borrowed {
+ public:
+  Borrowed() = default;
+  Borrowed(const Borrowed&) = delete;
+  Borrowed& operator=(const Borrowed&) = delete;
+  ~Borrowed() {
+    for (Tensor& t : tensors_) Traits::destroyBorrow(t);
+    for (PyObject* object : objects_) Py_DECREF(object);
+  }
+  void add(PyObject* tensor) {
+    objects_.push_back(Py_NewRef(tensor));
+    tensors_.push_back(Traits::createBorrow(THPVariable_Unpack(tensor)));
+  }
+  operator at::TensorList() const { return tensors_; }
+  size_t size() const { return tensors_.size(); }
+  const Tensor& operator[](size_t i) const { return tensors_[i]; }
+  PyObject* object(size_t i) const { return objects_[i]; }
+
+ private:
+  using Traits = c10::MaybeOwnedTraits<Tensor>;
+  c10::SmallVector<Tensor, 8> tensors_;
+  c10::SmallVector<PyObject*, 8> objects_;
+};
+
+// The same for one tensor or none, of an object that outlives this one.
+class BorrowedOptional {
+ public:
+  BorrowedOptional() = default;
+  BorrowedOptional(const BorrowedOptional&) = delete;
+  BorrowedOptional& operator=(const BorrowedOptional&) = delete;
+  ~BorrowedOptional() {
+    if (value_) c10::MaybeOwnedTraits<Tensor>::destroyBorrow(*value_);
+  }
+  void set(const Tensor& t) { value_.emplace(c10::MaybeOwnedTraits<Tensor>::createBorrow(t)); }
+  const OptionalTensor& operator*() const { return value_; }
+
+ private:
+  OptionalTensor value_;
+};
 
 // A tensor; TypeError for anything else.
 const Tensor& tensor_in(PyObject* given) {

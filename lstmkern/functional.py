@@ -1,8 +1,8 @@
 """Stacks of layers as functions of their weights: lstm(), gru(), rnn(), and what the modules call.
 
-Where the kernels alone compute a stack, it is one call of C++ (csrc/calls.h). Otherwise a layer is one call of
-``autograd.layer_forward``, and this file adds the rest: the layers of a stack, dropout between them, dtypes under
-autocast.
+Where the CPU kernels alone compute a stack, it is one call of C++ (csrc/calls.h), also in training. Otherwise a layer
+is one call of ``autograd.layer_forward``, and this file adds the rest: the layers of a stack, dropout between them,
+dtypes under autocast.
 """
 
 from collections.abc import Sequence
