@@ -31,11 +31,11 @@ TABLE = {
 LSTM 1,1,64,64 infer: 1 1 1 1
 LSTM 1,1,64,64 backward: 1 1 1 1
 LSTM 1000,1,16,16 infer: 1 1 1 1
-LSTM 1000,1,16,16 backward: 2r 2r 2r 2r
+LSTM 1000,1,16,16 backward: 1 1 1 1
 LSTM 100,8,32,32 infer: 8r 8r 8r 8r
 LSTM 100,8,32,32 backward: 8r 16r 16r 16r
 LSTM 500,5,510,32 infer: 5r 5r 5r 5r
-LSTM 500,5,510,32 backward: 8r 16r 20r 20r
+LSTM 500,5,510,32 backward: 8r 16r 18r 18r
 LSTM 100,64,256,256 infer: 8r 16r 64r 64r
 LSTM 100,64,256,256 backward: 8r 16r 64r 128r
 LSTM 20,128,512,512 infer: 8u 16u 32u 32u
@@ -47,7 +47,7 @@ GRU 1000,1,16,16 backward: 1 1 1 1
 GRU 100,8,32,32 infer: 8r 8r 8r 8r
 GRU 100,8,32,32 backward: 8r 12r 12r 12r
 GRU 500,5,510,32 infer: 5r 5r 5r 5r
-GRU 500,5,510,32 backward: 8r 15r 15r 15r
+GRU 500,5,510,32 backward: 8r 14r 14r 14r
 GRU 100,64,256,256 infer: 8r 16r 64r 64r
 GRU 100,64,256,256 backward: 8r 16r 64r 96r
 GRU 20,128,512,512 infer: 8u 15r 32u 32u
@@ -69,7 +69,7 @@ RNN_TANH 20,128,512,512 backward: 8u 16r 64r 64r
 LSTM 1,1,64,64 infer: 1 1 1 1
 LSTM 1,1,64,64 backward: 4u 4u 4u 4u
 LSTM 1000,1,16,16 infer: 1 1 1 1
-LSTM 1000,1,16,16 backward: 4r 4r 4r 4r
+LSTM 1000,1,16,16 backward: 1 1 1 1
 LSTM 100,8,32,32 infer: 8r 8r 8r 8r
 LSTM 100,8,32,32 backward: 8r 16r 16r 16r
 LSTM 500,5,510,32 infer: 5r 5r 5r 5r
@@ -105,7 +105,7 @@ RNN_TANH 20,128,512,512 backward: 8u 16u 64r 128r
 """,
     "baseline": """
 LSTM 1,1,64,64 infer: 1 1 1 1
-LSTM 1,1,64,64 backward: 5u 5u 5u 5u
+LSTM 1,1,64,64 backward: 4u 4u 4u 4u
 LSTM 1000,1,16,16 infer: 2u 2u 2u 2u
 LSTM 1000,1,16,16 backward: 2u 2u 2u 2u
 LSTM 100,8,32,32 infer: 8r 8r 8r 8r
@@ -119,11 +119,11 @@ LSTM 20,128,512,512 backward: 8u 16u 64u 176u
 GRU 1,1,64,64 infer: 1 1 1 1
 GRU 1,1,64,64 backward: 4u 4u 4u 4u
 GRU 1000,1,16,16 infer: 2u 2u 2u 2u
-GRU 1000,1,16,16 backward: 3r 3r 3r 3r
+GRU 1000,1,16,16 backward: 1 1 1 1
 GRU 100,8,32,32 infer: 8r 8r 8r 8r
 GRU 100,8,32,32 backward: 8r 12r 12r 12r
 GRU 500,5,510,32 infer: 5r 5r 5r 5r
-GRU 500,5,510,32 backward: 8r 16r 24r 24r
+GRU 500,5,510,32 backward: 8r 15r 24r 24r
 GRU 100,64,256,256 infer: 8r 16r 64r 64r
 GRU 100,64,256,256 backward: 8u 16u 64r 192r
 GRU 20,128,512,512 infer: 8u 16u 64u 128u
