@@ -1,10 +1,12 @@
 """How good the number of threads is that a layer chooses: its time, compared with every fixed number of threads.
 
     python -m benchmarks.thread_choice [--part 1/20] [--seconds 50] [--out benchmarks/results]
+    python -m benchmarks.thread_choice --dtype bf16       # another dtype; the results of the others are kept
     python -m benchmarks.thread_choice --again 1.15       # measure the cases above 1.15 a second time
 
 The sweep has thousands of cases, so it is divided into parts that each hold a random sample of it. Every run adds its
-cases to thread_choice.json, and a case that is measured again keeps the result of each run.
+cases to thread_choice.json. A part that was stopped goes on where it ended. A case that is measured again keeps the
+result of each run. The summary has an entry for each dtype.
 """
 
 from __future__ import annotations
@@ -150,10 +152,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         for case in track(cases, "cases", transient=True):
             if now() > stop:
                 break
+            if str(case) in lines and not args.again:
+                continue
             line = lines.setdefault(str(case), {"case": str(case), "chosen": chosen(case, args.threads), "ms": []})
             line["ms"].append(measure(case, counts))
     results = list(lines.values())
-    summary = summarize(results)
+    summary = {}
+    for dtype in DTYPES:
+        if of_dtype := [line for line in results if dtype in line["case"].split()]:
+            summary[dtype] = summarize(of_dtype)
     report.write_json(path, report.context(args.threads), costs_us=costs, summary=summary, results=results)
     print(json.dumps({"costs_us": costs, **summary}, indent=1))
     return 0

@@ -192,12 +192,27 @@ PYBIND11_MODULE(_C, m) {
       py::arg("most"), "The threads that a call of so much work on this thread may use now");
   m.def(
       "team_ended",
-      [](double work, int threads, double total, double lost) {
+      [](double work, bool region, int threads, double total, double lost) {
         const lstmkern::cpu::Call call(work);
-        lstmkern::cpu::team_ended(threads, total, lost);
+        lstmkern::cpu::team_ended(region ? lstmkern::cpu::Team::region : lstmkern::cpu::Team::own, threads, total, lost);
       },
-      py::arg("work"), py::arg("threads"), py::arg("total"), py::arg("lost"),
-      "Says that a team for such a call took `total` seconds, of which its caller waited `lost`");
+      py::arg("work"), py::arg("region"), py::arg("threads"), py::arg("total"), py::arg("lost"),
+      "Says that a team for such a call, a parallel region or our own threads, took `total` seconds, of which its caller "
+      "waited `lost`");
+  m.def(
+      "alone_ended",
+      [](double work, double seconds) {
+        const lstmkern::cpu::Call call(work);
+        lstmkern::cpu::alone_ended(seconds);
+      },
+      py::arg("work"), py::arg("seconds"), "Says that such a call took so long alone, although it could have had a team");
+  m.def(
+      "region_for",
+      [](double work) {
+        const lstmkern::cpu::Call call(work);
+        return lstmkern::cpu::team_now() == lstmkern::cpu::Team::region;
+      },
+      py::arg("work"), "Whether the team for such a call is a parallel region and not our own threads");
   m.def(
       "team_runs",
       [] {

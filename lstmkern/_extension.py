@@ -93,5 +93,6 @@ run_stack = _C.run_stack
 cpu_product = _C.cpu_product
 read_cpus = _C.read_cpus
 team_runs = _C.team_runs
-add_calls, threads_for, team_ended = _C.add_calls, _C.threads_for, _C.team_ended  # for tests of csrc/cpu/calls.h
+add_calls, threads_for = _C.add_calls, _C.threads_for  # for tests of csrc/cpu/calls.h, as are the next three
+region_for, team_ended, alone_ended = _C.region_for, _C.team_ended, _C.alone_ended
 CPUS = _C.cpus()  # read once; ValueError for a bad LSTMKERN_NUM_THREADS

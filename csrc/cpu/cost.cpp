@@ -47,8 +47,9 @@ constexpr double kLine = 7.5;       // a cache line that another core has writte
 constexpr double kStateLine = 24;   // the same just after a barrier, where nothing else can be done meanwhile
 constexpr double kSpinning = 4e-3;  // seconds for which OpenMP's threads stay awake after their work (GNU's: 5 ms)
 
-// Twice as many threads must be estimated to be faster by this part.
-constexpr double kWorth = 0.12;
+// Twice as many threads must be estimated to be faster by this part: of 0.05 to 0.4 the best for 314 forward passes in
+// four dtypes (benchmarks/results/thread_choice.json).
+constexpr double kWorth = 0.15;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -68,7 +68,7 @@ bool divides_rows(const Work& work, int size);
 bool large_weights_divide_rows(int64_t rows, int size, int64_t panels, bool tiles, double exchange);
 
 // The number of threads for the pass, at most `most`: the best by the estimate, where twice as many threads must be at
-// least a tenth faster, because a wrong choice of more threads costs more than one of fewer.
+// least an eighth faster, because a wrong choice of more threads costs more than one of fewer.
 int choose_threads(const Work& work, int most);
 
 // The same for a call. If this thread's last pass ended more than some milliseconds ago, the team has gone to sleep,

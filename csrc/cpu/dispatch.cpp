@@ -101,9 +101,9 @@ void pass(const Layer& layer, void* to, const void* from, int64_t columns) {
     }
 }
 
-// Multiply-adds of all steps, with some for reading the weights.
+// Multiply-adds of all steps of a direction, with some for reading the weights.
 double multiply_adds(const Layer& layer) {
-  return double(layer.N + 3) * layer.T * layer.D * gates_of(layer.cell) * layer.H * (layer.I + layer.P);
+  return double(layer.N + 3) * layer.T * gates_of(layer.cell) * layer.H * (layer.I + layer.P);
 }
 
 // Runs the kernel with the threads that the call may use.

@@ -7,7 +7,8 @@
 //
 // If torch has more threads than there are CPUs, a region of all of them costs more than a short call (0.1 ms for 16 on
 // 2 CPUs), and regions of different sizes in turn cost 1 to 5 ms. But then OpenMP's threads hardly spin, or their
-// spinning uses up a quota. So there a team has threads of its own (pool.h).
+// spinning uses up a quota. So there a team has threads of its own (pool.h), and also while regions wait for long: on a
+// busy machine the spinning takes the time in which the threads could compute (calls.h).
 #include "team.h"
 
 #include <algorithm>
@@ -95,22 +96,27 @@ bool in_team() {
 
 void run_team(int threads, void (*body)(void*, int, int), void* arg) {
   Body given{body, arg};
+  auto seconds = [](Clock::duration d) { return std::chrono::duration<double>(d).count(); };
   if (threads < 2 || forked || in_team()) {
     runs[1].fetch_add(1, std::memory_order_relaxed);
-    return Body::run(&given, 0, 1);
+    if (!alone_now()) return Body::run(&given, 0, 1);
+    const auto begin = Clock::now();
+    Body::run(&given, 0, 1);
+    return alone_ended(seconds(Clock::now() - begin));
   }
   const auto begin = Clock::now();
+  Team team = Team::own;
 #if defined(_OPENMP)
   const int region = omp_get_max_threads();
-  if (region <= cpus().found)
+  if (region <= cpus().found) team = team_now();
+  if (team == Team::region)
     threads = run_region(std::max(region, threads), threads, Body::run, &given);
   else
 #endif
     threads = run_pool(threads, Body::run, &given);
   const auto total = Clock::now() - begin;
-  auto seconds = [](Clock::duration d) { return std::chrono::duration<double>(d).count(); };
   runs[std::min(threads, kTeamSizes - 1)].fetch_add(1, std::memory_order_relaxed);
-  if (threads > 1) team_ended(threads, seconds(total), seconds(total - given.inside));
+  if (threads > 1) team_ended(team, threads, seconds(total), seconds(total - given.inside));
 }
 
 bool is_forked() { return forked; }

@@ -9,7 +9,8 @@ namespace cpu {
 
 // Runs body(arg, rank, size) on at most `threads` threads at once and returns when all are done. The caller has rank 0.
 // `size`, the number of threads that run, may be smaller (1 inside another parallel region and in a forked process), so
-// body divides its work by `size`. It tells team_ended (calls.h) how long the caller waited.
+// body divides its work by `size`. It asks team_now which threads they are, and tells
+// team_ended how long the caller waited (calls.h).
 void run_team(int threads, void (*body)(void* arg, int rank, int size), void* arg);
 
 // Whether this process was forked since the kernels were loaded. The other threads of OpenMP and of the pool do not
@@ -57,8 +58,9 @@ class Barrier {
   alignas(64) uint32_t phase_ = 0;
 };
 
-// The i-th of n nearly equal parts of [0, total) begins here.
-inline int64_t part(int64_t total, int64_t i, int64_t n) { return total * i / n; }
+// The i-th of n nearly equal parts of [0, total) begins here. The first part, that of a team's caller, is a largest one:
+// the others begin later, and what the caller waits is not what it has less to do.
+inline int64_t part(int64_t total, int64_t i, int64_t n) { return (total * i + n - 1) / n; }
 
 }  // namespace cpu
 }  // namespace lstmkern
