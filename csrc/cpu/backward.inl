@@ -20,7 +20,7 @@ Work backward_work(const Backward& layer, int64_t rows) {
   w.bytes = state.packed(gates_of(layer.cell) * GatePlanes<X, C>(layer).plane) * sizeof(X);
   w.panels = state.panels();
   const int64_t products = layer.T - 1 + (layer.grad_h0 || layer.grad_c0);
-  w.once = layer.T == 1 || (products <= 1 && w.bytes > kKept && !w.direct);
+  w.once = layer.T == 1 || (products <= 1 && w.bytes > cached_bytes(on_tiles<X>) && !w.direct);
   return w;
 }
 

@@ -142,8 +142,7 @@ Time backward_time(const Work& w, int threads, bool by_rows) {
   if (!w.direct) {  // packing; panels of weights that are used once are packed by the thread that uses them
     double lines = w.once ? 0 : mine;
     if (w.input_gradient && chunks > 1) lines += inputs;
-    const int64_t packed = states * ceil_div(K, by_rows && w.once && w.T > 1 ? 1 : threads);
-    time.by_width += (kPackRows * (packed + inputs * ceil_div(K, threads)) + kLine * others * K * lines) / w.per_word;
+    time.by_width += (kPackRows * ceil_div(K, threads) * (states + inputs) + kLine * others * K * lines) / w.per_word;
   }
   if (w.input_gradient) Gemm{w, shared, ceil_div(inputs, columns), inputs, 6}.add(time, 1, K);
   if (w.weight_gradients) {

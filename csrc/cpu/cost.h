@@ -30,13 +30,13 @@ struct Work {
   bool saves;                             // forward: values for backward
   bool input_gradient, weight_gradients;  // backward
   bool direct;                            // weights are read in place, not packed (direct.h)
-  bool once;  // forward: W_ih takes part in one GEMM, of the rows of all steps; backward: W_hh takes part in one
-  int64_t bytes, panels;  // of the packed weights that every step reads
-  int lanes;              // values of a register of sums
-  int registers;          // of sums in a tile
-  int per_word;           // values along k that one instruction multiplies
-  bool tiles;             // in tile registers (AMX)
-  bool asleep;            // the other threads of the team sleep
+  bool once;                              // one GEMM takes the weights (forward: W_ih, backward: W_hh)
+  int64_t bytes, panels;                  // of the packed weights that every step reads
+  int lanes;                              // values of a register of sums
+  int registers;                          // of sums in a tile
+  int per_word;                           // values along k that one instruction multiplies
+  bool tiles;                             // in tile registers (AMX)
+  bool asleep;                            // the other threads of the team sleep
 
   // Whether a step of `rows` rows, in a group of `members` threads, computes x W_ih^T and h W_hh^T in one GEMM. Then
   // x W_ih^T does not pass through the cache (the sums are the same, bit for bit), but W_ih is read at every step. That

@@ -22,7 +22,8 @@ Work forward_work(const Layer& layer, int64_t rows) {
   w.direct = few_rows_forward<X>(layer, rows);
   w.bytes = units.packed(layer.I + layer.P) * sizeof(X);
   w.panels = units.panels();
-  w.once = layer.T == 1 || (w.bytes > kKept && !w.direct && rows <= gate_rows_at_once<S>(layer, rows) + layer.N);
+  const bool large = w.bytes > cached_bytes(w.tiles) && !w.direct;
+  w.once = layer.T == 1 || (large && rows <= gate_rows_at_once<S>(layer, rows) + layer.N);
   return w;
 }
 
