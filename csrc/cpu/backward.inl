@@ -39,8 +39,8 @@ class BackwardKernel : BackwardPass<S> {
   const bool direct, single_row;
   const Columns<X, C, kWide> state, hidden, inputs;  // P, H and I columns
   const bool once_hh, once_ih;  // the weights take part in one product: packed panel by panel as it goes
-  const bool prefetching;  // what forward saved: it is not in the L2 cache, nor short rows, which come by themselves
-  const int halves;        // of the chunks' buffers
+  const bool far;               // what forward saved is not in the L2 cache
+  const int halves;             // of the chunks' buffers
   const Planes planes;
   const int64_t projected_ld, chunk_rows, scratch_size;
 
@@ -69,7 +69,7 @@ class BackwardKernel : BackwardPass<S> {
         inputs{layer.I, has_short<X> && !direct},
         once_hh(work.once),
         once_ih(rows_at_once(layer, all_rows) >= all_rows),
-        prefetching(Hp > 2 * W && all_rows * (saved_of(layer.cell) + 2) * Hp * int64_t(sizeof(S)) > kKept),
+        far(all_rows * (saved_of(layer.cell) + 2) * padded(layer.H) * int64_t(sizeof(S)) > kKept),
         halves(once_ih ? 1 : 2),
         planes(of_gates),
         projected_ld(depth<X>(padded(layer.P))),
@@ -225,7 +225,7 @@ class BackwardKernel : BackwardPass<S> {
     share_of(state.panels(), [&](int64_t i, int64_t next) {
       const Panel p = state.panel(i);
       auto after_and_cell = [&](int64_t j) {
-        if (prefetching && !project) prefetch_cell(s, j, p);
+        if (far && !project) prefetch_cell(s, j, p);
         return after_row(j);
       };
       auto receive = [&](int64_t j, int64_t tall, const C* sums, int64_t sums_ld) {
@@ -249,7 +249,7 @@ class BackwardKernel : BackwardPass<S> {
       share_of(hidden.panels(), [&](int64_t i, int64_t next) {
         const Panel p = hidden.panel(i);
         auto row_of = [&](int64_t j) {
-          if (prefetching) prefetch_cell(s, j, p);
+          if (far) prefetch_cell(s, j, p);
           return chunk.dprojected + (row + j) * projected_ld;
         };
         multiply_panel<C>(single_row, low(0), high(now), p, L.P, w_hr + p.offset<X>(L.P),

@@ -238,7 +238,7 @@ class ForwardKernel : ForwardPass<S> {
         for (int v = 0; v < p.nv; ++v) __builtin_prefetch(of_x + v * W);
       }
       if (has_c) __builtin_prefetch(c + j * hp + p.first, 1);
-      if (L.gates.data && hp > 2 * W) {  // short rows need no prefetch
+      if (L.gates.data) {
         const S* saved = at<S>(L.gates, L, steps.t(s), j) + d * L.gates_direction + p.first;
 #pragma GCC unroll 4
         for (int g = 0; g < 4; ++g) __builtin_prefetch(saved + g * hp, 1);
