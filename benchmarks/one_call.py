@@ -1,10 +1,11 @@
-"""Where the time of one call goes: one step of one sequence, fp32 inference, for layers and cells.
+"""Where the time of one call goes: one step of one sequence, fp32, for layers and cells.
 
     python -m benchmarks.one_call [--before earlier.json] [--out benchmarks/results/one_call.json]
 
 Each level of a call is timed by itself, from the module's ``__call__`` down to C++; the difference of two levels is
 what the upper one adds. A layer of one unit shows what C++ takes besides the arithmetic. Then each layer and
-onnxruntime take turns (benchmarks/peers.py). With --before, an earlier result file of the same machine is compared.
+onnxruntime take turns (benchmarks/peers.py). A training step is compared with what autograd takes for a Function that
+computes nothing (benchmarks/training_parts.py). With --before, an earlier result file of the same machine is compared.
 Prints Markdown.
 """
 
@@ -22,14 +23,17 @@ from torch import nn
 
 import lstmkern
 from lstmkern import _extension
+from lstmkern.autograd import record
 from lstmkern.bench import measure, report
 from lstmkern.bench.cases import Case
 from lstmkern.bench.measure import Pairs, quiet
 
-from .peers import Unavailable, onnx_runtime
+from . import training_parts
+from .peers import Unavailable, onnx_runtime, run_jax_inline
 
 CELLS = ("LSTM", "GRU", "RNN")
 SIZES = (64, 128, 256, 512)
+TRAINED = (16, 64, 128)
 BLOCKS, SECONDS = 60, 1e-3  # timed blocks, and the length of one
 THREADS = (1, 2)
 
@@ -62,8 +66,7 @@ def levels(cell: str, H: int) -> dict[str, float]:
         "forward": microseconds(lambda: forward(x)),
         "cell module": microseconds(lambda: one_step(row)),
     }
-    if run := getattr(_extension, "run_module", None):  # absent in earlier versions
-        times["C++"] = microseconds(lambda: run(module, x, None, None, None, False))
+    times["C++"] = microseconds(lambda: _extension.run_module(module, x, None, None, None, False, record))
     return times
 
 
@@ -105,6 +108,7 @@ def document(about: dict) -> str:
     if before:
         text += f"\n\nBefore: {about['before_commit']}."
     text += f"\n\nAn empty module's call takes {about['identity']:.2f} us, torch.empty {about['empty']:.2f}."
+    text += f"\n\nTraining:\n\n{report.markdown(*training_parts.table(about['training']))}"
     if about.get("onnxruntime"):
         rows = [
             [f"{r['cell']} {r['H']}", str(r["threads"]), *(f"{r[k]:.2f}" for k in ("ratio", "ratio_low", "ratio_high"))]
@@ -121,7 +125,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write the results to this file")
     args = parser.parse_args(argv)
     about = report.context(list(THREADS))
-    found: dict = {"levels": [], "onnxruntime": []}
+    found: dict = {"levels": [], "training": [], "onnxruntime": []}
+    run_jax_inline()
     with torch.no_grad(), quiet(1):
         identity, x = nn.Identity(), torch.randn(1, 1, 64)
         found["identity"] = microseconds(lambda: identity(x))
@@ -138,6 +143,8 @@ def main(argv: list[str] | None = None) -> int:
                         print(f"no onnxruntime: {reason}", file=sys.stderr)
                         break
                     found["onnxruntime"].append({"cell": cell, "H": H, "threads": threads, **result})
+    with quiet(1):
+        found["training"] = [{"cell": cell, "H": H, **training_parts.parts(cell, H)} for H in TRAINED for cell in CELLS]
     if args.before:
         earlier = json.loads(args.before.read_text())
         found |= {"before": earlier["levels"], "before_commit": earlier["commit"]}

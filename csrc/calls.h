@@ -1,38 +1,47 @@
 // Whole calls of a module, a cell or a stack of layers for Python: arguments, checks, results and kernels in one C++
-// function. Each takes the calls that a CPU kernel alone computes: plain tensors, no gradient to record, no autocast,
-// no mode or transform that must see the call, nothing that torch.nn would refuse. For any other call it returns None
-// and has done nothing, and Python goes the long way (functional.py, autograd.py), which also words the errors.
+// function. Each takes the calls that a CPU kernel alone computes: plain tensors, no autocast, no mode or transform
+// that must see the call, nothing that torch.nn would refuse. For any other call it returns None and has done nothing,
+// and Python goes the long way (functional.py, autograd.py), which also words the errors. Where a gradient is needed,
+// each layer is a call of the argument `record`: LayerFunction.apply in autograd.py.
 #pragma once
 
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/cat.h>
-#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/forward_grad.h>
-#include <torch/csrc/autograd/python_variable.h>
 
-#include "eager.h"
+#include <optional>
+
+#include "training.h"
 
 namespace lstmkern {
 namespace {
 
 // A stack of layers and what it is called with.
 struct Stack {
-  c10::string_view mode;
+  PyObject* mode = nullptr;
+  c10::string_view mode_name;
   bool batch_first = false, cells = false;
   int64_t layers = 0, directions = 1;
-  Tensor input, h0;  // h0 undefined: the states start at zero
+  c10::MaybeOwned<Tensor> input;  // borrowed from an argument, or a view of it
+  Tensor h0;                      // undefined: the states start at zero
   OptionalTensor c0, batch_sizes, lengths, resets;
-  c10::SmallVector<Tensor, 8> weights;  // of all layers
-  c10::SmallVector<size_t, 4> ends;     // of each layer's weights
+  Borrowed weights;                  // of all layers
+  c10::SmallVector<size_t, 4> ends;  // of each layer's weights
   Keys keys;
   bool needs_grad = false, same_dtype = true;
 
+  bool set_mode(PyObject* given) {
+    if (!given || !PyUnicode_CheckExact(given)) return false;
+    mode_name = text_in(mode = given);
+    return true;
+  }
   bool set_input(PyObject* given) {
     if (!THPVariable_CheckExact(given)) return false;
-    input = THPVariable_Unpack(given);
-    keys.add(input);
-    needs_grad = input.requires_grad();
+    const Tensor& t = THPVariable_Unpack(given);
+    input = c10::MaybeOwned<Tensor>::borrowed(t);
+    keys.add(t);
+    needs_grad = t.requires_grad();
     return true;
   }
   // A tensor of the input's dtype; input must be set.
@@ -41,12 +50,12 @@ struct Stack {
     const Tensor& t = THPVariable_Unpack(given);
     keys.add(t);
     needs_grad |= t.requires_grad();
-    same_dtype &= t.dtype() == input.dtype();
+    same_dtype &= t.dtype() == input->dtype();
     return &t;
   }
   bool add_weight(PyObject* given) {
     const Tensor* t = given ? plain(given) : nullptr;
-    if (t) weights.push_back(*t);
+    if (t) weights.add(given);
     return t != nullptr;
   }
   bool set_h0(PyObject* given) {
@@ -68,14 +77,16 @@ struct Stack {
     return true;
   }
 
+  bool is_lstm() const { return mode_name == "LSTM"; }
+  bool is_recorded() const { return needs_grad && at::GradMode::is_enabled(); }
+
   // Whether the kernels alone compute the call; all tensors must be set.
   bool is_plain() const {
-    return !(needs_grad && at::GradMode::is_enabled()) && same_dtype && keys.only_cpu() &&
-           !at::impl::torch_function_mode_enabled() && !at::autocast::is_autocast_enabled(at::kCPU) &&
-           !torch::autograd::ForwardADLevel::try_get_by_idx(0);
+    return same_dtype && keys.only_cpu() && !at::impl::torch_function_mode_enabled() &&
+           !at::autocast::is_autocast_enabled(at::kCPU) && !torch::autograd::ForwardADLevel::try_get_by_idx(0);
   }
 
-  ForwardResults run() const {
+  ForwardResults run(PyObject* record) const {
     ForwardResults r;
     std::vector<Tensor> h_ns, c_ns;
     for (int64_t k = 0, begin = 0; k < layers; begin = ends[k++]) {
@@ -85,8 +96,13 @@ struct Stack {
         h = h0.narrow(0, k * directions, directions);
         if (c0) c = c0->narrow(0, k * directions, directions);
       }
-      r = cpu_forward(k ? r.output : input, h, c, at::TensorList(weights).slice(begin, ends[k] - begin), batch_sizes,
-                      lengths, resets, mode, batch_first, false, cells && k + 1 == layers);
+      const Tensor above = k ? r.output : Tensor();
+      const Tensor& x = k ? above : *input;
+      const auto of_layer = at::TensorList(weights).slice(begin, ends[k] - begin);
+      const bool with_cells = cells && k + 1 == layers;
+      r = is_recorded()
+              ? recorded(record, x, h, c, of_layer, with_cells)
+              : cpu_forward(x, h, c, of_layer, batch_sizes, lengths, resets, mode_name, batch_first, false, with_cells);
       if (layers > 1) h_ns.push_back(r.h_n);
       if (layers > 1 && r.c_n.defined()) c_ns.push_back(r.c_n);
     }
@@ -94,21 +110,39 @@ struct Stack {
     if (c_ns.size()) r.c_n = at::cat(c_ns);
     return r;
   }
+
+ private:
+  // A layer by way of autograd.LayerFunction.
+  ForwardResults recorded(PyObject* record, const Tensor& x, const Tensor& h, const OptionalTensor& c,
+                          at::TensorList of_layer, bool with_cells) const {
+    c10::SmallVector<py::object, 14> args;
+    auto add = [&](PyObject* arg) {
+      args.push_back(py::reinterpret_steal<py::object>(arg));
+      if (!arg) throw python_error();
+    };
+    add(tuple_of(Py_NewRef(mode), wrap(batch_first), wrap(with_cells), wrap(false), wrap(batch_sizes), wrap(lengths),
+                 wrap(resets)));
+    add(wrap(x)), add(wrap(h)), add(wrap(c));
+    for (const Tensor& w : of_layer) add(wrap(w));
+    const auto found = py::reinterpret_steal<py::object>(
+        PyObject_Vectorcall(record, reinterpret_cast<PyObject* const*>(args.data()), args.size(), nullptr));
+    if (!found) throw python_error();
+    ForwardResults r;
+    const auto results = in_order(found.ptr(), is_lstm(), x.dim() == 2 && !batch_sizes);
+    Tensor* const to[] = {&r.output, &r.h_n, &r.c_n, &r.cells};
+    for (size_t i = 0; i < results.size(); ++i)
+      if (results[i] != Py_None) *to[i] = tensor_in(results[i]);
+    return r;
+  }
 };
 
-// A tuple of new references, which it takes over; null, with an error set, if one of them is.
-template <class... Items>
-PyObject* tuple_of(Items... items) {
-  PyObject* tuple = (items && ...) ? PyTuple_New(sizeof...(items)) : nullptr;
-  Py_ssize_t i = 0;
-  if (tuple)
-    (PyTuple_SET_ITEM(tuple, i++, items), ...);
-  else
-    (Py_XDECREF(items), ...);
-  return tuple;
-}
-// THPVariable_Wrap makes None of an undefined tensor.
-PyObject* wrap(const Tensor& t) { return THPVariable_Wrap(t); }
+// Lives while a stack is computed: below autograd, unless autograd records its layers.
+struct Scope {
+  explicit Scope(const Stack& s) {
+    if (!s.is_recorded()) below.emplace();
+  }
+  std::optional<Below> below;
+};
 
 // The attributes of a module in its __dict__. Those that are found elsewhere (a property, say) are left to Python.
 class Attributes {
@@ -130,20 +164,9 @@ class Attributes {
     if (to == -1 && PyErr_Occurred()) throw python_error();
     return true;
   }
-  bool get(PyObject* name, c10::string_view& to) const {
-    PyObject* value = get(name);
-    return value && PyUnicode_CheckExact(value) && text(value, to);
-  }
   static PyObject* found(PyObject* borrowed) {
     if (!borrowed && PyErr_Occurred()) throw python_error();
     return borrowed;
-  }
-  static bool text(PyObject* value, c10::string_view& to) {
-    Py_ssize_t size = 0;
-    const char* data = PyUnicode_AsUTF8AndSize(value, &size);
-    if (!data) throw python_error();
-    to = {data, static_cast<size_t>(size)};
-    return true;
   }
 
  private:
@@ -209,8 +232,7 @@ bool take_states(Stack& s, PyObject* hx, bool lstm) {
 bool has_sizes(const Tensor& t, std::initializer_list<int64_t> sizes) { return t.sizes() == at::IntArrayRef(sizes); }
 
 // LSTM, GRU or RNN called with (input, hx, lengths, resets, return_cells): what forward returns.
-PyObject* run_module(PyObject*, PyObject* const* args, Py_ssize_t) {
-  HANDLE_TH_ERRORS
+PyObject* run_module(PyObject* const* args) {
   const AttributeNames& n = names();
   const Attributes module(args[0]);
   Stack s;
@@ -219,11 +241,10 @@ PyObject* run_module(PyObject*, PyObject* const* args, Py_ssize_t) {
   if (!s.set_input(args[1]) || !module.get(n.bidirectional, bidirectional) || !module.get(n.num_layers, s.layers))
     Py_RETURN_NONE;
   s.directions = bidirectional ? 2 : 1;
-  if (!take_weights(s, module) || (s.needs_grad && at::GradMode::is_enabled()) || !module.get(n.mode, s.mode) ||
-      !module.get(n.batch_first, s.batch_first) || !module.get(n.input_size, input_size) ||
-      !module.get(n.hidden_size, H) || !module.get(n.proj_size, P))
+  if (!take_weights(s, module) || !s.set_mode(module.get(n.mode)) || !module.get(n.batch_first, s.batch_first) ||
+      !module.get(n.input_size, input_size) || !module.get(n.hidden_size, H) || !module.get(n.proj_size, P))
     Py_RETURN_NONE;
-  const bool lstm = s.mode == "LSTM";
+  const bool lstm = s.is_lstm();
   s.cells = args[5] == Py_True;
   if (s.layers > 1) {  // dropout between layers
     PyObject* dropout = module.get(n.dropout);
@@ -233,10 +254,10 @@ PyObject* run_module(PyObject*, PyObject* const* args, Py_ssize_t) {
   }
   if (!take_states(s, args[2], lstm) || !s.set(s.lengths, args[3]) || !s.set(s.resets, args[4]) || !s.is_plain())
     Py_RETURN_NONE;
-  const int64_t rank = s.input.dim();
-  if ((rank != 3 && rank != 2) || s.input.size(-1) != input_size) Py_RETURN_NONE;
-  const int64_t batch_dim = s.batch_first ? 0 : 1, T = s.input.size(rank == 3 && s.batch_first ? 1 : 0),
-                N = rank == 3 ? s.input.size(batch_dim) : 1, D = s.layers * s.directions;
+  const int64_t rank = s.input->dim();
+  if ((rank != 3 && rank != 2) || s.input->size(-1) != input_size) Py_RETURN_NONE;
+  const int64_t batch_dim = s.batch_first ? 0 : 1, T = s.input->size(rank == 3 && s.batch_first ? 1 : 0),
+                N = rank == 3 ? s.input->size(batch_dim) : 1, D = s.layers * s.directions;
   auto state_fits = [&](const Tensor& t, int64_t columns) {
     return rank == 3 ? has_sizes(t, {D, N, columns}) : has_sizes(t, {D, columns});
   };
@@ -244,19 +265,19 @@ PyObject* run_module(PyObject*, PyObject* const* args, Py_ssize_t) {
   if (s.lengths &&
       (s.lengths->scalar_type() != at::kLong || !(rank == 3 ? has_sizes(*s.lengths, {N}) : s.lengths->dim() == 0)))
     Py_RETURN_NONE;
-  if (s.resets && (s.resets->scalar_type() != at::kBool || s.resets->sizes() != s.input.sizes().slice(0, rank - 1)))
+  if (s.resets && (s.resets->scalar_type() != at::kBool || s.resets->sizes() != s.input->sizes().slice(0, rank - 1)))
     Py_RETURN_NONE;
   ForwardResults r;
   {
-    const Below scope;
+    const Scope scope(s);
     if (rank == 2) {  // one sequence: a batch of one
-      s.input = s.input.unsqueeze(batch_dim);
+      s.input = c10::MaybeOwned<Tensor>::owned(s.input->unsqueeze(batch_dim));
       if (s.h0.defined()) s.h0 = s.h0.unsqueeze(1);
       if (s.c0) s.c0 = s.c0->unsqueeze(1);
       if (s.lengths) s.lengths = s.lengths->unsqueeze(0);
       if (s.resets) s.resets = s.resets->unsqueeze(batch_dim);
     }
-    r = s.run();
+    r = s.run(args[6]);
     if (rank == 2) {
       r.output = r.output.squeeze(batch_dim);
       r.h_n = r.h_n.squeeze(1);
@@ -267,29 +288,27 @@ PyObject* run_module(PyObject*, PyObject* const* args, Py_ssize_t) {
   if (!lstm) return tuple_of(wrap(r.output), wrap(r.h_n));
   PyObject* states = tuple_of(wrap(r.h_n), wrap(r.c_n));
   return s.cells ? tuple_of(wrap(r.output), states, wrap(r.cells)) : tuple_of(wrap(r.output), states);
-  END_HANDLE_TH_ERRORS
 }
 
 // LSTMCell, GRUCell or RNNCell called with (mode, input, hx): what forward returns.
-PyObject* run_cell(PyObject*, PyObject* const* args, Py_ssize_t) {
-  HANDLE_TH_ERRORS
+PyObject* run_cell(PyObject* const* args) {
   const AttributeNames& n = names();
   const Attributes module(args[0]);
   Stack s;
   bool bias = false;
   int64_t input_size = 0, H = 0;
   PyObject* parameters = module.get(n._parameters);
-  if (!Attributes::text(args[1], s.mode) || !s.set_input(args[2]) || !parameters || !PyDict_CheckExact(parameters) ||
+  if (!s.set_mode(args[1]) || !s.set_input(args[2]) || !parameters || !PyDict_CheckExact(parameters) ||
       !module.get(n.bias, bias) || !module.get(n.input_size, input_size) || !module.get(n.hidden_size, H))
     Py_RETURN_NONE;
   PyObject* const of_cell[] = {n.weight_ih, n.weight_hh, n.bias_ih, n.bias_hh};
   for (int i = 0; i < (bias ? 4 : 2); ++i)
     if (!s.add_weight(Attributes::found(PyDict_GetItemWithError(parameters, of_cell[i])))) Py_RETURN_NONE;
-  const bool lstm = s.mode == "LSTM";
+  const bool lstm = s.is_lstm();
   if (!take_states(s, args[3], lstm) || !s.is_plain()) Py_RETURN_NONE;
-  const int64_t rank = s.input.dim(), N = rank == 2 ? s.input.size(0) : 1;
+  const int64_t rank = s.input->dim(), N = rank == 2 ? s.input->size(0) : 1;
   auto state_fits = [&](const Tensor& t) { return rank == 2 ? has_sizes(t, {N, H}) : has_sizes(t, {H}); };
-  if ((rank != 2 && rank != 1) || s.input.size(-1) != input_size || (s.h0.defined() && !state_fits(s.h0)) ||
+  if ((rank != 2 && rank != 1) || s.input->size(-1) != input_size || (s.h0.defined() && !state_fits(s.h0)) ||
       (s.c0 && !state_fits(*s.c0)))
     Py_RETURN_NONE;
   s.layers = 1;
@@ -297,29 +316,27 @@ PyObject* run_cell(PyObject*, PyObject* const* args, Py_ssize_t) {
   s.cells = lstm;
   ForwardResults r;
   {
-    const Below scope;
+    const Scope scope(s);
     if (rank == 1) {
-      s.input = s.input.unsqueeze(0);
+      s.input = c10::MaybeOwned<Tensor>::owned(s.input->unsqueeze(0));
       if (s.h0.defined()) s.h0 = s.h0.unsqueeze(0);
       if (s.c0) s.c0 = s.c0->unsqueeze(0);
     }
-    r = s.run();
+    r = s.run(args[4]);
     if (rank == 1) {
       r.output = r.output.squeeze(0);
       if (lstm) r.cells = r.cells.squeeze(0);
     }
   }
   return lstm ? tuple_of(wrap(r.output), wrap(r.cells)) : wrap(r.output);
-  END_HANDLE_TH_ERRORS
 }
 
 // A stack of functional.py, with the arguments of run_stack() there except for dropout: (output, h_n, c_n, cells).
-PyObject* run_stack(PyObject*, PyObject* const* args, Py_ssize_t) {
-  HANDLE_TH_ERRORS
+PyObject* run_stack(PyObject* const* args) {
   Stack s;
   PyObject *h0 = args[2], *c0 = args[3], *layers = args[4];
-  if (!Attributes::text(args[0], s.mode) || !s.set_input(args[1]) || !PyList_CheckExact(layers) ||
-      (h0 != Py_None && !s.set_h0(h0)) || (c0 != Py_None && !s.set_c0(c0)))
+  if (!s.set_mode(args[0]) || !s.set_input(args[1]) || !PyList_CheckExact(layers) || (h0 != Py_None && !s.set_h0(h0)) ||
+      (c0 != Py_None && !s.set_c0(c0)))
     Py_RETURN_NONE;
   s.layers = PyList_GET_SIZE(layers);
   for (int64_t k = 0; k < s.layers; ++k) {
@@ -337,33 +354,26 @@ PyObject* run_stack(PyObject*, PyObject* const* args, Py_ssize_t) {
     Py_RETURN_NONE;
   ForwardResults r;
   {
-    const Below scope;
-    r = s.run();
+    const Scope scope(s);
+    r = s.run(args[11]);
   }
   return tuple_of(wrap(r.output), wrap(r.h_n), wrap(r.c_n), wrap(r.cells));
-  END_HANDLE_TH_ERRORS
-}
-
-template <Py_ssize_t count, PyObject* (*call)(PyObject*, PyObject* const*, Py_ssize_t)>
-PyObject* counted(PyObject* self, PyObject* const* args, Py_ssize_t n) {
-  if (n == count) return call(self, args, n);
-  PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", count, n);
-  return nullptr;
 }
 
 }  // namespace
 
 inline void add_calls(py::module_& m) {
   static PyMethodDef methods[] = {
-      {"run_module", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<6, run_module>)), METH_FASTCALL,
-       "run_module(module, input, hx, lengths, resets, return_cells): what forward of LSTM, GRU or RNN returns, or "
-       "None "
-       "if Python must compute it"},
-      {"run_cell", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<4, run_cell>)), METH_FASTCALL,
-       "run_cell(cell, mode, input, hx): what forward of a cell returns, or None if Python must compute it"},
-      {"run_stack", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(counted<11, run_stack>)), METH_FASTCALL,
-       "run_stack(mode, input, h0, c0, weights, directions, batch_first, batch_sizes, lengths, resets, cells): "
-       "(output, h_n, c_n, cells) of layers, or None if Python must compute them"},
+      method<7, run_module>("run_module",
+                            "run_module(module, input, hx, lengths, resets, return_cells, record): what forward of "
+                            "LSTM, GRU or RNN returns, or None if Python must compute it"),
+      method<5, run_cell>("run_cell",
+                          "run_cell(cell, mode, input, hx, record): what forward of a cell returns, or None if Python "
+                          "must compute it"),
+      method<12, run_stack>("run_stack",
+                            "run_stack(mode, input, h0, c0, weights, directions, batch_first, batch_sizes, lengths, "
+                            "resets, cells, record): (output, h_n, c_n, cells) of layers, or None if Python must "
+                            "compute them"),
       {nullptr, nullptr, 0, nullptr}};
   if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
 }

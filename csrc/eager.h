@@ -1,21 +1,11 @@
 // One layer below autograd for Python, without torch.ops. torch.ops matches the arguments with a schema, boxes them and
-// looks for __torch_function__, which takes longer than a small layer. This is a header, so that only module.cpp
-// compiles pybind11's headers.
+// looks for __torch_function__, which takes longer than a small layer.
 #pragma once
 
-#include <torch/csrc/utils/pybind.h>
-
-#include "below.h"
-
-namespace py = pybind11;
+#include "python.h"
 
 namespace lstmkern {
 namespace {
-
-struct Below {
-  py::gil_scoped_release no_gil;
-  at::AutoDispatchBelowADInplaceOrView below;  // results are never views of other tensors
-};
 
 // An absent tensor is None in Python.
 py::object or_none(const Tensor& t) { return t.defined() ? py::cast(t) : py::none(); }

@@ -15,7 +15,9 @@
 #include "cpu/peak.h"
 #include "cpu/product.h"
 #include "cpu/team.h"
+#include "eager.h"
 #include "layer.h"
+#include "training.h"
 #if defined(LSTMKERN_CUDA_VERSION)
 #include "cuda/dispatch.h"
 #endif
@@ -97,6 +99,7 @@ py::object cuda_plan(const std::string& tier, const std::string& mode, const std
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled part of lstmkern. Importing it registers torch.ops.lstmkern.*";
   lstmkern::add_eager(m);
+  lstmkern::add_training(m);
   lstmkern::add_calls(m);
   m.def(
       "cpu_peak", &lstmkern::cpu::peak, py::arg("capability"), py::arg("rate"), py::arg("threads"), py::arg("bytes"),

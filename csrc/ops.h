@@ -103,7 +103,7 @@ BackwardResults compute_backward(const OptionalTensor& grad_output, const Option
   Backward b{problem.layer};
   const bool lstm = b.cell == Cell::lstm, gated = saved_of(b.cell) > 0;
   // The output is read as the state before a step; for an RNN its derivative is computed from it too.
-  TORCH_CHECK(problem.empty() || ((output || (problem.one_step() && gated)) && (kept_by_forward(cells) || !lstm) &&
+  TORCH_CHECK(problem.empty() || ((output || (b.T == 1 && gated)) && (kept_by_forward(cells) || !lstm) &&
                                   (kept_by_forward(gates) || !gated)),
               "backward needs the results of forward with save=True: output, cells (LSTM), gates (LSTM and GRU)");
   auto [need_input, need_state, need_weights] = needs;

@@ -37,8 +37,8 @@ class Results final : public c10::Allocator {
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
 };
 
-// Smaller blocks are cached by the C library's allocator, which is faster.
-constexpr int64_t kLeast = int64_t(1) << 18;
+// Blocks between these sizes are cached by the C library's allocator, which is faster.
+constexpr int64_t kSmall = int64_t(64) << 10, kLarge = int64_t(256) << 10;
 
 }  // namespace
 
@@ -46,7 +46,7 @@ at::Tensor empty_result(at::IntArrayRef sizes, at::ScalarType dtype) {
   static Results& results = *new Results;  // never destroyed: a tensor may be freed after static destructors have run
   int64_t bytes = static_cast<int64_t>(c10::elementSize(dtype));
   for (int64_t n : sizes) bytes *= n;
-  return at::detail::empty_generic(sizes, bytes < kLeast ? c10::GetCPUAllocator() : &results,
+  return at::detail::empty_generic(sizes, bytes > kSmall && bytes < kLarge ? c10::GetCPUAllocator() : &results,
                                    c10::DispatchKeySet(c10::DispatchKey::CPU), dtype, std::nullopt);
 }
 

@@ -1,6 +1,6 @@
-"""The compiled part: csrc/module.cpp and csrc/eager.h. Loading it registers ``torch.ops.lstmkern.*``."""
+"""The compiled part: csrc/module.cpp and the headers for Python. Loading it registers ``torch.ops.lstmkern.*``."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 from torch import Tensor
@@ -95,9 +95,10 @@ def run_module(
     lengths: Tensor | None,
     resets: Tensor | None,
     return_cells: bool,
+    record: Callable[..., Any],
     /,
 ) -> Any: ...
-def run_cell(cell: Module, mode: str, input: Tensor, hx: Any, /) -> Any: ...
+def run_cell(cell: Module, mode: str, input: Tensor, hx: Any, record: Callable[..., Any], /) -> Any: ...
 def run_stack(
     mode: str,
     input: Tensor,
@@ -110,8 +111,28 @@ def run_stack(
     lengths: Tensor | None,
     resets: Tensor | None,
     cells: bool,
+    record: Callable[..., Any],
     /,
 ) -> tuple[Tensor, Any, Any, Any] | None: ...
+
+# See LayerFunction in autograd.py.
+def recorded_forward(
+    settings: tuple[Any, ...],
+    input: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    weights: tuple[Tensor, ...],
+    recompute: bool,
+    /,
+) -> tuple[tuple[Any, ...], tuple[Tensor | None, ...], list[tuple[Tensor, int]]]: ...
+def recorded_backward(
+    grads: tuple[Tensor | None, ...],
+    saved: tuple[Tensor | None, ...],
+    biases: list[tuple[Tensor, int]],
+    settings: tuple[Any, ...],
+    needs_input_grad: tuple[bool, ...],
+    /,
+) -> tuple[Tensor | None, ...] | None: ...
 def read_cpus(root: str, mask: int, variable: str = "") -> Cpus: ...
 def team_ended(work: float, threads: int, total: float, lost: float) -> None: ...
 def team_runs() -> dict[int, int]: ...

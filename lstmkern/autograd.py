@@ -29,6 +29,8 @@ eager_backward = _extension.layer_backward
 # What forward returns: output, h_n, c_n, the c of every step, and the gates saved for backward. Which of these are None
 # depends on the call, in a way that types cannot express: hence Any.
 Results = tuple[Tensor, Any, Any, Any, Any]
+# LayerFunction's: mode, batch_first, cells, every, batch_sizes, lengths, resets.
+Settings = tuple[str, bool, bool, bool, Tensor | None, Tensor | None, Tensor | None]
 # What backward returns: the gradients of input, h0, c0 and of each weight; None where no gradient is needed.
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor | None]]
 
@@ -43,84 +45,77 @@ def call_below_autograd(eager_op: Callable[..., Any], *args: Any) -> Any:
 
 
 class LayerFunction(torch.autograd.Function):
-    """``layer_forward`` with a gradient. It returns all five results of the op, because backward needs them."""
+    """``layer_forward`` with a gradient, for (settings, input, h0, c0, *weights).
+
+    ``settings`` are (mode, batch_first, cells, every, batch_sizes, lengths, resets): one argument, because autograd
+    looks at each argument. With ``every`` the results are the five of the op, for callers of the op itself. Otherwise
+    those that a call does not have are left out, and so are gates, and the c of every step unless ``cells``.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        input: Tensor,
-        h0: Tensor | None,
-        c0: Tensor | None,
-        batch_sizes: Tensor | None,
-        lengths: Tensor | None,
-        resets: Tensor | None,
-        mode: str,
-        batch_first: bool,
-        cells: bool,
-        *weights: Tensor,
-    ) -> Results:
-        ctx.recompute = recomputing.is_active() and mode in ("LSTM", "GRU")
-        results: Results = call_below_autograd(
-            eager_forward, input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, not ctx.recompute,
-            cells or ctx.recompute,
-        )  # fmt: skip
-        output: Tensor | None
-        output, _, _, every_c, gates = results
+        ctx: Any, settings: Settings, input: Tensor, h0: Tensor | None, c0: Tensor | None, *weights: Tensor
+    ) -> tuple[Any, ...]:
+        recompute = recomputing.is_active() and settings[0] in ("LSTM", "GRU")
+        results: tuple[Any, ...]
+        results, saved, biases = call_below_autograd(
+            _extension.recorded_forward, settings, input, h0, c0, weights, recompute
+        )
         ctx.set_materialize_grads(False)
-        if gates is not None:
-            ctx.mark_non_differentiable(gates)
-        if every_c is not None and not cells:
-            ctx.mark_non_differentiable(every_c)
-        if input.dim() == 2 and batch_sizes is None and mode in ("LSTM", "GRU"):
-            # One step. The caller may write into the next state, as a decoder does where a sequence has ended.
-            output = None  # backward reads it only as the state before a later step
-            every_c = every_c if every_c is None else every_c.clone()
-        # No first derivative depends on a bias, so a bias may change before backward. It is not a saved tensor.
-        ctx.biases = []
-        others: list[Tensor | None] = []
-        for w in weights:
-            if w.dim() == 1:
-                ctx.biases.append((w, w._version))
-                others.append(None)
-            else:
-                others.append(w)
-        ctx.save_for_backward(input, h0, c0, batch_sizes, lengths, resets, output, every_c, gates, *others)
-        ctx.mode, ctx.batch_first = mode, batch_first
+        if settings[3]:
+            cells = settings[2]
+            ctx.mark_non_differentiable(*(t for t in (results[4], None if cells else results[3]) if t is not None))
+        ctx.save_for_backward(*saved)
+        ctx.call = settings, recompute, biases
         return results
 
     @staticmethod
-    def backward(
-        ctx: Any,
-        grad_output: Tensor | None,
-        grad_h_n: Tensor | None,
-        grad_c_n: Tensor | None,
-        grad_cells: Tensor | None,
-        _: Tensor | None,
-    ) -> tuple[Tensor | None, ...]:
-        input, h0, c0, batch_sizes, lengths, resets, output, cells, gates, *weights = ctx.saved_tensors
-        biases = iter(ctx.biases)
-        weights = [next(biases)[0] if w is None else w for w in weights]
-        needs = ctx.needs_input_grad
-        if ctx.recompute or torch.is_grad_enabled():
-            _refuse_changed(ctx.biases)
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved, needs = ctx.saved_tensors, ctx.needs_input_grad
+        settings, recompute, biases = ctx.call
+        if not recompute:
+            plain: tuple[Tensor | None, ...] | None = _extension.recorded_backward(
+                grads, saved, biases, settings, needs
+            )
+            if plain is not None:
+                return plain
+        mode, batch_first, *_ = settings
+        input, h0, c0, batch_sizes, lengths, resets, output, cells, gates, *weights = saved
+        given = in_order(grads, mode, input.dim() == 2 and batch_sizes is None)[:4]
+        of_biases = iter(biases)
+        weights = [next(of_biases)[0] if w is None else w for w in weights]
+        if recompute or torch.is_grad_enabled():
+            _refuse_changed(biases)
             if h0 is None:
-                h0, c0 = zero_states(ctx.mode, input, weights, batch_sizes, ctx.batch_first)
-        if grad_output is None and grad_h_n is None and grad_c_n is None and grad_cells is None:
+                h0, c0 = zero_states(mode, input, weights, batch_sizes, batch_first)
+        if all(g is None for g in given):
             return (None,) * len(needs)
-        grads, primals = (grad_output, grad_h_n, grad_c_n, grad_cells), (input, h0, c0, weights)
-        boundaries, saved = (batch_sizes, lengths, resets), (output, cells, gates)
-        wanted = (needs[0], needs[1] or needs[2], any(needs[9:]))
-        if ctx.recompute and not torch.is_grad_enabled():
+        primals, boundaries, kept = (input, h0, c0, weights), (batch_sizes, lengths, resets), (output, cells, gates)
+        wanted = (needs[1], needs[2] or needs[3], any(needs[4:]))
+        if recompute and not torch.is_grad_enabled():
             return _in_order_of_arguments(needs, recomputing.layer_backward(
-                eager_forward, eager_backward, grads, *primals, boundaries, output, cells, ctx.mode, ctx.batch_first,
-                wanted,
+                eager_forward, eager_backward, given, *primals, boundaries, output, cells, mode, batch_first, wanted,
             ))  # fmt: skip
-        if ctx.recompute:
+        if recompute:
             with torch.no_grad():
-                saved = recomputing.recompute_saved(eager_forward, *primals, boundaries, ctx.mode, ctx.batch_first)
+                kept = recomputing.recompute_saved(eager_forward, *primals, boundaries, mode, batch_first)
         return _in_order_of_arguments(
-            needs, layer_backward(*grads, *primals, *boundaries, *saved, ctx.mode, ctx.batch_first, wanted)
+            needs, layer_backward(*given, *primals, *boundaries, *kept, mode, batch_first, wanted)
         )
+
+
+def in_order(results: tuple[Any, ...], mode: str, one_step: bool) -> Results:
+    """LayerFunction's results, or their gradients, as the op's five: None for each that the call does not have."""
+    if len(results) == 5:
+        return results
+    output, *others = results
+    h_n = None if one_step else others.pop(0)
+    c_n = others.pop(0) if mode == "LSTM" and not one_step else None
+    return output, h_n, c_n, others[0] if others else None, None
+
+
+# LayerFunction.apply without torch.func's part of it, for the calls of csrc/calls.h, which have no transform.
+record = super(torch.autograd.Function, LayerFunction).apply
 
 
 def _refuse_changed(biases: list[tuple[Tensor, int]]) -> None:
@@ -137,8 +132,8 @@ def _refuse_changed(biases: list[tuple[Tensor, int]]) -> None:
 def _in_order_of_arguments(needs: Sequence[bool], gradients: Gradients) -> tuple[Tensor | None, ...]:
     """The gradients in the order of LayerFunction.forward's arguments."""
     grad_input, grad_h0, grad_c0, grad_weights = gradients
-    states = grad_h0 if needs[1] else None, grad_c0 if needs[2] else None
-    return grad_input if needs[0] else None, *states, None, None, None, None, None, None, *grad_weights
+    states = grad_h0 if needs[2] else None, grad_c0 if needs[3] else None
+    return None, grad_input if needs[1] else None, *states, *grad_weights
 
 
 class LayerBackward(torch.autograd.Function):
@@ -289,8 +284,8 @@ def layer_forward(
         h0, c0 = zero_states(mode, input, weights, batch_sizes, batch_first)
     if needs_grad(tensors):
         apply: Any = LayerFunction.apply
-        recorded: Results = apply(input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights)
-        return recorded
+        settings: Settings = (mode, batch_first, cells, False, batch_sizes, lengths, resets)
+        return in_order(apply(settings, input, h0, c0, *weights), mode, input.dim() == 2 and batch_sizes is None)
     return eager_forward(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
 
 

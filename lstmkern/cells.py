@@ -8,6 +8,7 @@ from torch.compiler import is_dynamo_compiling
 
 from . import disable
 from ._extension import run_cell as run_plain_cell
+from .autograd import record
 from .functional import both_states, run_cell
 from .leaf import KernelModule
 
@@ -121,7 +122,7 @@ class LSTMCell(_Cell, torch.nn.LSTMCell):
         if disable.DISABLED:
             return super().forward(input, hx)
         if not is_dynamo_compiling():
-            state: tuple[Tensor, Tensor] | None = run_plain_cell(self, "LSTM", input, hx)
+            state: tuple[Tensor, Tensor] | None = run_plain_cell(self, "LSTM", input, hx, record)
             if state is not None:
                 return state
         _check_rank("LSTMCell", input)
@@ -137,7 +138,7 @@ class _SingleStateCell(_Cell):
 
     def _next(self, name: str, mode: str, input: Tensor, hx: Tensor | None) -> Tensor:
         if not is_dynamo_compiling():
-            state: Tensor | None = run_plain_cell(self, mode, input, hx)
+            state: Tensor | None = run_plain_cell(self, mode, input, hx, record)
             if state is not None:
                 return state
         _check_rank(name, input)

@@ -1,8 +1,8 @@
 """Stacks of layers as functions of their weights: lstm(), gru(), rnn(), and what the modules call.
 
-Where the kernels alone compute a stack, it is one call of C++ (csrc/calls.h). Otherwise a layer is one call of
-``autograd.layer_forward``, and this file adds the rest: the layers of a stack, dropout between them, dtypes under
-autocast.
+Where the CPU kernels alone compute a stack, it is one call of C++ (csrc/calls.h), also in training. Otherwise a layer
+is one call of ``autograd.layer_forward``, and this file adds the rest: the layers of a stack, dropout between them,
+dtypes under autocast.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from . import _extension, autocast
-from .autograd import layer_forward
+from .autograd import layer_forward, record
 
 __all__ = ["gru", "lstm", "rnn"]
 
@@ -46,7 +46,7 @@ def run_stack(
     """
     if not dropout and not is_dynamo_compiling():
         plain = _extension.run_stack(
-            mode, input, h0, c0, weights, directions, batch_first, batch_sizes, lengths, resets, cells
+            mode, input, h0, c0, weights, directions, batch_first, batch_sizes, lengths, resets, cells, record
         )
         if plain is not None:
             return plain

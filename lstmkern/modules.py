@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import disable
 from ._extension import run_module
+from .autograd import record
 from .functional import both_states
 from .recurrent import RecurrentModule
 
@@ -193,7 +194,7 @@ class LSTM(RecurrentModule, torch.nn.LSTM):
         if disable.DISABLED and lengths is None and resets is None and not return_cells:
             return super().forward(cast(Any, input), hx)
         if not is_dynamo_compiling():
-            results: tuple[Any, ...] | None = run_module(self, input, hx, lengths, resets, return_cells)
+            results: tuple[Any, ...] | None = run_module(self, input, hx, lengths, resets, return_cells, record)
             if results is not None:
                 return results
         h0, c0 = both_states("lstm", hx)
@@ -262,7 +263,7 @@ class _SingleState(RecurrentModule):
             result: tuple[Any, Tensor] = super().forward(input, hx)
             return result
         if not is_dynamo_compiling():
-            results: tuple[Any, Tensor] | None = run_module(self, input, hx, lengths, resets, False)
+            results: tuple[Any, Tensor] | None = run_module(self, input, hx, lengths, resets, False, record)
             if results is not None:
                 return results
         return self._run(input, hx, None, lengths, resets, False)[:2]

@@ -175,7 +175,7 @@ def _forward_autograd(
         gates = None
     elif needs_grad(tensors):
         *results, every_c, gates = _apply(
-            LayerFunction, input, h0, c0, batch_sizes, lengths, resets, mode, batch_first, cells, *weights
+            LayerFunction, (mode, batch_first, cells, True, batch_sizes, lengths, resets), input, h0, c0, *weights
         )
     else:
         return _filled(input, *call_below_autograd(

@@ -1,7 +1,11 @@
-"""One C++ function computes a whole call (csrc/calls.h): when it does, when not, and what Python does around it."""
+"""One C++ function computes a whole call (csrc/calls.h): when it does, when not, and what Python does around it.
+
+In training each layer is recorded by LayerFunction, whose two halves are one C++ function each (csrc/training.h).
+"""
 
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,9 +114,136 @@ def test_same_results_as_python(whole, monkeypatch, kind, settings, mode):
 def test_frozen_weights_need_no_gradient(whole, kind):
     module, x = build(kind)
     module.requires_grad_(False)
-    module(x)
-    module(x.requires_grad_())
-    assert whole[0] and not any(whole[1:])
+    assert not any(t.requires_grad for t in flat(module(x)))
+    results = flat(module(x.requires_grad_()))
+    assert whole == [True, True] and all(t.requires_grad for t in results)
+    sum(t.sum() for t in results).backward()
+    assert x.grad is not None and all(p.grad is None for p in module.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_in_python(kind):
+    """What of lstmkern's Python runs in a training step."""
+    module, x = build(kind)
+    flat(module(x))[0].sum().backward()
+    called, folder = [], str(Path(lstmkern.__file__).parent)
+
+    def watch(frame, event, _):
+        if event == "call" and frame.f_code.co_filename.startswith(folder):
+            called.append(frame.f_code.co_name)
+
+    sys.setprofile(watch)
+    try:
+        flat(module(x))[0].sum().backward()
+    finally:
+        sys.setprofile(None)
+    inside = "_next" if kind in ("GRUCell", "RNNCell") else None
+    expected = ["forward", inside, "forward", "is_active", "call_below_autograd", "backward"]
+    assert called == [name for name in expected if name]
+
+
+@pytest.fixture
+def long_way(monkeypatch):
+    """A function that leaves calls and their backward to Python from then on."""
+
+    def switch():
+        for module, name in (
+            (modules, "run_module"),
+            (cells, "run_plain_cell"),
+            (functional._extension, "run_stack"),
+            (autograd._extension, "recorded_backward"),
+        ):
+            monkeypatch.setattr(module, name, lambda *_: None)
+
+    return switch
+
+
+def gradients(module, call, inputs):
+    """The results of call(*inputs) and every gradient, with a different weight for each result."""
+    inputs = [t.detach().clone().requires_grad_() for t in inputs]
+    results = flat(call(module, *inputs))
+    generator = torch.Generator().manual_seed(1)
+    received = [torch.randn(t.shape, generator=generator).to(t.dtype) for t in results]
+    return results + list(torch.autograd.grad(results, [*inputs, *module.parameters()], received))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"num_layers": 2, "bidirectional": True},
+        {"batch_first": True},
+        {"bias": False},
+        {"dtype": torch.float64},
+        {"dtype": torch.bfloat16},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_same_training_as_python(whole, long_way, kind, settings, steps):
+    module, x = build(kind, **settings)
+    x = x[:steps].to(settings.get("dtype", torch.float32))
+    states, N = 4 if settings.get("bidirectional") else settings.get("num_layers", 1), x.size(1)
+    h = torch.randn(states, N, 16).to(x.dtype)
+    if settings.get("batch_first"):
+        x = x.transpose(0, 1)
+    limits = {"lengths": torch.tensor([steps, 0, 1]), "resets": torch.rand(x.shape[:2]) < 0.3}
+    lstm = kind == "LSTM"
+    calls = [
+        (lambda m, x: m(x), [x]),
+        (lambda m, x, h: m(x, (h, 2 * h) if lstm else h, **limits), [x, h]),
+        (
+            lambda m, x, h: m(x, (h, 2 * h) if lstm else h),
+            [x.select(0 if settings.get("batch_first") else 1, 0), h[:, 0]],
+        ),
+    ]
+    found = [gradients(module, *call) for call in calls]
+    assert whole == [True] * 3
+    long_way()
+    for call, ours in zip(calls, found, strict=True):
+        expected = gradients(module, *call)
+        for a, b in zip(ours, expected, strict=True):
+            assert torch.equal(a, b) and a.stride() == b.stride() and a.requires_grad == b.requires_grad
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("kind", [k for k in KINDS if k.endswith("Cell")])
+def test_same_training_of_cells_as_python(whole, long_way, kind, batched):
+    module, x = build(kind)
+    h = torch.randn(3, 16)
+    call = (lambda m, x, h: m(x, (h, 2 * h) if kind == "LSTMCell" else h)), [t if batched else t[0] for t in (x, h)]
+    ours = gradients(module, *call)
+    assert whole == [True]
+    long_way()
+    assert all(torch.equal(a, b) for a, b in zip(ours, gradients(module, *call), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_output_of_one_step_may_change_before_backward(kind):
+    """Backward of LSTM and GRU does not read it. It does read those of several steps, and says so."""
+    module, x = build(kind, bidirectional=True)
+    output, _ = module(x[:1])
+    expected = torch.autograd.grad(2 * output.sum(), module.weight_hh_l0, retain_graph=True)
+    (changed,) = torch.autograd.grad(output.mul_(2).sum(), module.weight_hh_l0)
+    assert torch.equal(changed, expected[0])
+    output, _ = module(x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        output.mul_(2).sum().backward()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hooks_see_what_is_saved(kind):
+    """Saved tensors, with the gates, pass through the hooks that move them to other memory."""
+    module, x = build(kind)
+    expected = torch.autograd.grad(flat(module(x))[0].sum(), module.parameters(), allow_unused=True)
+    seen = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(t.shape) or t.clone(), lambda t: t):
+        result = flat(module(x))[0].sum()
+    found = torch.autograd.grad(result, module.parameters(), allow_unused=True)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    rows = x.shape[:-1].numel()
+    assert ((1, rows, 4 * 16) in seen) == (not kind.startswith("RNN"))
 
 
 def parametrized(module, x):
@@ -272,5 +403,5 @@ def test_threads_share_no_state():
 
 
 def test_arguments_are_counted():
-    with pytest.raises(TypeError, match="expected 4 arguments, got 1"):
+    with pytest.raises(TypeError, match="expected 5 arguments, got 1"):
         _extension.run_cell(None)
