@@ -139,7 +139,7 @@ struct Stack {
 // Lives while a stack is computed: below autograd, unless autograd records its layers.
 struct Scope {
   explicit Scope(const Stack& s) {
-    if (!s.is_recorded()) below.emplace();
+    if (!s.is_recorded()) below.emplace(is_short(*s.input, s.weights));
   }
   std::optional<Below> below;
 };

@@ -13,13 +13,27 @@ namespace py = pybind11;
 namespace lstmkern {
 namespace {
 
+// Whether a layer with all its weights takes a few microseconds at most, for which it keeps the GIL: giving it to
+// another thread and back takes 0.2 and, where one waits for it, more.
+bool is_short(const Tensor& input, at::TensorList weights) {
+  int64_t products = 0;
+  for (const Tensor& w : weights) products += w.numel();
+  return products * (input.dim() ? input.numel() / std::max<int64_t>(input.size(-1), 1) : 1) <= int64_t(1) << 16;
+}
+
 // Lives while C++ computes below autograd, without Python.
 class Below {
-  struct NoGil {  // pybind11's does more than twice as much
-    PyThreadState* const state = PyEval_SaveThread();
-    ~NoGil() { PyEval_RestoreThread(state); }
-  } no_gil;
-  at::AutoDispatchBelowADInplaceOrView below;  // results are never views of other tensors
+ public:
+  explicit Below(bool keep_gil = false) : thread_(keep_gil ? nullptr : PyEval_SaveThread()) {}
+  ~Below() {
+    if (thread_) PyEval_RestoreThread(thread_);
+  }
+  Below(const Below&) = delete;
+  Below& operator=(const Below&) = delete;
+
+ private:
+  PyThreadState* const thread_;                 // pybind11's gil_scoped_release does more than twice as much
+  at::AutoDispatchBelowADInplaceOrView below_;  // results are never views of other tensors
 };
 
 // A tuple of new references, which it takes over; null, with an error set, if one of them is.

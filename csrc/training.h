@@ -64,7 +64,7 @@ PyObject* recorded_forward(PyObject* const* args) {
   }
   const bool recompute = args[5] == Py_True;
   const ForwardResults r = [&] {
-    const Below scope;
+    const Below scope(is_short(input, weights));
     return forward_below(input, h0, c0, weights, s.batch_sizes, s.lengths, s.resets, s.mode, s.batch_first, !recompute,
                          s.cells || recompute);
   }();
@@ -147,7 +147,7 @@ PyObject* recorded_backward(PyObject* const* args) {
   BackwardResults r;
   r.weights.resize(count);
   if (any_grad) {
-    const Below scope;
+    const Below scope(is_short(input, weights));
     r = cpu_backward(*grads[0], *grads[1], *grads[2], *grads[3], input, *kept[1] ? **kept[1] : Tensor(), *kept[2],
                      weights, *kept[3], *kept[4], *kept[5], *kept[6], *kept[7], *kept[8], s.mode, s.batch_first,
                      {needed(1), needed(2) || needed(3), any_weight});
