@@ -33,7 +33,7 @@ from .peers import Unavailable, onnx_runtime, run_jax_inline
 
 CELLS = ("LSTM", "GRU", "RNN")
 SIZES = (64, 128, 256, 512)
-TRAINED = (16, 64, 128)
+TRAINED = [(cell, H) for H in (16, 64, 128) for cell in CELLS]
 BLOCKS, SECONDS = 60, 1e-3  # timed blocks, and the length of one
 THREADS = (1, 2)
 
@@ -108,7 +108,8 @@ def document(about: dict) -> str:
     if before:
         text += f"\n\nBefore: {about['before_commit']}."
     text += f"\n\nAn empty module's call takes {about['identity']:.2f} us, torch.empty {about['empty']:.2f}."
-    text += f"\n\nTraining:\n\n{report.markdown(*training_parts.table(about['training']))}"
+    columns = (about["training"], about.get("training_before", []), about["jax"])
+    text += f"\n\nTraining:\n\n{report.markdown(*training_parts.table(*columns))}"
     if about.get("onnxruntime"):
         rows = [
             [f"{r['cell']} {r['H']}", str(r["threads"]), *(f"{r[k]:.2f}" for k in ("ratio", "ratio_low", "ratio_high"))]
@@ -125,14 +126,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write the results to this file")
     args = parser.parse_args(argv)
     about = report.context(list(THREADS))
-    found: dict = {"levels": [], "training": [], "onnxruntime": []}
-    run_jax_inline()
+    found: dict = {"levels": [], "training": [], "onnxruntime": [], "jax": []}
     with torch.no_grad(), quiet(1):
         identity, x = nn.Identity(), torch.randn(1, 1, 64)
         found["identity"] = microseconds(lambda: identity(x))
         found["empty"] = microseconds(lambda: torch.empty(1, 1, 64))
         for H in (1, *SIZES):
             found["levels"] += [{"cell": cell, "H": H, **levels(cell, H)} for cell in CELLS]
+    with quiet(1):
+        found["training"] = [{"cell": cell, "H": H, **training_parts.parts(cell, H)} for cell, H in TRAINED]
     for threads in THREADS:
         with torch.no_grad(), quiet(threads):
             for cell in CELLS:
@@ -143,11 +145,18 @@ def main(argv: list[str] | None = None) -> int:
                         print(f"no onnxruntime: {reason}", file=sys.stderr)
                         break
                     found["onnxruntime"].append({"cell": cell, "H": H, "threads": threads, **result})
+    run_jax_inline()
     with quiet(1):
-        found["training"] = [{"cell": cell, "H": H, **training_parts.parts(cell, H)} for H in TRAINED for cell in CELLS]
+        for cell, H in TRAINED:
+            try:
+                found["jax"].append({"cell": cell, "H": H, **training_parts.against_jax(cell, H)})
+            except Unavailable as reason:
+                print(f"no JAX: {reason}", file=sys.stderr)
+                break
     if args.before:
         earlier = json.loads(args.before.read_text())
         found |= {"before": earlier["levels"], "before_commit": earlier["commit"]}
+        found["training_before"] = earlier.get("training", [])
     print(document({**about, **found}))
     if args.out:
         report.write_json(args.out, about, **found)

@@ -7,7 +7,6 @@ top of it.
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 from collections.abc import Callable
 
@@ -19,7 +18,7 @@ from lstmkern import _extension
 from lstmkern.bench import measure
 from lstmkern.bench.cases import Case, step_of
 
-from .peers import Unavailable, jax_scan
+from .peers import jax_scan
 
 ROUNDS, SECONDS = 60, 1e-3  # timed blocks of each function, in turn, and the length of one
 
@@ -80,45 +79,64 @@ def kernels(module: nn.Module, x: Tensor, grad: Tensor) -> tuple[Callable[[], ob
     return forward, backward
 
 
-def parts(cell: str, H: int) -> dict[str, float]:
-    """Microseconds of a step of the layer ``cell`` with H inputs and units, of torch.nn's and JAX's, and of parts."""
-    theirs = getattr(nn, cell)(H, H)
-    ours = getattr(lstmkern, cell)(H, H)
+def layers(cell: str, H: int) -> tuple[nn.Module, nn.Module, Tensor, Tensor, Callable[[], object]]:
+    """Our layer with H inputs and units, torch.nn's with the same weights, an input, a gradient, and the floor."""
+    theirs, ours = getattr(nn, cell)(H, H), getattr(lstmkern, cell)(H, H)
     ours.load_state_dict(theirs.state_dict())
     x, grad = torch.randn(1, 1, H), torch.randn(1, 1, H)
-    leaf = x.clone().requires_grad_()
+    floor = empty_step(x.clone().requires_grad_(), list(ours.parameters()), 3 if cell == "LSTM" else 2, H, grad)
+    return ours, theirs, x, grad, floor
+
+
+def parts(cell: str, H: int) -> dict[str, float]:
+    """Microseconds of a step of the layer ``cell`` with H inputs and units, of torch.nn's, and of parts."""
+    ours, theirs, x, grad, floor = layers(cell, H)
     forward, backward = kernels(ours, x, grad)
+    leaf = x.clone().requires_grad_()
     product = leaf * 1
-    functions = {
-        "step": step_of(ours, x, True),
-        "torch.nn": step_of(theirs, x, True),
-        "forward": lambda: ours(leaf),
-        "floor": empty_step(leaf, list(ours.parameters()), 3 if cell == "LSTM" else 2, H, grad),
-        "forward kernel": forward,
-        "backward kernel": backward,
-        # What torch.autograd.grad takes for the smallest graph.
-        "grad": lambda: torch.autograd.grad(product, leaf, grad, retain_graph=True),
-    }
-    with contextlib.suppress(Unavailable):
-        functions["JAX"], _ = jax_scan(Case(cell, 1, 1, H, H, train=True), theirs, x, 1)
-    return microseconds(functions)
+    return microseconds(
+        {
+            "step": step_of(ours, x, True),
+            "torch.nn": step_of(theirs, x, True),
+            "forward": lambda: ours(leaf),
+            "floor": floor,
+            "forward kernel": forward,
+            "backward kernel": backward,
+            # What torch.autograd.grad takes for the smallest graph.
+            "grad": lambda: torch.autograd.grad(product, leaf, grad, retain_graph=True),
+        }
+    )
 
 
-def table(found: list[dict]) -> tuple[list[str], list[list[str]]]:
+def against_jax(cell: str, H: int) -> dict[str, float]:
+    """Microseconds of the step, the floor and JAX's compiled step in turn, which disturb each other's caches.
+
+    Raises:
+        Unavailable: JAX is not installed.
+    """
+    ours, theirs, x, _, floor = layers(cell, H)
+    jax, _ = jax_scan(Case(cell, 1, 1, H, H, train=True), theirs, x, 1)
+    return microseconds({"step": step_of(ours, x, True), "floor": floor, "JAX": jax})
+
+
+def table(found: list[dict], before: list[dict], jax: list[dict]) -> tuple[list[str], list[list[str]]]:
     """Heads and rows of a Markdown table, from the lines of the result file."""
-    heads = ["us", "torch.nn / ours", "JAX", "ours", "floor", "of it grad()", "kernels", "rest", "floor / JAX"]
+    heads = ["us", "before", "now", "torch.nn / now", "floor", "of it grad()", "kernels", "rest", "JAX / now"]
+    heads.append("JAX / floor")
+    earlier, turns = ({(r["cell"], r["H"]): r for r in lines} for lines in (before, jax))
     rows = []
     for r in found:
+        key = r["cell"], r["H"]
+        old, turn = earlier.get(key), turns.get(key)
         both = r["forward kernel"] + r["backward kernel"]
-        jax = r.get("JAX")
-        numbers = (r["step"], r["floor"], r["grad"], both, r["step"] - r["floor"] - both)
         rows.append(
             [
                 f"{r['cell']} {r['H']}",
+                f"{old['step']:.1f}" if old else "-",
+                f"{r['step']:.1f}",
                 f"{r['torch.nn'] / r['step']:.2f}",
-                f"{jax:.1f}" if jax else "-",
-                *(f"{n:.1f}" for n in numbers),
-                f"{r['floor'] / jax:.2f}" if jax else "-",
+                *(f"{n:.1f}" for n in (r["floor"], r["grad"], both, r["step"] - r["floor"] - both)),
+                *(f"{turn['JAX'] / turn[who]:.2f}" if turn else "-" for who in ("step", "floor")),
             ]
         )
     return heads, rows

@@ -13,11 +13,17 @@ namespace py = pybind11;
 namespace lstmkern {
 namespace {
 
+bool is_symbolic(const Tensor& t) { return t.unsafeGetTensorImpl()->has_symbolic_sizes_strides(); }
+
 // Whether a layer with all its weights takes a few microseconds at most, for which it keeps the GIL: giving it to
 // another thread and back takes 0.2 and, where one waits for it, more.
 bool is_short(const Tensor& input, at::TensorList weights) {
+  if (is_symbolic(input)) return false;
   int64_t products = 0;
-  for (const Tensor& w : weights) products += w.numel();
+  for (const Tensor& w : weights) {
+    if (is_symbolic(w)) return false;
+    products += w.numel();
+  }
   return products * (input.dim() ? input.numel() / std::max<int64_t>(input.size(-1), 1) : 1) <= int64_t(1) << 16;
 }
 

@@ -80,7 +80,8 @@ PyObject* recorded_forward(PyObject* const* args) {
   if (s.every) add(results, wrap(r.gates));
   // Backward reads the output of LSTM and GRU only as the state before a later step.
   const bool gated = saved_of(cell_of(s.mode)) > 0,
-             needs_output = !gated || s.batch_sizes || (!one_step && input.size(s.batch_first ? 1 : 0) > 1);
+             single = one_step || (!s.batch_sizes && !is_symbolic(input) && input.size(s.batch_first ? 1 : 0) == 1),
+             needs_output = !gated || !single;
   // The caller of a cell may write into the next state, as a decoder does where a sequence has ended.
   const Tensor every_c = one_step && shown && r.cells.defined() ? r.cells.clone() : r.cells;
   auto saved = py::reinterpret_steal<py::object>(PyTuple_New(9 + weights.size())),

@@ -12,7 +12,7 @@ import torch
 from clocks import printed_under, with_own_clock
 
 import lstmkern
-from benchmarks import bench_models, bench_small, bounds, busy, guard, hotspots, memory, peers
+from benchmarks import bench_models, bench_small, bounds, busy, guard, hotspots, memory, peers, training_parts
 from lstmkern.bench import report
 from lstmkern.bench.cases import Case, modules_for
 
@@ -419,3 +419,25 @@ def test_hotspots_without_perf(monkeypatch, tmp_path, capsys):
     assert hotspots.main(["--out", str(tmp_path)]) == 0
     assert "perf is not installed" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_a_training_step(monkeypatch):
+    monkeypatch.setattr(training_parts, "ROUNDS", 2)
+    monkeypatch.setattr(training_parts, "SECONDS", 1e-5)
+    line = {"cell": "LSTM", "H": 8, **training_parts.parts("LSTM", 8)}
+    assert set(line) == {"cell", "H", *"step torch.nn forward floor grad".split(), "forward kernel", "backward kernel"}
+    assert all(line[part] > 0 for part in line if part not in ("cell", "H"))
+    old, jax = {**line, "step": 100.0}, {**line, "step": 50.0, "floor": 40.0, "JAX": 20.0}
+    made = {"step": 60.0, "floor": 30.0, "forward kernel": 4.0, "backward kernel": 6.0, "grad": 12.0, "torch.nn": 180.0}
+    heads, rows = training_parts.table([{**line, **made}], [old], [jax])
+    assert rows == [["LSTM 8", "100.0", "60.0", "3.00", "30.0", "12.0", "10.0", "20.0", "0.40", "0.50"]]
+    assert len(heads) == len(rows[0])
+
+
+def test_floor_has_the_gradients_of_the_layer():
+    """As many inputs and outputs as the layer's Function has."""
+    for cell, outputs in (("LSTM", 3), ("GRU", 2), ("RNN", 2)):
+        ours, _, x, _, floor = training_parts.layers(cell, 8)
+        assert [g.shape for g in floor()] == [t.shape for t in (x, *ours.parameters())]
+        _, states = ours(x)
+        assert outputs == 1 + (len(states) if cell == "LSTM" else 1)
