@@ -59,8 +59,8 @@ PyObject* wrap(const Tensor& t) { return THPVariable_Wrap(t); }
 PyObject* wrap(const OptionalTensor& t) { return THPVariable_Wrap(t ? *t : Tensor()); }
 PyObject* wrap(bool value) { return PyBool_FromLong(value); }
 
-// The tensors of Python objects for a list of tensors. Since torch 2.13 a second reference to a tensor of Python takes
-// the GIL and counts in Python; a reference to the object costs one addition.
+// The tensors of Python objects for a list of tensors. In torch 2.13 a second reference to a tensor of Python takes the
+// GIL and counts in Python; a reference to the object costs one addition.
 class Borrowed {
  public:
   Borrowed() = default;
