@@ -15,7 +15,8 @@ enum class Team : int { region, own };
 // - A region may wait for a quarter of its time. It is the first choice, but on a busy machine OpenMP's threads lose
 //   most: they spin for milliseconds, and so use up the time that the scheduler gives them.
 // - Then calls run alone for 40 ms, to measure how long that takes: the caller does not always run either.
-// - After that our own threads form the teams, as they soon sleep. What they save, compared with one thread, goes to the
+// - After that our own threads form the teams, as they soon sleep. What they save, compared with one thread, goes to
+// the
 //   account, and what they lose is taken from it. One thread would have taken as long as calls did when they last ran
 //   alone; if that was long ago, or never, `threads` times as long as the caller did without waiting.
 // - Otherwise calls run alone.
