@@ -16,7 +16,7 @@ using Clock = std::chrono::steady_clock;
 
 std::atomic<int> calls{0};
 
-constexpr double kMost = 0.01, kFirst = 0.005, kMayWait = 0.25, kForget = 10;
+constexpr double kMost = 0.01, kFirst = 0.005, kMayWait = 0.25, kForget = 10, kMeasured = 0.04;
 
 // What teams of one kind have saved and lost.
 struct Account {
@@ -30,20 +30,23 @@ struct Account {
     until = {};
     return false;
   }
+  void rest(double seconds) {
+    until = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(seconds));
+  }
   // Returns whether a pause begins.
   bool add(double seconds) {
     balance = std::min(balance + seconds, kMost);
     if (balance >= 0) return false;
     const double loss = advance - balance;
     balance = advance = std::min(loss, kMost);
-    until = Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(pause * loss));
+    rest(pause * loss);
     return true;
   }
 };
 
 // For calls of about the same work, on one thread.
 struct Accounts {
-  Account region{100}, own{20};
+  Account region{200}, own{20};
   double seconds = 0, work = 0, trust = 0;  // of calls when they last ran alone, and how much that still counts
 };
 constexpr int kAccounts = 32;
@@ -76,14 +79,17 @@ bool alone_now() { return alone; }
 
 void team_ended(Team team, int threads, double total, double lost) {
   Accounts& a = *used;
+  bool next_are_alone;
   if (team == Team::region) {
-    a.region.add(kMayWait * total - lost);
-    return;
+    next_are_alone = a.region.add(kMayWait * total - lost);
+    if (next_are_alone) a.own.rest(kMeasured);
+  } else {
+    double one = (total - lost) * threads;
+    if (a.trust > 0) one += a.trust * (a.seconds / a.work * used_work - one);
+    a.trust *= std::max(0.0, 1 - total / kForget);
+    next_are_alone = a.own.add(one - total);
   }
-  double one = (total - lost) * threads;
-  if (a.trust > 0) one += a.trust * (a.seconds / a.work * used_work - one);
-  a.trust *= std::max(0.0, 1 - total / kForget);
-  if (a.own.add(one - total)) a.seconds = a.work = a.trust = 0;
+  if (next_are_alone) a.seconds = a.work = a.trust = 0;
 }
 
 void alone_ended(double seconds) {

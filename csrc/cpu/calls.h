@@ -14,11 +14,12 @@ enum class Team : int { region, own };
 // for calls of about the same work on this thread.
 // - A region may wait for a quarter of its time. It is the first choice, but on a busy machine OpenMP's threads lose
 //   most: they spin for milliseconds, and so use up the time that the scheduler gives them.
-// - Then our own threads form the teams, as they soon sleep. What they save, compared with one thread, goes to the
-//   account, and what they lose is taken from it. One thread would have taken as long as calls did when they last ran
-//   alone; if that was long ago, or never, `threads` times as long as the caller did without waiting.
+// - Then calls run alone for 40 ms, to measure how long that takes: the caller does not always run either.
+// - After that our own threads form the teams, as they soon sleep. What they save, compared with one thread, goes to
+//   the account, and what they lose is taken from it. One thread would have taken as long as calls did when they last
+//   ran alone; if that was long ago, or never, `threads` times as long as the caller did without waiting.
 // - Otherwise calls run alone.
-// An account holds at most 10 ms. When it is empty, its team is not used for 20 times the loss (100 times for a region,
+// An account holds at most 10 ms. When it is empty, its team is not used for 20 times the loss (200 times for a region,
 // as our own threads replace it), and is then tried again. A machine that is always busy thus costs about a twentieth,
 // and one that becomes quiet has its teams back.
 //

@@ -58,8 +58,8 @@ class Barrier {
   alignas(64) uint32_t phase_ = 0;
 };
 
-// The i-th of n nearly equal parts of [0, total) begins here. The first part, that of a team's caller, is a largest one:
-// the others begin later, and what the caller waits is not what it has less to do.
+// The i-th of n nearly equal parts of [0, total) begins here. The first part, that of a team's caller, is a largest
+// one: the others begin later, and what the caller waits is not what it has less to do.
 inline int64_t part(int64_t total, int64_t i, int64_t n) { return (total * i + n - 1) / n; }
 
 }  // namespace cpu
