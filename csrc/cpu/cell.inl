@@ -53,7 +53,7 @@ struct SeveralSequences {
   static constexpr int W = width<C>;
   int64_t units;
   static bool suits(int64_t units, int64_t sequences) {
-    return LSTMKERN_VECTOR_BYTES == 64 && 2 * units <= W && sequences > 1;
+    return LSTMKERN_VECTOR_BYTES == 64 && 4 * units <= W && sequences > 1;
   }
   int most() const { return static_cast<int>(W / units); }
   template <int Count, class F>
