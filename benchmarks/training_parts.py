@@ -42,13 +42,13 @@ def microseconds(functions: dict[str, Callable[[], object]]) -> dict[str, float]
 
 
 def empty_step(x: Tensor, weights: list[Tensor], outputs: int, columns: int, grad: Tensor) -> Callable[[], object]:
-    """A training step of the Function that computes nothing."""
-    ready = tuple(torch.empty_like(t) for t in (x, *weights))
+    """A training step of the Function that computes nothing, for x [T, N, I] and results of so many ``columns``."""
+    (T, N, _), ready = x.shape, tuple(torch.empty_like(t) for t in (x, *weights))
 
     class Empty(torch.autograd.Function):
         @staticmethod
         def forward(ctx, *_):
-            return tuple(torch.empty(1, 1, columns) for _ in range(outputs))
+            return torch.empty(T, N, columns), *(torch.empty(1, N, columns) for _ in range(outputs - 1))
 
         @staticmethod
         def backward(ctx, *_):

@@ -25,7 +25,7 @@ from benchmarks import (
     training_parts,
 )
 from lstmkern.bench import report, roofline
-from lstmkern.bench.cases import Case, modules_for, step_of
+from lstmkern.bench.cases import Case, modules_for
 
 ROOT = Path(lstmkern.__file__).parent.parent
 
@@ -173,23 +173,16 @@ def test_small_networks_are_measured_in_parts(tmp_path):
     assert shown.count("LSTM 1,1,64,64,1 infer") == 2 and "LSTM 100,8,32,32,1 train" in shown
 
 
-@pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("cell", ["LSTM", "RNN"])
-def test_the_empty_call_is_a_call_of_the_layer(cell, train):
-    """The floor's module has the layer's parameters and results, and its Function the layer's gradients."""
-    case = Case(cell, 3, 2, 4, 5, train=train)
-    theirs, x = modules_for(case)[1], torch.randn(3, 2, 4)
-    empty = small_floor.Empty(theirs, x)
-    both = [step_of(module, x, train)() for module in (theirs, empty)]
-    if not train:
-        both = [results[0:1] for results in both]
-    assert [t.shape for t in both[0]] == [t.shape for t in both[1]]
-    assert [id(p) for p in empty.parameters()] == [id(p) for p in theirs.parameters()]
-    if train:
-        assert len(small_floor.Nothing.apply(x, empty.states, 5, *theirs.parameters())) == (3 if cell == "LSTM" else 2)
-    limits = roofline.Roofline(1, dict.fromkeys(roofline.RATES, 1e3), [(2**10, 1e9)])  # a thousand operations a second
-    least = case.flops()  # milliseconds
-    assert small_floor.floor_ms(case, limits, 1e-3) > least
+def test_the_floor_of_a_call():
+    """The step that computes nothing has the layer's results and gradients; the floor includes it and the GEMMs."""
+    x = torch.randn(3, 2, 4, requires_grad=True)
+    theirs, grad = torch.nn.LSTM(4, 5), torch.randn(3, 2, 5)
+    nothing = training_parts.empty_step(x, list(theirs.parameters()), 3, 5, grad)
+    assert [t.shape for t in nothing()] == [t.shape for t in (x, *theirs.parameters())]
+    limits = roofline.Roofline(1, dict.fromkeys(roofline.RATES, 1e6), [(2**10, 1e12)])  # a million operations a second
+    for train in (False, True):
+        case = Case("LSTM", 3, 2, 4, 5, train=train)
+        assert small_floor.floor_ms(case, limits, 1e-3) > 1e-3 * case.flops()
 
 
 def test_a_look_at_small_networks_writes_nothing(monkeypatch, capsys):
