@@ -194,10 +194,12 @@ PYBIND11_MODULE(_C, m) {
       "team_ended",
       [](double work, bool region, int threads, double total, double lost) {
         const lstmkern::cpu::Call call(work);
-        lstmkern::cpu::team_ended(region ? lstmkern::cpu::Team::region : lstmkern::cpu::Team::own, threads, total, lost);
+        lstmkern::cpu::team_ended(region ? lstmkern::cpu::Team::region : lstmkern::cpu::Team::own, threads, total,
+                                  lost);
       },
       py::arg("work"), py::arg("region"), py::arg("threads"), py::arg("total"), py::arg("lost"),
-      "Says that a team for such a call, a parallel region or our own threads, took `total` seconds, of which its caller "
+      "Says that a team for such a call, a parallel region or our own threads, took `total` seconds, of which its "
+      "caller "
       "waited `lost`");
   m.def(
       "alone_ended",
@@ -205,7 +207,8 @@ PYBIND11_MODULE(_C, m) {
         const lstmkern::cpu::Call call(work);
         lstmkern::cpu::alone_ended(seconds);
       },
-      py::arg("work"), py::arg("seconds"), "Says that such a call took so long alone, although it could have had a team");
+      py::arg("work"), py::arg("seconds"),
+      "Says that such a call took so long alone, although it could have had a team");
   m.def(
       "region_for",
       [](double work) {
