@@ -139,7 +139,10 @@ PyObject* recorded_backward(PyObject* const* args) {
   bool any_weight = false;
   for (Py_ssize_t i = 0, bias = 0; i < count; ++i) {
     PyObject* weight = PyTuple_GET_ITEM(saved, 9 + i);
-    if (weight == Py_None) weight = PyTuple_GET_ITEM(PyList_GET_ITEM(biases, bias++), 0);
+    if (weight == Py_None) {
+      PyObject* const bias_and_version = PyList_GET_ITEM(biases, bias++);
+      weight = PyTuple_GET_ITEM(bias_and_version, 0);
+    }
     if (!plain(weight)) Py_RETURN_NONE;
     weights.add(weight);
     any_weight |= needed(first + i);
