@@ -158,7 +158,8 @@ def test_small_networks_are_what_the_file_says():
     slower = sum(c["ratio"] < 1 for c in cases)
     page = (ROOT / "docs" / "benchmarks" / "small-networks.md").read_text()
     assert f"lstmkern is slower in {slower} of {len(cases)} comparisons" in page
-    assert len(re.findall(r"^\| \w+ [\d,]+ +\| \w+ +\| \d+(?:, busy)? +\|", page, re.M)) == slower
+    listed = page.partition("<!-- losses:begin -->")[2].partition("<!-- losses:end -->")[0]
+    assert len(re.findall(r"^\| \w+ [\d,]+ +\| \w+ +\| \d+(?:, busy)? +\|", listed, re.M)) == slower
     (case,) = [
         c for c in cases if all(c[k] == v for k, v in {**wanted, "cell": "GRU", "shape": "100,8,32,32,1"}.items())
     ]
