@@ -375,7 +375,7 @@ inline void add_calls(py::module_& m) {
                             "resets, cells, record): (output, h_n, c_n, cells) of layers, or None if Python must "
                             "compute them"),
       {nullptr, nullptr, 0, nullptr}};
-  if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
+  add_methods(m, methods);
 }
 
 }  // namespace lstmkern

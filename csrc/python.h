@@ -131,5 +131,10 @@ PyMethodDef method(const char* name, const char* about) {
           about};
 }
 
+// Adds functions that live as long as the module; the last entry is empty.
+void add_methods(py::module_& m, PyMethodDef* methods) {
+  if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
+}
+
 }  // namespace
 }  // namespace lstmkern

@@ -45,6 +45,13 @@ std::array<PyObject*, 4> in_order(PyObject* tuple, bool lstm, bool one_step) {
   return named;
 }
 
+// The same for Python.
+PyObject* results_in_order(PyObject* const* args) {
+  TORCH_CHECK_TYPE(PyTuple_CheckExact(args[0]), "results must be a tuple");
+  const auto named = in_order(args[0], text_in(args[1]) == "LSTM", args[2] == Py_True);
+  return tuple_of(Py_NewRef(named[0]), Py_NewRef(named[1]), Py_NewRef(named[2]), Py_NewRef(named[3]));
+}
+
 // (results, saved, biases) of a layer that autograd records.
 //
 // results: output, h_n, c_n and cells, as many as the call has; with `every` also None for each that it does not have,
@@ -171,6 +178,9 @@ PyObject* recorded_backward(PyObject* const* args) {
 
 inline void add_training(py::module_& m) {
   static PyMethodDef methods[] = {
+      method<3, results_in_order>("results_in_order",
+                                  "results_in_order(results, mode, one_step): (output, h_n, c_n, cells) of "
+                                  "LayerFunction's results or of their gradients, None for each that a call has not"),
       method<6, recorded_forward>("recorded_forward",
                                   "recorded_forward(settings, input, h0, c0, weights, recompute): (results, what to "
                                   "save, [(bias, version)]) of LayerFunction.forward"),
@@ -178,7 +188,7 @@ inline void add_training(py::module_& m) {
                                    "recorded_backward(grads, saved, biases, settings, needs_input_grad): the gradients "
                                    "of LayerFunction.backward, or None if Python must compute them"),
       {nullptr, nullptr, 0, nullptr}};
-  if (PyModule_AddFunctions(m.ptr(), methods) != 0) throw py::error_already_set();
+  add_methods(m, methods);
 }
 
 }  // namespace lstmkern

@@ -117,6 +117,9 @@ def run_stack(
 ) -> tuple[Tensor, Any, Any, Any] | None: ...
 
 # See LayerFunction in autograd.py.
+def results_in_order(
+    results: tuple[Any, ...], mode: str, one_step: bool
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]: ...
 def recorded_forward(
     settings: tuple[Any, ...],
     input: Tensor,

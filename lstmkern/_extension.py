@@ -87,6 +87,7 @@ layer_forward = _C.layer_forward
 layer_backward = _C.layer_backward
 recorded_forward = _C.recorded_forward
 recorded_backward = _C.recorded_backward
+results_in_order = _C.results_in_order
 run_module = _C.run_module
 run_cell = _C.run_cell
 run_stack = _C.run_stack

@@ -5,7 +5,7 @@
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ class LayerFunction(torch.autograd.Function):
                 return plain
         mode, batch_first, *_ = settings
         input, h0, c0, batch_sizes, lengths, resets, output, cells, gates, *weights = saved
-        given = in_order(grads, mode, input.dim() == 2 and batch_sizes is None)[:4]
+        given = _extension.results_in_order(grads, mode, input.dim() == 2 and batch_sizes is None)
         of_biases = iter(biases)
         weights = [next(of_biases)[0] if w is None else w for w in weights]
         if recompute or torch.is_grad_enabled():
@@ -102,16 +102,6 @@ class LayerFunction(torch.autograd.Function):
         return _in_order_of_arguments(
             needs, layer_backward(*given, *primals, *boundaries, *kept, mode, batch_first, wanted)
         )
-
-
-def in_order(results: tuple[Any, ...], mode: str, one_step: bool) -> Results:
-    """LayerFunction's results, or their gradients, as the op's five: None for each that the call does not have."""
-    if len(results) == 5:
-        return results
-    output, *others = results
-    h_n = None if one_step else others.pop(0)
-    c_n = others.pop(0) if mode == "LSTM" and not one_step else None
-    return output, h_n, c_n, others[0] if others else None, None
 
 
 # LayerFunction.apply without torch.func's part of it, for the calls of csrc/calls.h, which have no transform.
@@ -285,7 +275,10 @@ def layer_forward(
     if needs_grad(tensors):
         apply: Any = LayerFunction.apply
         settings: Settings = (mode, batch_first, cells, False, batch_sizes, lengths, resets)
-        return in_order(apply(settings, input, h0, c0, *weights), mode, input.dim() == 2 and batch_sizes is None)
+        recorded = apply(settings, input, h0, c0, *weights)
+        one_step = input.dim() == 2 and batch_sizes is None
+        results = (*cast(Any, _extension.results_in_order(recorded, mode, one_step)), None)
+        return results
     return eager_forward(input, h0, c0, weights, batch_sizes, lengths, resets, mode, batch_first, False, cells)
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -197,3 +198,25 @@ os._exit(0)
 """
     run = subprocess.run([sys.executable, "-c", program], env={**os.environ, "LD_PRELOAD": str(slow)}, timeout=3600)
     assert run.returncode == 0
+
+
+def test_small_results_in_use_are_not_given_out_again():
+    """Results keep their values while later calls, here and in threads that end, reuse freed blocks of all sizes."""
+    layers = [(lstmkern.GRU(4, H), torch.randn(3, 1, 4)) for H in (1, 5, 16, 17, 33, 100, 300)]
+
+    def call(_=None):
+        with torch.no_grad():
+            return [tensor for layer, x in layers for tensor in layer(x)]
+
+    def call_again(_):
+        call()  # its results are freed, and the blocks kept
+        return call()
+
+    expected = [tensor.clone() for tensor in call()]
+    with ThreadPoolExecutor(3) as threads:
+        kept = list(threads.map(call_again, range(60)))
+    alive = [tensor for results in [*kept, call()] for tensor in results]
+    assert len({tensor.data_ptr() for tensor in alive}) == len(alive)
+    assert all(torch.equal(a, b) for a, b in zip(alive, expected * 61, strict=True))
+    del alive, kept  # blocks of threads that have ended, freed here
+    assert all(torch.equal(a, b) for a, b in zip(call(), expected, strict=True))

@@ -17,6 +17,14 @@ import lstmkern
 from lstmkern import _extension, autograd, cells, functional, modules
 
 LAYERS = ["LSTM", "GRU", "RNN"]
+SETTINGS = [
+    {},
+    {"num_layers": 2, "bidirectional": True},
+    {"batch_first": True},
+    {"bias": False},
+    {"dtype": torch.float64},
+    {"dtype": torch.bfloat16},
+]
 KINDS = [*LAYERS, *(f"{name}Cell" for name in LAYERS)]
 
 
@@ -72,15 +80,7 @@ def test_calls_in_python(kind):
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize(
     "settings",
-    [
-        {},
-        {"num_layers": 2, "bidirectional": True},
-        {"batch_first": True},
-        {"bias": False},
-        {"dtype": torch.float64},
-        {"dtype": torch.bfloat16},
-        {"num_layers": 2, "dropout": 0.5},
-    ],
+    [*SETTINGS, {"num_layers": 2, "dropout": 0.5}],
     ids=str,
 )
 @pytest.mark.parametrize("kind", LAYERS)
@@ -169,14 +169,7 @@ def gradients(module, call, inputs):
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        {},
-        {"num_layers": 2, "bidirectional": True},
-        {"batch_first": True},
-        {"bias": False},
-        {"dtype": torch.float64},
-        {"dtype": torch.bfloat16},
-    ],
+    SETTINGS,
     ids=str,
 )
 @pytest.mark.parametrize("steps", [1, 5])

@@ -90,8 +90,8 @@ struct SeveralSequences {
 //   begin(lanes, r, count, sums, kept)  the first half for `count` rows from r on, sums(k) being those of row r + k:
 //                                       stores in `kept` what the second half needs, for a gated cell in two registers,
 //                                       for the RNN in as many as it has sums
-//   end(lanes, j, count, kept, unit, results)  the second half for one register: h, and what store() wants
-//   store(j, results, unit, n, to)      stores of sequence j's n units what is to be stored besides h
+//   end(lanes, j, count, kept, unit, results)  the second half for one register: h, and what store_rest() wants
+//   store_rest(j, result, unit, n, to)  stores of sequence j's n units what is to be stored besides h
 template <template <class> class CellRows, class S>
 void finish_forward(const ForwardPass<S>& pass, const ForwardTile<S>& given) {
   using C = typename Types<S>::Sum;

@@ -9,8 +9,8 @@ namespace cpu {
 
 // Runs body(arg, rank, size) on at most `threads` threads at once and returns when all are done. The caller has rank 0.
 // `size`, the number of threads that run, may be smaller (1 inside another parallel region and in a forked process), so
-// body divides its work by `size`. It asks team_now which threads they are, and tells
-// team_ended how long the caller waited (calls.h).
+// body divides its work by `size`. It asks team_now which threads they are, and tells team_ended how long the caller
+// waited (calls.h).
 void run_team(int threads, void (*body)(void* arg, int rank, int size), void* arg);
 
 // Whether this process was forked since the kernels were loaded. The other threads of OpenMP and of the pool do not
