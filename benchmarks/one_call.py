@@ -53,7 +53,7 @@ def microseconds(f: Callable[[], object]) -> float:
         for _ in range(calls):
             f()
         times.append((measure.now() - start) / calls * 1e6)
-    return statistics.quantiles(times, n=10)[0]
+    return statistics.quantiles(times, n=10, method="inclusive")[0]
 
 
 def levels(cell: str, H: int) -> dict[str, float]:

@@ -38,7 +38,7 @@ def microseconds(functions: dict[str, Callable[[], object]]) -> dict[str, float]
             for _ in range(calls[name]):
                 f()
             times[name].append((measure.now() - start) / calls[name] * 1e6)
-    return {name: statistics.quantiles(values, n=10)[0] for name, values in times.items()}
+    return {name: statistics.quantiles(values, n=10, method="inclusive")[0] for name, values in times.items()}
 
 
 def empty_step(x: Tensor, weights: list[Tensor], outputs: int, columns: int, grad: Tensor) -> Callable[[], object]:
