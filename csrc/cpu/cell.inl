@@ -2,6 +2,7 @@
 // sequence. Included by lstm.inl, gru.inl and rnn.inl inside the namespace of an instruction set.
 #include "simd.h"
 // clang-format off: each builds on those before it
+#include "elementary.h"
 #include "steps.h"
 #include "cell_kernels.h"
 // clang-format on
