@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from clocks import printed_under, with_own_clock
+from torch.utils.flop_counter import FlopCounterMode
 
 import lstmkern
 from benchmarks import (
@@ -21,6 +22,7 @@ from benchmarks import (
     hotspots,
     memory,
     peers,
+    products_alone,
     small_floor,
     training_parts,
 )
@@ -183,6 +185,19 @@ def test_the_floor_of_a_call():
     for train in (False, True):
         case = Case("LSTM", 3, 2, 4, 5, train=train)
         assert small_floor.floor_ms(case, limits, 1e-3) > 1e-3 * case.flops()
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_products_alone(train):
+    """They have as many operations as the layer's GEMMs."""
+    case = Case("LSTM", 3, 2, 4, 5, train=train)
+    with FlopCounterMode(display=False) as counter:
+        products_alone.products(case)()
+    assert counter.get_total_flops() == case.flops()
+    line = {"shape": case.shape, "train": train, "floor_ms": 1.0, "ours_ms": 2.0, "torch.nn": 3.0, "products": 1.5}
+    about = {**report.context(1), "found": [line]}
+    row = products_alone.document(about).splitlines()[-1]
+    assert [cell.strip() for cell in row.split("|")][3:-1] == ["3.00", "1.50", "2.00", "50%"]
 
 
 def test_a_look_at_small_networks_writes_nothing(monkeypatch, capsys):
