@@ -29,7 +29,9 @@ struct Stack {
   Borrowed weights;                  // of all layers
   c10::SmallVector<size_t, 4> ends;  // of each layer's weights
   Keys keys;
-  bool needs_grad = false, same_dtype = true;
+  const bool with_grad = at::GradMode::is_enabled();
+  bool is_recorded = false;  // by autograd, for a tensor that requires a gradient
+  bool same_dtype = true;
 
   bool set_mode(PyObject* given) {
     if (!given || !PyUnicode_CheckExact(given)) return false;
@@ -41,7 +43,7 @@ struct Stack {
     const Tensor& t = THPVariable_Unpack(given);
     input = c10::MaybeOwned<Tensor>::borrowed(t);
     keys.add(t);
-    needs_grad = t.requires_grad();
+    is_recorded |= with_grad && t.requires_grad();
     return true;
   }
   // A tensor of the input's dtype; input must be set.
@@ -49,7 +51,7 @@ struct Stack {
     if (!THPVariable_CheckExact(given)) return nullptr;
     const Tensor& t = THPVariable_Unpack(given);
     keys.add(t);
-    needs_grad |= t.requires_grad();
+    is_recorded |= with_grad && t.requires_grad();
     same_dtype &= t.dtype() == input->dtype();
     return &t;
   }
@@ -78,7 +80,6 @@ struct Stack {
   }
 
   bool is_lstm() const { return mode_name == "LSTM"; }
-  bool is_recorded() const { return needs_grad && at::GradMode::is_enabled(); }
 
   // Whether the kernels alone compute the call; all tensors must be set.
   bool is_plain() const {
@@ -100,7 +101,7 @@ struct Stack {
       const Tensor& x = k ? above : *input;
       const auto of_layer = at::TensorList(weights).slice(begin, ends[k] - begin);
       const bool with_cells = cells && k + 1 == layers;
-      r = is_recorded()
+      r = is_recorded
               ? recorded(record, x, h, c, of_layer, with_cells)
               : cpu_forward(x, h, c, of_layer, batch_sizes, lengths, resets, mode_name, batch_first, false, with_cells);
       if (layers > 1) h_ns.push_back(r.h_n);
@@ -139,7 +140,7 @@ struct Stack {
 // Lives while a stack is computed: below autograd, unless autograd records its layers.
 struct Scope {
   explicit Scope(const Stack& s) {
-    if (!s.is_recorded()) below.emplace(is_short(*s.input, s.weights));
+    if (!s.is_recorded) below.emplace(is_short(*s.input, s.weights));
   }
   std::optional<Below> below;
 };
@@ -237,12 +238,12 @@ PyObject* run_module(PyObject* const* args) {
   const Attributes module(args[0]);
   Stack s;
   bool bidirectional = false, training = false;
-  int64_t input_size = 0, H = 0, P = 0;
+  int64_t input_size = 0;
   if (!s.set_input(args[1]) || !module.get(n.bidirectional, bidirectional) || !module.get(n.num_layers, s.layers))
     Py_RETURN_NONE;
   s.directions = bidirectional ? 2 : 1;
   if (!take_weights(s, module) || !s.set_mode(module.get(n.mode)) || !module.get(n.batch_first, s.batch_first) ||
-      !module.get(n.input_size, input_size) || !module.get(n.hidden_size, H) || !module.get(n.proj_size, P))
+      !module.get(n.input_size, input_size))
     Py_RETURN_NONE;
   const bool lstm = s.is_lstm();
   s.cells = args[5] == Py_True;
@@ -254,18 +255,25 @@ PyObject* run_module(PyObject* const* args) {
   }
   if (!take_states(s, args[2], lstm) || !s.set(s.lengths, args[3]) || !s.set(s.resets, args[4]) || !s.is_plain())
     Py_RETURN_NONE;
-  const int64_t rank = s.input->dim();
-  if ((rank != 3 && rank != 2) || s.input->size(-1) != input_size) Py_RETURN_NONE;
-  const int64_t batch_dim = s.batch_first ? 0 : 1, T = s.input->size(rank == 3 && s.batch_first ? 1 : 0),
-                N = rank == 3 ? s.input->size(batch_dim) : 1, D = s.layers * s.directions;
-  auto state_fits = [&](const Tensor& t, int64_t columns) {
-    return rank == 3 ? has_sizes(t, {D, N, columns}) : has_sizes(t, {D, columns});
-  };
-  if (T == 0 || (s.h0.defined() && !state_fits(s.h0, P ? P : H)) || (s.c0 && !state_fits(*s.c0, H))) Py_RETURN_NONE;
+  const at::IntArrayRef sizes = s.input->sizes();
+  const int64_t rank = sizes.size();
+  if ((rank != 3 && rank != 2) || sizes.back() != input_size) Py_RETURN_NONE;
+  const int64_t batch_dim = s.batch_first ? 0 : 1, T = sizes[rank == 3 && s.batch_first ? 1 : 0],
+                N = rank == 3 ? sizes[batch_dim] : 1, D = s.layers * s.directions;
+  if (T == 0) Py_RETURN_NONE;
+  if (s.h0.defined()) {
+    int64_t H = 0, P = 0;
+    auto fits = [&](const Tensor& t, int64_t columns) {
+      return rank == 3 ? has_sizes(t, {D, N, columns}) : has_sizes(t, {D, columns});
+    };
+    if (!module.get(n.hidden_size, H) || !module.get(n.proj_size, P) || !fits(s.h0, P ? P : H) ||
+        (s.c0 && !fits(*s.c0, H)))
+      Py_RETURN_NONE;
+  }
   if (s.lengths &&
       (s.lengths->scalar_type() != at::kLong || !(rank == 3 ? has_sizes(*s.lengths, {N}) : s.lengths->dim() == 0)))
     Py_RETURN_NONE;
-  if (s.resets && (s.resets->scalar_type() != at::kBool || s.resets->sizes() != s.input->sizes().slice(0, rank - 1)))
+  if (s.resets && (s.resets->scalar_type() != at::kBool || s.resets->sizes() != sizes.slice(0, rank - 1)))
     Py_RETURN_NONE;
   ForwardResults r;
   {
@@ -285,9 +293,10 @@ PyObject* run_module(PyObject* const* args) {
       if (s.cells) r.cells = r.cells.squeeze(batch_dim);
     }
   }
-  if (!lstm) return tuple_of(wrap(r.output), wrap(r.h_n));
-  PyObject* states = tuple_of(wrap(r.h_n), wrap(r.c_n));
-  return s.cells ? tuple_of(wrap(r.output), states, wrap(r.cells)) : tuple_of(wrap(r.output), states);
+  if (!lstm) return tuple_of(wrap(std::move(r.output)), wrap(std::move(r.h_n)));
+  PyObject* states = tuple_of(wrap(std::move(r.h_n)), wrap(std::move(r.c_n)));
+  return s.cells ? tuple_of(wrap(std::move(r.output)), states, wrap(std::move(r.cells)))
+                 : tuple_of(wrap(std::move(r.output)), states);
 }
 
 // LSTMCell, GRUCell or RNNCell called with (mode, input, hx): what forward returns.
@@ -328,7 +337,7 @@ PyObject* run_cell(PyObject* const* args) {
       if (lstm) r.cells = r.cells.squeeze(0);
     }
   }
-  return lstm ? tuple_of(wrap(r.output), wrap(r.cells)) : wrap(r.output);
+  return lstm ? tuple_of(wrap(std::move(r.output)), wrap(std::move(r.cells))) : wrap(std::move(r.output));
 }
 
 // A stack of functional.py, with the arguments of run_stack() there except for dropout: (output, h_n, c_n, cells).
@@ -357,7 +366,7 @@ PyObject* run_stack(PyObject* const* args) {
     const Scope scope(s);
     r = s.run(args[11]);
   }
-  return tuple_of(wrap(r.output), wrap(r.h_n), wrap(r.c_n), wrap(r.cells));
+  return tuple_of(wrap(std::move(r.output)), wrap(std::move(r.h_n)), wrap(std::move(r.c_n)), wrap(std::move(r.cells)));
 }
 
 }  // namespace

@@ -17,6 +17,7 @@
 #include "cpu/team.h"
 #include "eager.h"
 #include "layer.h"
+#include "module_call.h"
 #include "training.h"
 #if defined(LSTMKERN_CUDA_VERSION)
 #include "cuda/dispatch.h"
@@ -101,6 +102,7 @@ PYBIND11_MODULE(_C, m) {
   lstmkern::add_eager(m);
   lstmkern::add_training(m);
   lstmkern::add_calls(m);
+  lstmkern::add_module_call(m);
   m.def(
       "cpu_peak", &lstmkern::cpu::peak, py::arg("capability"), py::arg("rate"), py::arg("threads"), py::arg("bytes"),
       py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),

@@ -43,7 +43,8 @@ inline DType dtype_of_tensor(const Tensor& t) {
   }
 }
 
-inline Tensor rows_in_place(const Tensor& t) { return t.stride(-1) == 1 || t.size(-1) == 1 ? t : t.contiguous(); }
+inline bool rows_are_contiguous(const Tensor& t) { return t.strides().back() == 1 || t.sizes().back() == 1; }
+inline Tensor rows_in_place(const Tensor& t) { return rows_are_contiguous(t) ? t : t.contiguous(); }
 
 // The number of directions of a layer with these weights. (Two directions without biases have four.)
 inline int count_directions(at::TensorList weights) {
@@ -78,7 +79,7 @@ class Problem {
       layer.N = packed_ ? batch_sizes->select(0, 0).item<int64_t>() : input.size(batch_first_ ? 0 : -2);
       layer.P = weights[1].size(-1);
     }
-    layer.I = input.size(-1);
+    layer.I = input.sizes().back();
     take_weights(input, weights);
     if (packed_)
       take_batch_sizes(*batch_sizes, input);
@@ -94,8 +95,11 @@ class Problem {
                   "h0 must have the input's dtype and device");
       layer.h0 = contiguous(h0);
     }
-    input_ = on_device_ ? time_major(input) : rows_in_place(input);
-    layer.input = view(input_);
+    if (!on_device_ && rows_are_contiguous(input))
+      input_ = c10::MaybeOwned<Tensor>::borrowed(input);
+    else
+      input_ = c10::MaybeOwned<Tensor>::owned(on_device_ ? time_major(input) : input.contiguous());
+    layer.input = view(*input_);
     if (on_device_) {  // the rows as one matrix; the stride of a dimension of size 1 may have any value
       layer.input.lane = layer.I;
       layer.input.step = (packed_ ? 1 : layer.N) * layer.input.lane;
@@ -126,7 +130,7 @@ class Problem {
   // the zeros, because only they know the lengths.) A batch-first result is stored time-major, as in torch.nn, so that
   // dropout applied to it draws the same random numbers.
   Tensor rows_like_input(int64_t columns) const {
-    at::DimVector sizes(input_.sizes());
+    at::DimVector sizes(input_->sizes());
     sizes.back() = columns;
     if (batch_first_) std::swap(sizes[0], sizes[1]);
     Tensor t = fresh(sizes);
@@ -136,33 +140,33 @@ class Problem {
   }
 
   Tensor fresh(at::IntArrayRef sizes) const {
-    return on_device_ ? at::empty(sizes, input_.options()) : empty_result(sizes, input_.scalar_type());
+    return on_device_ ? at::empty(sizes, input_->options()) : empty_result(sizes, input_->scalar_type());
   }
 
   Tensor state(int64_t columns) const { return fresh(state_sizes(columns)); }
-  int64_t rows() const { return input_.numel() / layer.I; }
+  int64_t rows() const { return input_->numel() / layer.I; }
   int64_t gates_columns() const { return saved_of(layer.cell) * padded(layer.H); }
 
   at::DimVector gates_sizes() const { return {layer.D, rows(), gates_columns()}; }
 
   void set_gates(const Tensor& gates) {
-    check(gates, gates_sizes(), input_, "gates");
+    check(gates, gates_sizes(), *input_, "gates");
     layer.gates.data = const_cast<void*>(contiguous(gates));
     const int64_t columns = gates_columns();
     layer.gates.step = packed_ ? columns : columns * layer.N;
     layer.gates.lane = columns;
-    layer.gates_direction = columns * (packed_ ? input_.size(0) : layer.T * layer.N);
+    layer.gates_direction = columns * (packed_ ? input_->size(0) : layer.T * layer.N);
   }
 
   // A result of forward that the caller passes to backward, or the gradient of one.
   Tensor given_rows(const Tensor& t, int64_t columns, const char* name) const {
-    at::DimVector sizes(input_.sizes());
+    at::DimVector sizes(input_->sizes());
     sizes.back() = columns;
-    check(t, sizes, input_, name);
+    check(t, sizes, *input_, name);
     return rows_in_place(t);
   }
   Tensor given_state(const Tensor& t, int64_t columns, const char* name) const {
-    check(t, state_sizes(columns), input_, name);
+    check(t, state_sizes(columns), *input_, name);
     return t.contiguous();
   }
 
@@ -302,7 +306,8 @@ class Problem {
   bool on_device_, packed_, one_step_, batch_first_, has_padding_ = false;
   c10::SmallVector<int64_t, 8> active_, place_, order_;
   c10::SmallVector<Tensor, 4> copies_;
-  Tensor input_, resets_, lengths_;
+  c10::MaybeOwned<Tensor> input_;  // the argument, or a copy of it
+  Tensor resets_, lengths_;
 };
 
 // For an input without features: the input and the weights with one feature of zeros instead. The sums are the same,

@@ -54,8 +54,10 @@ PyObject* tuple_of(Items... items) {
   return tuple;
 }
 
-// THPVariable_Wrap makes None of an undefined tensor.
+// THPVariable_Wrap makes None of an undefined tensor. A result is moved: where C++ keeps a reference to it, too, giving
+// that back takes the GIL once more.
 PyObject* wrap(const Tensor& t) { return THPVariable_Wrap(t); }
+PyObject* wrap(Tensor&& t) { return THPVariable_Wrap(std::move(t)); }
 PyObject* wrap(const OptionalTensor& t) { return THPVariable_Wrap(t ? *t : Tensor()); }
 PyObject* wrap(bool value) { return PyBool_FromLong(value); }
 

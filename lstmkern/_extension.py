@@ -91,6 +91,7 @@ results_in_order = _C.results_in_order
 run_module = _C.run_module
 run_cell = _C.run_cell
 run_stack = _C.run_stack
+only_calls_forward = _C.only_calls_forward
 cpu_product = _C.cpu_product
 read_cpus = _C.read_cpus
 team_runs = _C.team_runs

@@ -4,6 +4,9 @@ import warnings
 from typing import Any, NoReturn
 
 import torch
+from torch.compiler import is_dynamo_compiling
+
+from ._extension import only_calls_forward
 
 
 def refuse_torchscript(*args: Any, **kwargs: Any) -> NoReturn:
@@ -32,6 +35,12 @@ class ModuleName(str):
 
 class KernelModule(torch.nn.Module):
     """The base class of all layers and cells of lstmkern."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call forward, directly where torch.nn.Module's __call__ would do nothing else."""
+        if not is_dynamo_compiling() and only_calls_forward(self):
+            return self.forward(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
 
     _slow_forward = __prepare_scriptable__ = refuse_torchscript  # what torch.jit calls to trace and to compile
 

@@ -62,7 +62,7 @@ def flat(results):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_calls_in_python(kind):
-    """A call without gradient runs only nn.Module's two functions, forward, and the question whether Dynamo traces."""
+    """A call without gradient runs only __call__, forward, and the question whether Dynamo traces."""
     module, x = build(kind)
     called = []
     with torch.no_grad():
@@ -73,8 +73,68 @@ def test_calls_in_python(kind):
         finally:
             sys.setprofile(None)
     inside = "_next" if kind in ("GRUCell", "RNNCell") else None
-    expected = ["_wrapped_call_impl", "_call_impl", "forward", inside, "is_dynamo_compiling"]
+    expected = ["__call__", "is_dynamo_compiling", "forward", inside, "is_dynamo_compiling"]
     assert called == [name for name in expected if name]
+
+
+HOOKS = {
+    "forward hook": lambda module: module.register_forward_hook(lambda *_: None),
+    "forward pre-hook": lambda module: module.register_forward_pre_hook(lambda *_: None),
+    "backward hook": lambda module: module.register_full_backward_hook(lambda *_: None),
+    "backward pre-hook": lambda module: module.register_full_backward_pre_hook(lambda *_: None),
+    "global forward hook": lambda module: torch.nn.modules.module.register_module_forward_hook(lambda *_: None),
+    "global forward pre-hook": lambda module: torch.nn.modules.module.register_module_forward_pre_hook(lambda *_: None),
+    "global backward hook": lambda module: torch.nn.modules.module.register_module_full_backward_hook(lambda *_: None),
+}
+
+
+def wrapped(function):
+    return lambda *args, **kwargs: function(*args, **kwargs)
+
+
+REPLACED = {
+    "Module.__call__": lambda module: (torch.nn.Module, "__call__", wrapped(torch.nn.Module.__call__)),
+    "Module._call_impl": lambda module: (torch.nn.Module, "_call_impl", wrapped(torch.nn.Module._call_impl)),
+    "_call_impl of the class": lambda module: (type(module), "_call_impl", wrapped(torch.nn.Module._call_impl)),
+    "_call_impl of the module": lambda module: (module, "_call_impl", wrapped(module._call_impl)),
+    "compile()": lambda module: (module, "_compiled_call_impl", wrapped(module._call_impl)),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_call_is_that_of_torch_where_it_does_more(monkeypatch, kind):
+    """__call__ goes to nn.Module's for each kind of hook, and if a tool has replaced one of nn.Module's functions."""
+    module, x = build(kind)
+    expected = flat(module(x))
+    called = []
+    forward = module.forward
+
+    def watch(*args, **kwargs):
+        frame = sys._getframe(1)
+        called.append(frame.f_code.co_filename != torch.nn.modules.module.__file__)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(module, "forward", watch)
+
+    def directly():
+        for a, b in zip(flat(module(x)), expected, strict=True):
+            assert torch.equal(a, b)
+        return called.pop()
+
+    assert directly()
+    for name, register in HOOKS.items():
+        handle = register(module)
+        assert not directly(), name
+        handle.remove()
+        assert directly(), name
+    for name, replaced in REPLACED.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(*replaced(module), raising=False)
+            assert not directly(), name
+        assert directly(), name
+    with torch.profiler.profile():
+        assert not directly()
+    assert directly()
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -138,7 +198,7 @@ def test_training_in_python(kind):
     finally:
         sys.setprofile(None)
     inside = "_next" if kind in ("GRUCell", "RNNCell") else None
-    expected = ["forward", inside, "forward", "is_active", "call_below_autograd", "backward"]
+    expected = ["__call__", "forward", inside, "forward", "is_active", "call_below_autograd", "backward"]
     assert called == [name for name in expected if name]
 
 

@@ -14,8 +14,8 @@ namespace cpu {
 
 // Memory for a call's results, aligned to 128 bytes; contents are undefined. A freed block is reused for a
 // later result that is not much smaller. Cached plus live blocks stay below 4/3 of the peak of live blocks, and Linux
-// can reclaim cached blocks of 4 MiB or more whenever it is short of memory. Of blocks up to 64 KiB each thread keeps
-// eight of each size.
+// can reclaim cached blocks of 4 MiB or more whenever it is short of memory. Of blocks up to 64 KiB, for results or
+// workspaces, each thread keeps eight of each size.
 void* take_result(size_t bytes);
 size_t result_bytes(void* data);  // the size of its block
 void give_result(void* data);

@@ -203,17 +203,19 @@ INLINE void store(S* p, V v, int64_t n) {
 // Whether the product of `rows` rows of n values, ld apart, with zeros is zero: no value is infinite or NaN.
 template <class C, class S>
 bool all_finite(const S* values, int64_t rows, int64_t ld, int64_t n) {
+  constexpr int W = width<C>;
   Vec<C> sums[4] = {};  // of zeros, or NaN
-  for (int64_t row = 0; row < rows; ++row, values += ld)
-    for (int64_t k = 0; k < n;)
-      for (Vec<C>& sum : sums) {
-        if (k < n) sum += load(values + k, n - k) * Vec<C>{};
-        k += width<C>;
-      }
-  const Vec<C> all = sums[0] + sums[1] + (sums[2] + sums[3]);
-  for (int l = 0; l < width<C>; ++l)
-    if (all[l] != 0) return false;
-  return true;
+  for (int64_t row = 0; row < rows; ++row, values += ld) {
+    int64_t k = 0;
+    for (; k + 4 * W <= n; k += 4 * W)
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) sums[i] += load(values + k + i * W) * Vec<C>{};
+    for (; k < n; k += W) sums[0] += load(values + k, n - k) * Vec<C>{};
+  }
+  const typename Register<C>::bits other = sums[0] + sums[1] + (sums[2] + sums[3]) != Vec<C>{};
+  bool any = false;
+  for (int l = 0; l < W; ++l) any |= other[l] != 0;
+  return !any;
 }
 
 template <class C>
