@@ -101,6 +101,18 @@ REPLACED = {
 }
 
 
+def test_torch_asks_for_nothing_else():
+    """nn.Module's __call__ of this torch has no private names that csrc/module_call.h was written without knowing."""
+    functions = (torch.nn.Module._wrapped_call_impl, torch.nn.Module._call_impl)
+    asked = {name for function in functions for name in function.__code__.co_names if name.startswith("_")}
+    hooks = {f"{kind}_{when}hooks" for kind in ("_backward", "_forward") for when in ("", "pre_")}
+    known = hooks | {f"_global{name}" for name in hooks} | {"_compiled_call_impl", "_call_impl"}
+    known |= {"_C", "_get_tracing_state", "_slow_forward"}
+    # Only asked where there are hooks.
+    known |= {"_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_global_forward_hooks_always_called"}
+    assert asked <= known
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_call_is_that_of_torch_where_it_does_more(monkeypatch, kind):
     """__call__ goes to nn.Module's for each kind of hook, and if a tool has replaced one of nn.Module's functions."""
