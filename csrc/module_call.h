@@ -1,5 +1,5 @@
-// Whether nn.Module.__call__ has nothing to do but to call forward. It takes 0.7 microseconds to find out in Python,
-// which is a sixth of the call of a small layer.
+// Whether nn.Module.__call__ has nothing to do but to call forward. To find out in Python takes half a microsecond
+// more, which is a seventh of the call of a small layer.
 #pragma once
 
 #include <ATen/record_function.h>
