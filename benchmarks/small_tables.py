@@ -64,7 +64,9 @@ def sizes(about: dict) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in about["peers"].items() if version)
     line = f"{report.machine_line(about)}; {versions or 'no other peers'}."
     others = [
-        f"{part} at {run['commit'][:9]}" for part, run in about["parts"].items() if run["commit"] != about["commit"]
+        f"{part} at {run['commit'][:9]}"
+        for part, run in about["parts"].items()
+        if run["commit"][:9] != about["commit"][:9]
     ]
     line += f" Measured at another commit: {', '.join(others)}." if others else ""
     return f"{line}\n\n{report.markdown(head, rows)}" if found else line
