@@ -1,6 +1,7 @@
-"""The files around the code agree with each other: commands, versions of tools, forms."""
+"""Files agree with each other: commands, versions of tools, forms, a table and the script that writes it."""
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -109,3 +110,9 @@ def test_make_wheels_names_a_missing_python():
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode != 0
     assert "make wheels: python9.99 does not run: put it on PATH or leave it out of PYTHONS" in found.stderr
+
+
+def test_table_of_tanh():
+    """The table is what its script computes."""
+    folder = ROOT / "csrc" / "cpu"
+    assert runpy.run_path(str(folder / "tanh_table.py"))["header"]() == (folder / "tanh_table.h").read_text()
