@@ -5,7 +5,7 @@
 The products are those of the layer, on operands that are ready: x W_ih^T for all steps in one call, h W_hh^T step by
 step; in training also dgates W_hh step by step, and dgates W_ih and both weight gradients for all steps in one call
 each. Results are written into the same memory every time. No cell is computed. One thread, fp32; each pair of functions
-in turn.
+in turn. The floor is the roofline's (lstmkern/bench/roofline.py).
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def document(about: dict) -> str:
         ]
         for r in about["found"]
     ]
-    heads = ["LSTM T,N,I,H", "", "torch.nn / ours", "products / ours", "torch.nn / products", "ours, of the FMA peak"]
+    heads = ["LSTM T,N,I,H", "", "torch.nn / ours", "products / ours", "torch.nn / products", "floor / ours"]
     return f"{report.machine_line(about)}, one thread; `{about['command']}`\n\n{report.markdown(heads, rows)}"
 
 
